@@ -1,0 +1,170 @@
+//! The one door to the world outside: time, randomness, tasks and the network.
+//!
+//! Everything that differs between a real node and a simulated one passes through an [`Env`],
+//! which is handed to each part as it is made. Time is tokio's, so that under a paused runtime
+//! it is virtual; randomness comes from one generator that a seed makes repeatable; the network
+//! is behind [`Net`], which TCP and the in-memory network implement.
+//!
+//! Wall time ([`Env::wall`]) is for people and log lines. Nothing correct may depend on it.
+
+mod net;
+
+pub use net::{Listener, MemoryNet, Net, Stream, TcpNet};
+
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+pub use tokio::task::JoinHandle;
+pub use tokio::time::Instant;
+
+/// Handle to the world outside. Cheap to clone.
+#[derive(Clone)]
+pub struct Env {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    rng: Mutex<SmallRng>,
+    net: Arc<dyn Net>,
+    halted: watch::Sender<Option<String>>,
+}
+
+impl Env {
+    /// The real world: TCP, and a seed from the operating system.
+    pub fn real() -> Env {
+        Env::new(SmallRng::from_os_rng(), Arc::new(TcpNet))
+    }
+
+    /// A repeatable world on the given network.
+    pub fn seeded(seed: u64, net: Arc<dyn Net>) -> Env {
+        Env::new(SmallRng::seed_from_u64(seed), net)
+    }
+
+    fn new(rng: SmallRng, net: Arc<dyn Net>) -> Env {
+        Env { inner: Arc::new(Inner { rng: Mutex::new(rng), net, halted: watch::Sender::new(None) }) }
+    }
+
+    /// A clock that never goes back. Comparable within this process only.
+    #[allow(clippy::disallowed_methods)]
+    pub fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// Wall time, for people. It may jump; no decision may rest on it.
+    #[allow(clippy::disallowed_methods)]
+    pub fn wall(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    /// Microseconds since 1970 by this machine's wall clock, for people.
+    pub fn wall_us(&self) -> i64 {
+        let since = self.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    }
+
+    pub async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    pub async fn sleep_until(&self, at: Instant) {
+        tokio::time::sleep_until(at).await;
+    }
+
+    /// None when `duration` passes before `future` is ready.
+    pub async fn timeout<F: Future>(&self, duration: Duration, future: F) -> Option<F::Output> {
+        tokio::time::timeout(duration, future).await.ok()
+    }
+
+    pub fn random(&self) -> u64 {
+        self.inner.rng.lock().random()
+    }
+
+    /// A number in `0..below`; 0 when `below` is 0.
+    pub fn random_below(&self, below: u64) -> u64 {
+        if below == 0 { 0 } else { self.inner.rng.lock().random_range(0..below) }
+    }
+
+    pub fn net(&self) -> &dyn Net {
+        &*self.inner.net
+    }
+
+    /// Starts a task. A panic in it is a bug in this process, whose state can then not be
+    /// trusted: the process halts and its supervisor starts a fresh one.
+    #[allow(clippy::disallowed_methods)]
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let guard = PanicHalts { env: self.clone(), name };
+        tokio::spawn(async move {
+            let guard = guard;
+            future.await;
+            drop(guard);
+        })
+    }
+
+    /// Declares that this process can no longer be trusted with its data. The first reason wins;
+    /// the process's owner waits in [`Env::halted`] and ends it. What must not happen after a
+    /// halt (an acknowledgement above all) must not follow the call.
+    pub fn halt(&self, reason: impl Into<String>) {
+        self.inner.halted.send_if_modified(|slot| {
+            let first = slot.is_none();
+            if first {
+                *slot = Some(reason.into());
+            }
+            first
+        });
+    }
+
+    /// Waits until someone calls [`Env::halt`] and returns the reason.
+    pub async fn halted(&self) -> String {
+        let mut halted = self.inner.halted.subscribe();
+        match halted.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The reason of the halt, if there was one.
+    pub fn halt_reason(&self) -> Option<String> {
+        self.inner.halted.borrow().clone()
+    }
+}
+
+struct PanicHalts {
+    env: Env,
+    name: &'static str,
+}
+
+impl Drop for PanicHalts {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.env.halt(format!("the task {:?} panicked: this is a bug", self.name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panicking_task_halts_the_process() {
+        let env = Env::seeded(1, Arc::new(MemoryNet::default()));
+        env.spawn("doomed", async { panic!("on purpose") });
+        assert!(env.halted().await.contains("doomed"));
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_to_halt_wins() {
+        let env = Env::seeded(1, Arc::new(MemoryNet::default()));
+        env.halt("disk");
+        env.halt("consequence");
+        assert_eq!(env.halted().await, "disk");
+    }
+}

@@ -1,0 +1,17 @@
+//! The small vocabulary every room shares: identities, the system change number, zones, the
+//! ordered key codec, error dispositions, and the one door to the world outside ([`env`]).
+//!
+//! What one room alone uses does not live here. This crate starts no task and opens no file by
+//! itself, and holds no global state.
+
+pub mod disposition;
+pub mod env;
+pub mod id;
+pub mod key;
+pub mod scn;
+
+pub use disposition::Disposition;
+pub use env::Env;
+pub use id::{NodeId, TabletId, TxnId, Zone};
+pub use key::{Key, KeyRange};
+pub use scn::Scn;

@@ -1,0 +1,338 @@
+//! The asking side: one peer, one connection per priority, opened when first needed.
+
+use crate::counters::add;
+use crate::frame::{Broken, Frame, PAYLOAD_BYTES_MAX, Read, Reader, Shape, Writer};
+use crate::{Error, Inner, MessageKind, Priority};
+use base::env::{Instant, Stream};
+use base::{Env, NodeId};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot};
+
+/// Frames that may wait to be written on one connection.
+pub(crate) const QUEUE_FRAMES: usize = 4096;
+/// A batch of frames is written once it holds this much.
+const BATCH_BYTES: usize = 256 * 1024;
+/// How long opening a connection, greeting included, may take.
+pub(crate) const OPEN_MAX: Duration = Duration::from_secs(2);
+/// After a failed attempt, requests fail at once for this long.
+const PAUSE: Duration = Duration::from_millis(50);
+
+pub(crate) struct Peer {
+    node: NodeId,
+    pub(crate) address: SocketAddr,
+    lanes: [tokio::sync::Mutex<Lane>; 3],
+}
+
+#[derive(Default)]
+struct Lane {
+    open: Option<Arc<Connection>>,
+    failed: Option<(Instant, String)>,
+}
+
+struct Connection {
+    requests: mpsc::Sender<Frame>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    next_request: u64,
+    closed: Option<String>,
+    replies: HashMap<u64, oneshot::Sender<Frame>>,
+}
+
+impl Waiting {
+    fn close(&mut self, reason: String) {
+        self.closed.get_or_insert(reason);
+        self.replies.clear();
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(node: NodeId, address: SocketAddr) -> Peer {
+        Peer { node, address, lanes: Default::default() }
+    }
+
+    pub(crate) async fn call(
+        &self,
+        inner: &Arc<Inner>,
+        kind: MessageKind,
+        deadline: Duration,
+        payload: Bytes,
+    ) -> Result<Bytes, Error> {
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            return Err(Error::TooLarge { bytes: payload.len(), max: PAYLOAD_BYTES_MAX });
+        }
+        let asked = self.ask(inner, kind, deadline, payload);
+        match inner.env.timeout(deadline, asked).await {
+            Some(answer) => answer,
+            None => {
+                add(&inner.counters.n_deadlines_passed, 1);
+                Err(Error::Deadline { node: self.node, after: deadline })
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        inner: &Arc<Inner>,
+        kind: MessageKind,
+        deadline: Duration,
+        payload: Bytes,
+    ) -> Result<Bytes, Error> {
+        let connection = self.connection(inner, kind.priority()).await?;
+        let (sender, reply) = oneshot::channel();
+        let request = {
+            let mut waiting = connection.waiting.lock();
+            if let Some(reason) = &waiting.closed {
+                return Err(self.unreachable(reason));
+            }
+            waiting.next_request += 1;
+            let request = waiting.next_request;
+            waiting.replies.insert(request, sender);
+            request
+        };
+        let _forget = Forget { waiting: &connection.waiting, request };
+        let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+        let frame = Frame { shape: Shape::Request, kind: kind.number(), request, deadline_ms, payload };
+        if connection.requests.send(frame).await.is_err() {
+            return Err(self.unreachable(&self.closed_because(&connection)));
+        }
+        match reply.await {
+            Ok(frame) if frame.shape == Shape::NoHandler => {
+                Err(Error::NoHandler { node: self.node, kind })
+            }
+            Ok(frame) => Ok(frame.payload),
+            Err(_) => Err(self.unreachable(&self.closed_because(&connection))),
+        }
+    }
+
+    fn closed_because(&self, connection: &Connection) -> String {
+        let closed = connection.waiting.lock().closed.clone();
+        closed.unwrap_or_else(|| "the connection was closed".into())
+    }
+
+    fn unreachable(&self, reason: &str) -> Error {
+        Error::Unreachable { node: self.node, reason: reason.into() }
+    }
+
+    async fn connection(
+        &self,
+        inner: &Arc<Inner>,
+        priority: Priority,
+    ) -> Result<Arc<Connection>, Error> {
+        let mut lane = self.lanes[priority.index()].lock().await;
+        if let Some(connection) = &lane.open {
+            if connection.waiting.lock().closed.is_none() {
+                return Ok(connection.clone());
+            }
+            lane.open = None;
+        }
+        let now = inner.env.now();
+        if let Some((at, reason)) = &lane.failed
+            && now < *at + PAUSE
+        {
+            return Err(self.unreachable(reason));
+        }
+        let opened = inner.env.timeout(OPEN_MAX, self.open(inner, priority)).await;
+        match opened.unwrap_or_else(|| Err("connecting took too long".into())) {
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                *lane = Lane { open: Some(connection.clone()), failed: None };
+                Ok(connection)
+            }
+            Err(reason) => {
+                lane.failed = Some((inner.env.now(), reason.clone()));
+                Err(self.unreachable(&reason))
+            }
+        }
+    }
+
+    async fn open(&self, inner: &Arc<Inner>, priority: Priority) -> Result<Connection, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let stream = inner.env.net().connect(self.address).await.map_err(text)?;
+        let stream: Stream = match &inner.tls {
+            Some(tls) => tls.connect(stream).await.map_err(text)?,
+            None => stream,
+        };
+        let (mut read, mut write) = tokio::io::split(stream);
+        let mut writer = Writer::default();
+        let mut out = BytesMut::new();
+        writer.write(&mut out, &hello(inner, priority, self.node));
+        write.write_all(&out).await.map_err(text)?;
+        let mut reader = Reader::default();
+        let mut input = BytesMut::new();
+        let answer = next_frame(inner, &mut read, &mut reader, &mut input).await?;
+        check_hello(inner, &answer, Some(self.node))?;
+        add(&inner.counters.n_connections_opened, 1);
+
+        let (requests, queue) = mpsc::channel(QUEUE_FRAMES);
+        let waiting = Arc::new(Mutex::new(Waiting::default()));
+        let connection = Connection { requests, waiting: waiting.clone() };
+        let writing = waiting.clone();
+        let for_writer = inner.clone();
+        inner.env.spawn("transport writer", async move {
+            let ended = write_frames(&for_writer, queue, writer, write).await;
+            writing.lock().close(ended);
+        });
+        let for_reader = inner.clone();
+        inner.env.spawn("transport reader", async move {
+            let reason = loop {
+                match next_frame(&for_reader, &mut read, &mut reader, &mut input).await {
+                    Ok(frame) => {
+                        let reply = waiting.lock().replies.remove(&frame.request);
+                        // A reply nobody waits for any more came after its deadline.
+                        if let Some(reply) = reply {
+                            drop(reply.send(frame));
+                        }
+                    }
+                    Err(reason) => break reason,
+                }
+            };
+            waiting.lock().close(reason);
+        });
+        Ok(connection)
+    }
+}
+
+/// Takes a request off the waiting list however its future ends.
+struct Forget<'a> {
+    waiting: &'a Mutex<Waiting>,
+    request: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().replies.remove(&self.request);
+    }
+}
+
+const VERSION: u32 = 1;
+
+pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
+    let mut payload = BytesMut::new();
+    payload.put_u32_le(VERSION);
+    payload.put_u64_le(inner.identity.cluster);
+    payload.put_u64_le(inner.identity.node.0);
+    payload.put_u64_le(to.0);
+    let payload = payload.freeze();
+    Frame { shape: Shape::Hello, kind: priority.index() as u8, request: 0, deadline_ms: 0, payload }
+}
+
+/// The speaker's id, if it belongs here. `expected`: whom we meant to reach.
+pub(crate) fn check_hello(
+    inner: &Inner,
+    frame: &Frame,
+    expected: Option<NodeId>,
+) -> Result<NodeId, String> {
+    let mut payload = frame.payload.clone();
+    if frame.shape != Shape::Hello || payload.len() != 28 {
+        return Err("the other side does not greet as an Atoll node does".into());
+    }
+    let (version, cluster) = (payload.get_u32_le(), payload.get_u64_le());
+    let (from, to) = (NodeId(payload.get_u64_le()), NodeId(payload.get_u64_le()));
+    let me = inner.identity.node;
+    if version != VERSION {
+        return Err(format!("node {from} speaks protocol {version}, this node speaks {VERSION}"));
+    }
+    if cluster != inner.identity.cluster {
+        return Err(format!("node {from} belongs to another cluster"));
+    }
+    if to != me && to != ANYONE {
+        return Err(format!("node {from} looks for node {to}, this is node {me}"));
+    }
+    match expected {
+        Some(expected) if expected != from && expected != ANYONE => {
+            Err(format!("node {from} now listens there, not node {expected}"))
+        }
+        _ => Ok(from),
+    }
+}
+
+/// Stands for "whoever listens there" in a greeting.
+pub(crate) const ANYONE: NodeId = NodeId(0);
+
+/// The next good frame; the error says why there will be none. Repetitions are counted and dropped.
+pub(crate) async fn next_frame(
+    inner: &Inner,
+    read: &mut (impl AsyncRead + Unpin),
+    reader: &mut Reader,
+    input: &mut BytesMut,
+) -> Result<Frame, String> {
+    loop {
+        match reader.read(input) {
+            Ok(Read::Frame(frame)) => {
+                add(&inner.counters.n_frames_received, 1);
+                return Ok(frame);
+            }
+            Ok(Read::Repeated) => {
+                add(&inner.counters.n_frames_repeated, 1);
+                continue;
+            }
+            Ok(Read::Incomplete) => {}
+            Err(broken) => {
+                let counter = match broken {
+                    Broken::Gap { .. } => &inner.counters.n_frames_out_of_order,
+                    _ => &inner.counters.n_frames_corrupt,
+                };
+                add(counter, 1);
+                return Err(broken.to_string());
+            }
+        }
+        input.reserve(64 * 1024);
+        match read.read_buf(input).await {
+            Ok(0) => return Err("the other side closed the connection".into()),
+            Ok(n) => add(&inner.counters.n_bytes_received, n as u64),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// Writes what the queue brings, as many frames at once as are there. Returns why it ended.
+pub(crate) async fn write_frames(
+    inner: &Inner,
+    mut queue: mpsc::Receiver<Frame>,
+    mut writer: Writer,
+    mut write: impl AsyncWrite + Unpin,
+) -> String {
+    let mut out = BytesMut::new();
+    while let Some(frame) = queue.recv().await {
+        writer.write(&mut out, &frame);
+        let mut n_frames = 1;
+        while out.len() < BATCH_BYTES
+            && let Ok(frame) = queue.try_recv()
+        {
+            writer.write(&mut out, &frame);
+            n_frames += 1;
+        }
+        inner.counters.n_frames_sent.fetch_add(n_frames, Ordering::Relaxed);
+        add(&inner.counters.n_bytes_sent, out.len() as u64);
+        let written = async {
+            write.write_all(&out).await?;
+            write.flush().await
+        };
+        if let Err(error) = written.await {
+            return error.to_string();
+        }
+        out.clear();
+        if out.capacity() > 4 * BATCH_BYTES {
+            out = BytesMut::new();
+        }
+    }
+    "this side closed the connection".into()
+}
+
+/// Waits for `future` as long as a greeting may take.
+pub(crate) async fn within_greeting<T>(
+    env: &Env,
+    future: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    env.timeout(OPEN_MAX, future).await.unwrap_or_else(|| Err("the greeting took too long".into()))
+}

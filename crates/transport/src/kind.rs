@@ -1,0 +1,78 @@
+//! The closed list of what nodes say to each other, with the policy of each.
+
+/// Traffic classes; one connection each, so that none queues behind another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Priority {
+    /// Votes, heartbeats, log replication, death reports: small, and the cluster stalls without.
+    Control,
+    /// What a user waits for.
+    Foreground,
+    /// Snapshots, backfills, repair.
+    Bulk,
+}
+
+impl Priority {
+    pub const ALL: [Priority; 3] = [Priority::Control, Priority::Foreground, Priority::Bulk];
+
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Priority::Control => 0,
+            Priority::Foreground => 1,
+            Priority::Bulk => 2,
+        }
+    }
+
+    pub(crate) fn from_index(index: u8) -> Option<Priority> {
+        Priority::ALL.get(usize::from(index)).copied()
+    }
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $priority:ident;)*) => {
+        /// One kind of request. Numbers are on the wire and are never reused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum MessageKind { $($(#[$doc])* $name),* }
+
+        impl MessageKind {
+            pub fn number(self) -> u8 {
+                match self { $(MessageKind::$name => $number),* }
+            }
+
+            pub fn from_number(number: u8) -> Option<MessageKind> {
+                match number { $($number => Some(MessageKind::$name),)* _ => None }
+            }
+
+            pub fn priority(self) -> Priority {
+                match self { $(MessageKind::$name => Priority::$priority),* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Raft log entries and heartbeats of one group.
+    RaftAppend = 1, Control;
+    RaftVote = 2, Control;
+    RaftPreVote = 3, Control;
+    RaftTransferLeader = 4, Control;
+    /// One chunk of a replica's state.
+    RaftSnapshot = 5, Bulk;
+    /// Heartbeats of many groups between two nodes, in one message.
+    RaftBeat = 6, Control;
+    /// A request to a tablet's leader.
+    Tablet = 10, Foreground;
+    /// A request to the SCN service.
+    Scn = 11, Foreground;
+    /// A question about a transaction, to the node that runs it.
+    Coordinator = 12, Foreground;
+    /// A scan or a request that moves much data.
+    TabletBulk = 13, Bulk;
+    /// Who is alive, who is where.
+    Gossip = 20, Control;
+    /// A supervisor's report that a worker is dead: a fact, not a suspicion.
+    DeathReport = 21, Control;
+    /// A new node asks to be let in.
+    Join = 22, Control;
+    /// What a node shows of itself in the schema `atoll`.
+    Inspect = 23, Foreground;
+}

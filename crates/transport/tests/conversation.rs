@@ -1,0 +1,207 @@
+//! Two nodes talk, and the channel between them misbehaves.
+
+use base::env::{MemoryNet, Net, TcpNet};
+use base::{Env, NodeId};
+use bytes::{Bytes, BytesMut};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use transport::frame::{Frame, Shape, Writer};
+use transport::{Error, Identity, MessageKind, Transport, tls::Tls};
+
+const LONG: Duration = Duration::from_secs(10);
+
+fn address(node: u64) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7400 + node as u16))
+}
+
+fn node(net: &MemoryNet, id: u64, cluster: u64) -> Transport {
+    let env = Env::seeded(id, Arc::new(net.clone()));
+    Transport::new(env, Identity { node: NodeId(id), cluster }, None)
+}
+
+/// Answers with what it was asked, except that "sleep" never answers.
+fn echo(transport: &Transport) {
+    for kind in [MessageKind::Tablet, MessageKind::RaftAppend, MessageKind::RaftSnapshot] {
+        transport.handle(kind, |_from, payload: Bytes| -> transport::Answer {
+            Box::pin(async move {
+                if &payload[..] == b"sleep" {
+                    std::future::pending::<()>().await;
+                }
+                payload
+            })
+        });
+    }
+}
+
+async fn pair() -> (MemoryNet, Transport, Transport) {
+    let net = MemoryNet::default();
+    let (one, two) = (node(&net, 1, 7), node(&net, 2, 7));
+    echo(&two);
+    two.serve(address(2)).await.unwrap();
+    one.set_address(NodeId(2), address(2));
+    (net, one, two)
+}
+
+async fn ask(from: &Transport, kind: MessageKind, text: &'static str) -> Result<Bytes, Error> {
+    from.call(NodeId(2), kind, LONG, Bytes::from_static(text.as_bytes())).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_answered_and_a_deadline_is_kept() {
+    let (_net, one, _two) = pair().await;
+    assert_eq!(ask(&one, MessageKind::Tablet, "hello").await.unwrap(), "hello");
+    let late = ask(&one, MessageKind::Tablet, "sleep").await;
+    assert!(matches!(late, Err(Error::Deadline { .. })), "{late:?}");
+    assert_eq!(one.counters().n_deadlines_passed, 1);
+    let none = ask(&one, MessageKind::Gossip, "?").await;
+    assert!(matches!(none, Err(Error::NoHandler { .. })), "{none:?}");
+    let unknown = one.call(NodeId(9), MessageKind::Tablet, LONG, Bytes::new()).await;
+    assert!(matches!(unknown, Err(Error::UnknownNode(NodeId(9)))), "{unknown:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bulk_that_nobody_takes_does_not_stand_before_control() {
+    let (_net, one, _two) = pair().await;
+    let mut stuck = vec![];
+    for _ in 0..2000 {
+        let one = one.clone();
+        stuck.push(tokio::task::spawn(async move { ask(&one, MessageKind::RaftSnapshot, "sleep").await }));
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(ask(&one, MessageKind::RaftAppend, "vote").await.unwrap(), "vote");
+    assert_eq!(ask(&one, MessageKind::Tablet, "read").await.unwrap(), "read");
+    stuck.iter().for_each(|task| task.abort());
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_and_mistaken_identities_are_refused() {
+    let (net, one, two) = pair().await;
+    let foreign = node(&net, 1, 8);
+    foreign.set_address(NodeId(2), address(2));
+    assert!(ask(&foreign, MessageKind::Tablet, "x").await.is_err());
+    one.set_address(NodeId(3), address(2));
+    let wrong = one.call(NodeId(3), MessageKind::Tablet, LONG, Bytes::new()).await;
+    assert!(wrong.is_err(), "node 2 answered for node 3");
+    assert_eq!(two.counters().n_connections_refused, 2);
+}
+
+/// Greets as node 1, then sends `bytes`; true when the server closes the connection.
+async fn closes_after(net: &MemoryNet, bytes: &[u8], greeted: bool) -> bool {
+    let mut stream = net.connect(address(2)).await.unwrap();
+    if greeted {
+        stream.write_all(&greeting(&mut Writer::default())).await.unwrap();
+    }
+    stream.write_all(bytes).await.unwrap();
+    let mut rest = vec![];
+    tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+fn greeting(writer: &mut Writer) -> BytesMut {
+    let fields = [&1u32.to_le_bytes()[..], &7u64.to_le_bytes(), &1u64.to_le_bytes(), &2u64.to_le_bytes()];
+    let payload = Bytes::from(fields.concat());
+    let mut out = BytesMut::new();
+    let frame = Frame { shape: Shape::Hello, kind: 1, request: 0, deadline_ms: 0, payload };
+    writer.write(&mut out, &frame);
+    out
+}
+
+fn request(writer: &mut Writer) -> BytesMut {
+    let payload = Bytes::from_static(b"ping");
+    let kind = MessageKind::Tablet.number();
+    let mut out = BytesMut::new();
+    let frame = Frame { shape: Shape::Request, kind, request: 1, deadline_ms: 1000, payload };
+    writer.write(&mut out, &frame);
+    out
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_corruption_and_gaps_close_one_connection_and_hurt_nobody() {
+    let (net, one, two) = pair().await;
+    assert!(closes_after(&net, b"GET / HTTP/1.1\r\n\r\n", false).await);
+    let mut writer = Writer::default();
+    drop(greeting(&mut writer));
+    let good = request(&mut writer);
+    let after_gap = request(&mut writer);
+    let mut corrupt = good.clone();
+    *corrupt.last_mut().unwrap() ^= 1;
+    assert!(closes_after(&net, &corrupt, true).await);
+    assert!(closes_after(&net, &after_gap, true).await);
+    let seen = two.counters();
+    assert_eq!((seen.n_frames_corrupt, seen.n_frames_out_of_order), (2, 1));
+    assert_eq!(ask(&one, MessageKind::Tablet, "still here").await.unwrap(), "still here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_request_is_answered_once() {
+    let (net, _one, two) = pair().await;
+    let mut writer = Writer::default();
+    let hello = greeting(&mut writer);
+    let once = request(&mut writer);
+    let mut stream = net.connect(address(2)).await.unwrap();
+    stream.write_all(&[&hello[..], &once, &once, &once].concat()).await.unwrap();
+    let mut answers = vec![0; 4096];
+    let mut n = 0;
+    while let Ok(Ok(more)) =
+        tokio::time::timeout(Duration::from_secs(5), stream.read(&mut answers[n..])).await
+        && more > 0
+    {
+        n += more;
+    }
+    let pings = answers[..n].windows(4).filter(|window| window == b"ping").count();
+    assert_eq!((pings, two.counters().n_frames_repeated), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_went_away_is_unreachable_and_found_again() {
+    let net = MemoryNet::default();
+    let one = node(&net, 1, 7);
+    one.set_address(NodeId(2), address(2));
+    let gone = ask(&one, MessageKind::Tablet, "x").await;
+    assert!(matches!(gone, Err(Error::Unreachable { .. })), "{gone:?}");
+    let two = node(&net, 2, 7);
+    echo(&two);
+    two.serve(address(2)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(ask(&one, MessageKind::Tablet, "back").await.unwrap(), "back");
+}
+
+struct Authority(rcgen::Issuer<'static, rcgen::KeyPair>, rcgen::Certificate);
+
+fn authority() -> Authority {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap();
+    Authority(rcgen::Issuer::new(params, key), certificate)
+}
+
+fn member(trusted: &Authority, signed_by: &Authority) -> Tls {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["node".into()]).unwrap();
+    let certificate = params.signed_by(&key, &signed_by.0).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    Tls::new(vec![trusted.1.der().clone()], vec![certificate.der().clone()], key).unwrap()
+}
+
+#[tokio::test]
+async fn only_members_of_the_authority_speak_over_tls() {
+    let (ours, theirs) = (authority(), authority());
+    let with = |id: u64, tls: Tls| {
+        let env = Env::seeded(id, Arc::new(TcpNet));
+        Transport::new(env, Identity { node: NodeId(id), cluster: 7 }, Some(tls))
+    };
+    let two = with(2, member(&ours, &ours));
+    echo(&two);
+    let at = two.serve(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let friend = with(1, member(&ours, &ours));
+    friend.set_address(NodeId(2), at);
+    assert_eq!(ask(&friend, MessageKind::Tablet, "secret").await.unwrap(), "secret");
+    let intruder = with(3, member(&ours, &theirs));
+    intruder.set_address(NodeId(2), at);
+    assert!(ask(&intruder, MessageKind::Tablet, "let me in").await.is_err());
+    let suspicious = with(4, member(&theirs, &ours));
+    suspicious.set_address(NodeId(2), at);
+    assert!(ask(&suspicious, MessageKind::Tablet, "who are you").await.is_err());
+}
