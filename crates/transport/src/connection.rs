@@ -222,6 +222,7 @@ pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
     payload.put_u64_le(inner.identity.cluster);
     payload.put_u64_le(inner.identity.node.0);
     payload.put_u64_le(to.0);
+    payload.put_u64_le(inner.identity.boot);
     let payload = payload.freeze();
     Frame { shape: Shape::Hello, kind: priority.index() as u8, request: 0, deadline_ms: 0, payload }
 }
@@ -233,11 +234,12 @@ pub(crate) fn check_hello(
     expected: Option<NodeId>,
 ) -> Result<NodeId, String> {
     let mut payload = frame.payload.clone();
-    if frame.shape != Shape::Hello || payload.len() != 28 {
+    if frame.shape != Shape::Hello || payload.len() != 36 {
         return Err("the other side does not greet as an Atoll node does".into());
     }
     let (version, cluster) = (payload.get_u32_le(), payload.get_u64_le());
     let (from, to) = (NodeId(payload.get_u64_le()), NodeId(payload.get_u64_le()));
+    let boot = payload.get_u64_le();
     let me = inner.identity.node;
     if version != VERSION {
         return Err(format!("node {from} speaks protocol {version}, this node speaks {VERSION}"));
@@ -252,7 +254,10 @@ pub(crate) fn check_hello(
         Some(expected) if expected != from && expected != ANYONE => {
             Err(format!("node {from} now listens there, not node {expected}"))
         }
-        _ => Ok(from),
+        _ => {
+            inner.heard_from(from, boot);
+            Ok(from)
+        }
     }
 }
 

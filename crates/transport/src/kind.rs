@@ -67,6 +67,8 @@ kinds! {
     Coordinator = 12, Foreground;
     /// A scan or a request that moves much data.
     TabletBulk = 13, Bulk;
+    /// Up to which SCN followers may serve reads.
+    ClosedScn = 14, Bulk;
     /// Who is alive, who is where.
     Gossip = 20, Control;
     /// A supervisor's report that a worker is dead: a fact, not a suspicion.

@@ -90,6 +90,9 @@ pub struct Identity {
     pub node: NodeId,
     /// Nodes of different clusters refuse each other.
     pub cluster: u64,
+    /// How often this node has started on its data. A peer that has heard from one start takes
+    /// no news of an earlier one.
+    pub boot: u64,
 }
 
 /// A node's end of all its conversations. Cheap to clone.
@@ -105,6 +108,15 @@ pub(crate) struct Inner {
     pub(crate) counters: Counters,
     pub(crate) handlers: RwLock<HashMap<MessageKind, Arc<dyn Handler>>>,
     peers: RwLock<HashMap<NodeId, Arc<Peer>>>,
+    boots: RwLock<HashMap<NodeId, u64>>,
+}
+
+impl Inner {
+    pub(crate) fn heard_from(&self, node: NodeId, boot: u64) {
+        let mut boots = self.boots.write();
+        let newest = boots.entry(node).or_insert(boot);
+        *newest = boot.max(*newest);
+    }
 }
 
 impl Transport {
@@ -117,6 +129,7 @@ impl Transport {
                 counters: Counters::default(),
                 handlers: RwLock::default(),
                 peers: RwLock::default(),
+                boots: RwLock::default(),
             }),
         }
     }
@@ -148,6 +161,11 @@ impl Transport {
         if peers.get(&node).is_none_or(|peer| peer.address != address) {
             peers.insert(node, Arc::new(Peer::new(node, address)));
         }
+    }
+
+    /// The newest start of `node` that spoke to this node.
+    pub fn boot_of(&self, node: NodeId) -> Option<u64> {
+        self.inner.boots.read().get(&node).copied()
     }
 
     pub fn address(&self, node: NodeId) -> Option<SocketAddr> {

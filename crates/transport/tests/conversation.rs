@@ -18,7 +18,7 @@ fn address(node: u64) -> SocketAddr {
 
 fn node(net: &MemoryNet, id: u64, cluster: u64) -> Transport {
     let env = Env::seeded(id, Arc::new(net.clone()));
-    Transport::new(env, Identity { node: NodeId(id), cluster }, None)
+    Transport::new(env, Identity { node: NodeId(id), cluster, boot: 1 }, None)
 }
 
 /// Answers with what it was asked, except that "sleep" never answers.
@@ -99,7 +99,8 @@ async fn closes_after(net: &MemoryNet, bytes: &[u8], greeted: bool) -> bool {
 }
 
 fn greeting(writer: &mut Writer) -> BytesMut {
-    let fields = [&1u32.to_le_bytes()[..], &7u64.to_le_bytes(), &1u64.to_le_bytes(), &2u64.to_le_bytes()];
+    let numbers = [7u64, 1, 2, 1].map(u64::to_le_bytes);
+    let fields = [&1u32.to_le_bytes()[..], &numbers.concat()];
     let payload = Bytes::from(fields.concat());
     let mut out = BytesMut::new();
     let frame = Frame { shape: Shape::Hello, kind: 1, request: 0, deadline_ms: 0, payload };
@@ -190,7 +191,7 @@ async fn only_members_of_the_authority_speak_over_tls() {
     let (ours, theirs) = (authority(), authority());
     let with = |id: u64, tls: Tls| {
         let env = Env::seeded(id, Arc::new(TcpNet));
-        Transport::new(env, Identity { node: NodeId(id), cluster: 7 }, Some(tls))
+        Transport::new(env, Identity { node: NodeId(id), cluster: 7, boot: 1 }, Some(tls))
     };
     let two = with(2, member(&ours, &ours));
     echo(&two);

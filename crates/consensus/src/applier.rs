@@ -1,0 +1,199 @@
+//! openraft's state machine: committed entries in, batches for the store out.
+
+use crate::snapshot::SnapshotData;
+use crate::types::{LogId, Mark, SnapshotMeta, Types, decode, encode};
+use crate::{Entry, Machine, Position};
+use base::{Env, NodeId, TabletId};
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
+use openraft::entry::RaftEntry as _;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::type_config::alias::{SnapshotOf, StoredMembershipOf};
+use openraft::EntryPayload;
+use std::io;
+use std::sync::Arc;
+use storage::{Batch, Store};
+use tokio::sync::watch;
+
+pub struct Applier {
+    env: Env,
+    tablet: TabletId,
+    store: Store,
+    log: crate::log::GroupLog,
+    machine: Arc<dyn Machine>,
+    mark: Mark,
+    members: Vec<NodeId>,
+    /// The term of the newest applied entry.
+    applied_term: watch::Sender<u64>,
+}
+
+fn term_of(id: &LogId) -> u64 {
+    id.committed_leader_id().term
+}
+
+impl Applier {
+    pub fn open(
+        env: Env,
+        tablet: TabletId,
+        store: Store,
+        machine: Arc<dyn Machine>,
+        applied_term: watch::Sender<u64>,
+    ) -> io::Result<Applier> {
+        let mark = match store.mark(tablet).map_err(io::Error::other)? {
+            Some(bytes) => decode(&bytes)?,
+            None => Mark::default(),
+        };
+        let log = crate::log::GroupLog::new(tablet, store.log().clone());
+        let mut applier =
+            Applier { env, tablet, store, log, machine, mark, members: Vec::new(), applied_term };
+        applier.learn_members();
+        Ok(applier)
+    }
+
+    fn learn_members(&mut self) {
+        let membership = self.mark.membership.membership();
+        let voters = membership.voter_ids().map(NodeId);
+        self.members = voters.chain(membership.learner_ids().map(NodeId)).collect();
+    }
+
+    fn apply_one(&mut self, entry: &crate::types::RaftEntry) -> Result<Bytes, storage::Error> {
+        let id = entry.log_id();
+        let position = Position { term: term_of(&id), index: id.index };
+        self.mark.applied = Some(id);
+        let mut batch = Batch::default();
+        let answer = match &entry.payload {
+            EntryPayload::Blank => Bytes::new(),
+            EntryPayload::Normal(command) => {
+                let entry = Entry { position, command: &command.0, members: &self.members };
+                self.machine.apply(&entry, &mut batch)?
+            }
+            EntryPayload::Membership(membership) => {
+                self.mark.membership =
+                    StoredMembershipOf::<Types>::new(Some(id), membership.clone());
+                self.learn_members();
+                Bytes::new()
+            }
+        };
+        batch.applied(self.tablet, position.index, encode(&self.mark));
+        self.store.apply(batch)?;
+        self.machine.applied(position);
+        self.applied_term.send_if_modified(|term| std::mem::replace(term, position.term) != position.term);
+        Ok(answer)
+    }
+
+    fn halt(&self, error: &dyn std::fmt::Display) -> io::Error {
+        self.env.halt(format!("tablet {}: {error}", self.tablet));
+        io::Error::other(error.to_string())
+    }
+}
+
+impl RaftStateMachine<Types> for Applier {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembershipOf<Types>)> {
+        Ok((self.mark.applied, self.mark.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let answer = self.apply_one(&entry).map_err(|error| self.halt(&error))?;
+            if let Some(responder) = responder {
+                responder.send(answer);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let mark = self.mark.clone();
+        Builder { tablet: self.tablet, store: self.store.clone(), log: self.log.clone(), machine: self.machine.clone(), mark }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> io::Result<()> {
+        let SnapshotData::Incoming { staging, ranges } = snapshot else {
+            return Err(io::Error::other("an outgoing snapshot cannot be installed"));
+        };
+        let (store, tablet) = (self.store.clone(), self.tablet);
+        let installed = tokio::task::spawn_blocking(move || store.install(tablet, staging, ranges));
+        let mark = match installed.await {
+            Ok(Ok(Some(mark))) => decode(&mark)?,
+            Ok(Ok(None)) => return Err(self.halt(&"an installed snapshot has no mark")),
+            Ok(Err(error)) => return Err(self.halt(&error)),
+            Err(error) => return Err(self.halt(&error)),
+        };
+        self.mark = mark;
+        debug_assert_eq!(self.mark.applied, meta.last_log_id);
+        self.learn_members();
+        self.machine.restored();
+        if let Some(applied) = &self.mark.applied {
+            self.applied_term.send_replace(term_of(applied));
+        }
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Types, SnapshotData>>> {
+        if self.mark.applied.is_none() {
+            return Ok(None);
+        }
+        let ranges = self.machine.snapshot_scope();
+        let export = self.store.export(self.tablet, &ranges).map_err(|error| self.halt(&error))?;
+        let meta = SnapshotMeta {
+            last_log_id: self.mark.applied,
+            last_membership: self.mark.membership.clone(),
+        };
+        Ok(Some(SnapshotOf::<Types, SnapshotData> {
+            meta,
+            snapshot: SnapshotData::Outgoing { export: Box::new(export), ranges },
+        }))
+    }
+}
+
+/// "Builds" what openraft calls a snapshot: the permission to purge the log up to what is
+/// durable in the trees. No state is copied; followers are sent the live state.
+pub struct Builder {
+    tablet: TabletId,
+    store: Store,
+    log: crate::log::GroupLog,
+    machine: Arc<dyn Machine>,
+    mark: Mark,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types, SnapshotData>> {
+        let durable = self.store.durable_index(self.tablet);
+        let known = match durable {
+            Some(index) => self.log.id_at(index)?,
+            None => None,
+        };
+        // The membership that goes with the durable state is the current one unless it changed
+        // since; then, and where nothing is durable yet, a flush makes the mark itself durable.
+        let unchanged = |id: &LogId| {
+            self.mark.membership.log_id().as_ref().is_none_or(|changed| changed.index <= id.index)
+        };
+        let last_log_id = match known.filter(unchanged) {
+            Some(id) => Some(id),
+            None => {
+                let store = self.store.clone();
+                let flushed = tokio::task::spawn_blocking(move || store.flush()).await;
+                flushed.map_err(io::Error::other)?.map_err(io::Error::other)?;
+                self.mark.applied
+            }
+        };
+        let ranges = self.machine.snapshot_scope();
+        let export = self.store.export(self.tablet, &ranges).map_err(io::Error::other)?;
+        Ok(SnapshotOf::<Types, SnapshotData> {
+            meta: SnapshotMeta { last_log_id, last_membership: self.mark.membership.clone() },
+            snapshot: SnapshotData::Outgoing { export: Box::new(export), ranges },
+        })
+    }
+}

@@ -1,0 +1,112 @@
+//! openraft's network, over the node's one transport.
+
+use crate::snapshot::{self, SnapshotData};
+use crate::types::{Types, Vote, decode, encode};
+use base::{Env, NodeId, TabletId};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::SnapshotOf;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+use transport::{MessageKind, Transport};
+
+#[derive(Clone)]
+pub struct Network {
+    pub env: Env,
+    pub transport: Transport,
+    pub tablet: TabletId,
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, _node: &()) -> Connection {
+        Connection { network: self.clone(), target: NodeId(target) }
+    }
+}
+
+pub struct Connection {
+    network: Network,
+    target: NodeId,
+}
+
+impl Connection {
+    async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        kind: MessageKind,
+        request: Q,
+        deadline: Duration,
+    ) -> Result<A, RPCError<Types>> {
+        let payload = encode(&(self.network.tablet, request));
+        let answer = self.network.transport.call(self.target, kind, deadline, payload).await;
+        let unreachable = |error: &transport::Error| RPCError::Unreachable(Unreachable::new(error));
+        let answer = answer.map_err(|error| match &error {
+            transport::Error::Deadline { .. } => RPCError::Network(NetworkError::new(&error)),
+            _ => unreachable(&error),
+        })?;
+        let answer: Result<A, String> =
+            decode(&answer).map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
+        answer.map_err(|reason| RPCError::Unreachable(Unreachable::from_string(reason)))
+    }
+}
+
+impl RaftNetworkV2<Types> for Connection {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        self.call(MessageKind::RaftAppend, request, option.hard_ttl()).await
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.call(MessageKind::RaftVote, request, option.hard_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.call(MessageKind::RaftPreVote, request, option.hard_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<Types, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let Network { env, transport, tablet } = &self.network;
+        let transfer = env.random();
+        tokio::select! {
+            sent = snapshot::send(transport, self.target, *tablet, transfer, vote, snapshot) => {
+                sent.map_err(|reason| {
+                    tracing::warn!(%tablet, to = %self.target, reason, "a snapshot was not delivered");
+                    StreamingError::Unreachable(Unreachable::from_string(reason))
+                })
+            }
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        self.call(MessageKind::RaftTransferLeader, request, option.hard_ttl()).await
+    }
+}

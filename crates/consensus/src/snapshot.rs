@@ -1,0 +1,103 @@
+//! A replica's whole state on its way to another node.
+//!
+//! The sender streams the live state as the store shows it at one moment, chunk by chunk over
+//! the bulk lane; the receiver stages the chunks in a file and installs it as a whole, so that a
+//! crash in between leaves the old state or the new. It carries what the tablet is made of:
+//! rows, their rollback segments, prepared transactions and records.
+
+use crate::types::{SnapshotMeta, Types, Vote, encode};
+use base::{NodeId, TabletId};
+use bytes::Bytes;
+use openraft::raft::SnapshotResponse;
+use openraft::type_config::alias::SnapshotOf;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::time::Duration;
+use storage::{Export, Staging, Store, TabletRanges};
+use transport::{MessageKind, Transport};
+
+/// One chunk's way to the receiver's disk.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
+/// Installing goes through all of the state.
+const INSTALL_DEADLINE: Duration = Duration::from_secs(600);
+
+pub enum SnapshotData {
+    Outgoing { export: Box<Export>, ranges: TabletRanges },
+    Incoming { staging: Staging, ranges: TabletRanges },
+}
+
+#[derive(Serialize, Deserialize)]
+pub enum Message {
+    Begin { tablet: TabletId, transfer: u64 },
+    Chunk { transfer: u64, chunk: Bytes },
+    End { tablet: TabletId, transfer: u64, vote: Vote, meta: SnapshotMeta, ranges: TabletRanges },
+}
+
+/// Snapshots that are arriving, one a sender.
+#[derive(Default)]
+pub struct Arriving {
+    transfers: Mutex<HashMap<(NodeId, u64), Staging>>,
+}
+
+impl Arriving {
+    pub fn begin(
+        &self,
+        from: NodeId,
+        transfer: u64,
+        tablet: TabletId,
+        store: &Store,
+    ) -> Result<(), String> {
+        let staging = store.staging(tablet).map_err(|error| error.to_string())?;
+        let mut transfers = self.transfers.lock();
+        // Who begins again has given up what it began before.
+        transfers.retain(|(sender, _), _| *sender != from);
+        transfers.insert((from, transfer), staging);
+        Ok(())
+    }
+
+    pub fn chunk(&self, from: NodeId, transfer: u64, chunk: &[u8]) -> Result<(), String> {
+        let taken = self.transfers.lock().remove(&(from, transfer));
+        let mut staging = taken.ok_or("no such transfer is under way")?;
+        staging.append(chunk).map_err(|error| error.to_string())?;
+        self.transfers.lock().insert((from, transfer), staging);
+        Ok(())
+    }
+
+    pub fn end(&self, from: NodeId, transfer: u64) -> Result<Staging, String> {
+        let taken = self.transfers.lock().remove(&(from, transfer));
+        taken.ok_or_else(|| "no such transfer is under way".into())
+    }
+}
+
+/// Sends a snapshot. The error is for the log and for another try.
+pub async fn send(
+    transport: &Transport,
+    to: NodeId,
+    tablet: TabletId,
+    transfer: u64,
+    vote: Vote,
+    snapshot: SnapshotOf<Types, SnapshotData>,
+) -> Result<SnapshotResponse<Types>, String> {
+    let SnapshotData::Outgoing { mut export, ranges } = snapshot.snapshot else {
+        return Err("an incoming snapshot cannot be sent".into());
+    };
+    let call = |message: Message, deadline| async move {
+        let payload = encode(&message);
+        let answer = transport.call(to, MessageKind::RaftSnapshot, deadline, payload).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        crate::types::decode::<Result<Option<SnapshotResponse<Types>>, String>>(&answer)
+            .map_err(|error| error.to_string())?
+    };
+    call(Message::Begin { tablet, transfer }, CHUNK_DEADLINE).await?;
+    loop {
+        let (next, rest) = tokio::task::spawn_blocking(move || (export.next(), export))
+            .await
+            .map_err(|error| error.to_string())?;
+        export = rest;
+        let Some(chunk) = next.transpose().map_err(|error| error.to_string())? else { break };
+        call(Message::Chunk { transfer, chunk }, CHUNK_DEADLINE).await?;
+    }
+    let end = Message::End { tablet, transfer, vote, meta: snapshot.meta, ranges };
+    call(end, INSTALL_DEADLINE).await?.ok_or_else(|| "the receiver did not answer with its vote".into())
+}

@@ -1,0 +1,148 @@
+//! What operators see and order: splits, and the state behind the schema `atoll`.
+
+use crate::locks::LockRow;
+use crate::message::{
+    ActiveRow, CoordinatorRequest, CoordinatorResponse, Fault, ReplicaRow, Request, Response,
+    TxnState,
+};
+use crate::node::{FIRST_DATA_RELATION, Node};
+use crate::Error;
+use base::{Key, Scn, TabletId, TxnId};
+use futures::future::join_all;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Ended transactions that one tablet shows.
+const N_ENDED_MAX: usize = 10_000;
+
+pub(crate) async fn split(node: &Arc<Node>, key: Key) -> Result<(), Error> {
+    if key < Key::copy_from_slice(&FIRST_DATA_RELATION.to_be_bytes()) {
+        return Err(Error::Refused { reason: "the root tablet cannot be split".into() });
+    }
+    // An SCN is a number that nobody else has.
+    let child = TabletId(node.draw().await.map_err(Fault::into_error)?.0);
+    for _ in 0..20 {
+        let (range, tablet) = node.tablet_of(&key).await?;
+        if range.start == key {
+            return Ok(());
+        }
+        match node.ask(tablet, Request::Split { at: key.clone(), child }).await {
+            Ok(_) => {
+                // The child is found once it is born; look until it is led.
+                node.refresh().await;
+                let (_, tablet) = node.tablet_of(&key).await?;
+                let settled = node.ask(tablet, Request::Locks).await;
+                return settled.map(|_| ()).map_err(Fault::into_error);
+            }
+            Err(Fault::WrongTablet | Fault::NotLeader { .. } | Fault::Lost) => node.refresh().await,
+            Err(Fault::Failed(error)) => return Err(error),
+        }
+    }
+    Err(Error::unavailable("the tablet's borders kept changing"))
+}
+
+/// One tablet, from all its replicas.
+#[derive(Clone, Debug)]
+pub struct TabletRow {
+    pub leader: Option<ReplicaRow>,
+    pub replicas: Vec<ReplicaRow>,
+}
+
+/// One line of `atoll.transactions`.
+#[derive(Clone, Debug)]
+pub struct TransactionRow {
+    pub txn: TxnId,
+    /// `active`, `committing`, `in doubt`, `committed` or `aborted`.
+    pub state: &'static str,
+    pub scn: Option<Scn>,
+    pub active: Option<ActiveRow>,
+}
+
+#[derive(Clone)]
+pub struct Inspector {
+    node: Arc<Node>,
+}
+
+impl Inspector {
+    pub(crate) fn new(node: Arc<Node>) -> Inspector {
+        Inspector { node }
+    }
+
+    /// All tablets, in key order.
+    pub async fn tablets(&self) -> Vec<TabletRow> {
+        let mut tablets: BTreeMap<TabletId, TabletRow> = BTreeMap::new();
+        for row in self.node.all_replicas().await {
+            let tablet = tablets
+                .entry(row.tablet)
+                .or_insert_with(|| TabletRow { leader: None, replicas: Vec::new() });
+            let leads = row.leader == Some(row.node);
+            let newer = tablet.leader.as_ref().is_none_or(|known| known.term < row.term);
+            if leads && newer {
+                tablet.leader = Some(row.clone());
+            }
+            tablet.replicas.push(row);
+        }
+        let mut tablets: Vec<TabletRow> = tablets.into_values().collect();
+        let start = |row: &TabletRow| {
+            row.leader.as_ref().or(row.replicas.first()).map(|row| row.range.start.clone())
+        };
+        tablets.sort_by_key(start);
+        tablets
+    }
+
+    async fn ask_all(&self, request: Request) -> Vec<(TabletId, Response)> {
+        let tablets = self.tablets().await;
+        let ids: Vec<TabletId> =
+            tablets.iter().filter_map(|row| row.replicas.first().map(|row| row.tablet)).collect();
+        let asks = ids.into_iter().map(|tablet| {
+            let request = request.clone();
+            async move { (tablet, self.node.ask(tablet, request).await) }
+        });
+        let answers = join_all(asks).await;
+        answers.into_iter().filter_map(|(tablet, answer)| Some((tablet, answer.ok()?))).collect()
+    }
+
+    pub async fn locks(&self) -> Vec<(TabletId, LockRow)> {
+        let mut rows = Vec::new();
+        for (tablet, answer) in self.ask_all(Request::Locks).await {
+            if let Response::Locks(more) = answer {
+                rows.extend(more.into_iter().map(|row| (tablet, row)));
+            }
+        }
+        rows
+    }
+
+    pub async fn transactions(&self) -> Vec<TransactionRow> {
+        let mut rows: BTreeMap<TxnId, TransactionRow> = BTreeMap::new();
+        let members = self.node.members();
+        let asks = members.iter().map(|node| self.node.inspect(*node, &CoordinatorRequest::Active));
+        for answer in join_all(asks).await.into_iter().flatten() {
+            let CoordinatorResponse::Active(active) = answer else { continue };
+            for active in active {
+                let state = if active.committing { "committing" } else { "active" };
+                let txn = active.txn;
+                rows.insert(txn, TransactionRow { txn, state, scn: None, active: Some(active) });
+            }
+        }
+        for (_, answer) in self.ask_all(Request::Transactions { limit: N_ENDED_MAX }).await {
+            let Response::Transactions(ended) = answer else { continue };
+            for (txn, state) in ended {
+                use crate::command::Outcome::{Aborted, Committed};
+                let (state, scn) = match state {
+                    TxnState::Committing => ("committing", None),
+                    TxnState::InDoubt => ("in doubt", None),
+                    TxnState::Ended(Committed(scn)) => ("committed", Some(scn)),
+                    TxnState::Ended(Aborted) => ("aborted", None),
+                };
+                let row = rows
+                    .entry(txn)
+                    .or_insert(TransactionRow { txn, state, scn, active: None });
+                // A record says more than a part that has not heard of it.
+                if scn.is_some() || state == "aborted" {
+                    (row.state, row.scn) = (state, scn);
+                }
+            }
+        }
+        rows.into_values().collect()
+    }
+}

@@ -1,0 +1,534 @@
+//! A node's door to transactions.
+//!
+//! ```text
+//! let mut txn = client.begin(Isolation::ReadCommitted);
+//! txn.begin_statement();
+//! let rows = txn.lock(&keys, LockMode::Exclusive, Wait::Block).await?;   // newest rows
+//! txn.put(key, value);                                                  // buffered here
+//! let scn = txn.commit().await?;                                        // ours, or an error
+//! ```
+//!
+//! Writes stay in this node's memory until the commit; the transaction's own reads see them.
+//! Locks live at the tablets' leaders; what the transaction remembers of them is the epoch of
+//! each lock table, which the leaders compare at the commit.
+
+mod commit;
+mod scan;
+
+use crate::command::SchemaUse;
+use crate::locks::Target;
+use crate::message::{Epoch, Fault, LockRequest, LockedRow, ReadAt, Request, Response};
+use crate::node::Node;
+use crate::tablet::lost_locks;
+use crate::{Error, admin};
+use base::{Key, KeyRange, Scn, TabletId, TxnId};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tokio::sync::watch;
+
+pub use scan::{Reader, Scan};
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The levels as PostgreSQL and Oracle users know them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Isolation {
+    /// A fresh snapshot for every statement; a blocked update re-reads the row it waited for.
+    ReadCommitted,
+    /// One snapshot; the first updater wins.
+    RepeatableRead,
+    /// Strict two-phase locking: shared locks on all that is read, ranges included.
+    Serializable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum LockMode {
+    Shared,
+    Exclusive,
+}
+
+/// What to do when a lock is held by somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wait {
+    Block,
+    /// Fail with [`Error::LockNotAvailable`].
+    NoWait,
+    /// Leave the key out: its answer is [`Locked::Skipped`].
+    Skip,
+}
+
+/// The answer for one key that was to be locked.
+#[derive(Clone, Debug)]
+pub enum Locked {
+    /// Held now, until the transaction ends. `row` is the newest state (own writes included).
+    Held { row: Option<Row> },
+    Skipped,
+}
+
+/// A row as it is read. `scn` is its commit's; `Scn::MAX` for this transaction's own write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    pub scn: Scn,
+    pub value: Bytes,
+}
+
+/// A position in a transaction's buffered writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Savepoint {
+    n_undo: usize,
+    n_barriers: usize,
+}
+
+/// Begins transactions. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    node: Arc<Node>,
+}
+
+/// A running transaction as others see it.
+pub(crate) struct Active {
+    pub(crate) isolation: Isolation,
+    pub(crate) started_us: i64,
+    pub(crate) committing: AtomicBool,
+    /// The tablets in which it waits for a lock right now.
+    pub(crate) waiting: Mutex<BTreeSet<TabletId>>,
+    /// Why it was chosen to break a deadlock.
+    doom: watch::Sender<Option<String>>,
+}
+
+impl Active {
+    /// Ends a wait. One that waits no more has left the circle by itself.
+    pub(crate) fn doom(&self, detail: String) {
+        if !self.waiting.lock().is_empty() {
+            self.doom.send_replace(Some(detail));
+        }
+    }
+}
+
+/// What a transaction's parts (its readers, above all) share.
+pub(crate) struct Shared {
+    node: Arc<Node>,
+    id: TxnId,
+    isolation: Isolation,
+    active: Arc<Active>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    uses: Vec<(KeyRange, SchemaUse)>,
+    /// The lock tables in which this transaction holds locks.
+    grants: BTreeMap<TabletId, Epoch>,
+    /// The tablets that may hold locks of it, answers lost on the way included.
+    touched: BTreeSet<TabletId>,
+}
+
+type Writes = BTreeMap<Key, Option<Bytes>>;
+
+/// One transaction. Dropping it without `commit` rolls it back in the background.
+pub struct Txn {
+    shared: Arc<Shared>,
+    snapshot: Option<Scn>,
+    /// The snapshot was chosen by the user and stays.
+    fixed: bool,
+    /// A newest read has been made in this statement: the next read needs a snapshot.
+    writes: Arc<Writes>,
+    undo: Vec<(Key, Option<Option<Bytes>>)>,
+    barriers: Vec<(SchemaUse, Vec<KeyRange>)>,
+    over: bool,
+}
+
+impl Client {
+    pub fn new(node: Arc<Node>) -> Client {
+        Client { node }
+    }
+
+    pub fn begin(&self, isolation: Isolation) -> Txn {
+        let id = self.node.new_txn_id();
+        let active = Arc::new(Active {
+            isolation,
+            started_us: self.node.env.wall_us(),
+            committing: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            doom: watch::Sender::new(None),
+        });
+        self.node.active.lock().insert(id, active.clone());
+        let node = self.node.clone();
+        Txn {
+            shared: Arc::new(Shared { node, id, isolation, active, known: Mutex::default() }),
+            snapshot: None,
+            fixed: false,
+            writes: Arc::default(),
+            undo: Vec::new(),
+            barriers: Vec::new(),
+            over: false,
+        }
+    }
+
+    /// Cuts the tablet that holds `key` in two at `key` (a no-op where a tablet starts there).
+    pub async fn split(&self, key: Key) -> Result<()> {
+        admin::split(&self.node, key).await
+    }
+
+    /// What the cluster's tablets, locks and transactions look like, for the schema `atoll`.
+    pub fn inspector(&self) -> admin::Inspector {
+        admin::Inspector::new(self.node.clone())
+    }
+}
+
+impl Txn {
+    pub fn id(&self) -> TxnId {
+        self.shared.id
+    }
+
+    pub fn isolation(&self) -> Isolation {
+        self.shared.isolation
+    }
+
+    /// Before each statement. At READ COMMITTED forgets the snapshot, so that the statement's
+    /// first read takes a fresh one; no effect at the other levels.
+    pub fn begin_statement(&mut self) {
+        if self.shared.isolation == Isolation::ReadCommitted && !self.fixed {
+            self.snapshot = None;
+        }
+    }
+
+    /// The snapshot of the current statement (or transaction), drawn now if there is none yet.
+    pub async fn snapshot(&mut self) -> Result<Scn> {
+        match self.snapshot {
+            Some(scn) => Ok(scn),
+            None => {
+                let scn = self.shared.node.current_scn().await?;
+                self.snapshot = Some(scn);
+                Ok(scn)
+            }
+        }
+    }
+
+    /// Reads everything as of `scn` (SET TRANSACTION SNAPSHOT). Before the first read only, and
+    /// not at SERIALIZABLE, which has no snapshot.
+    pub fn read_as_of(&mut self, scn: Scn) -> Result<()> {
+        let refused = |reason: &str| Err(Error::Refused { reason: reason.into() });
+        if self.shared.isolation != Isolation::RepeatableRead {
+            return refused("a snapshot can be chosen at REPEATABLE READ only");
+        }
+        if self.snapshot.is_some() {
+            return refused("a snapshot can be chosen before the first statement only");
+        }
+        self.snapshot = Some(scn);
+        self.fixed = true;
+        Ok(())
+    }
+
+    /// Declares the definition of the table this transaction goes by. `relations` are the key
+    /// ranges that belong to the table. Every later request on keys in those ranges is checked
+    /// by the tablets against [`Txn::change_schema`]; an older version fails with
+    /// [`Error::SchemaChanged`]. Cheap; call it for every table of every statement.
+    pub fn use_table(&mut self, table: u32, version: u64, relations: &[KeyRange]) {
+        let mut known = self.shared.known.lock();
+        let same = |entry: &&(KeyRange, SchemaUse)| entry.1 == SchemaUse { table, version };
+        if known.uses.iter().filter(same).count() == relations.len() {
+            return;
+        }
+        known.uses.retain(|(_, used)| used.table != table);
+        let used = SchemaUse { table, version };
+        known.uses.extend(relations.iter().map(|range| (range.clone(), used)));
+    }
+
+    /// As part of this transaction's commit: from its SCN on, requests that go by a definition of
+    /// `table` older than `version` are refused. Takes exclusive range locks on `relations`.
+    pub async fn change_schema(
+        &mut self,
+        table: u32,
+        version: u64,
+        relations: &[KeyRange],
+    ) -> Result<()> {
+        for range in relations {
+            self.lock_range(range.clone(), LockMode::Exclusive).await?;
+        }
+        self.barriers.push((SchemaUse { table, version }, relations.to_vec()));
+        Ok(())
+    }
+
+    /// Point reads, answers in the order of `keys`. READ COMMITTED and REPEATABLE READ read at the
+    /// snapshot (own writes included); SERIALIZABLE takes shared locks and reads the newest.
+    pub async fn get(&mut self, keys: &[Key]) -> Result<Vec<Option<Row>>> {
+        self.reader().await?.get(keys).await
+    }
+
+    /// As [`Txn::get`], for a statement that reads nothing else: at READ COMMITTED, keys that one
+    /// tablet holds are read in their newest committed state, and no SCN is drawn for that.
+    pub async fn get_only(&mut self, keys: &[Key]) -> Result<Vec<Option<Row>>> {
+        if self.shared.isolation != Isolation::ReadCommitted || self.snapshot.is_some() {
+            return self.get(keys).await;
+        }
+        if let Some(first) = keys.first() {
+            let (range, _) = self.shared.node.tablet_of(first).await?;
+            if keys.iter().any(|key| !range.contains(key)) {
+                return self.get(keys).await;
+            }
+        }
+        let reader = Reader::new(self.shared.clone(), ReadAt::Newest, self.writes.clone());
+        reader.get(keys).await
+    }
+
+    /// A reader at the statement's snapshot for scans, which may outlive the borrow of the
+    /// transaction (query operators hold it). It sees the writes buffered so far, not later ones.
+    pub async fn reader(&mut self) -> Result<Reader> {
+        let at = match self.shared.isolation {
+            Isolation::Serializable => ReadAt::Newest,
+            _ => ReadAt::Snapshot(self.snapshot().await?),
+        };
+        Ok(Reader::new(self.shared.clone(), at, self.writes.clone()))
+    }
+
+    /// Locks keys (in key order, whatever the order asked) and returns the newest state of each,
+    /// answers in the order asked. At REPEATABLE READ, a row newer than the snapshot is
+    /// [`Error::Serialization`] (first updater wins). `put` and `delete` require an exclusive
+    /// lock taken here.
+    pub async fn lock(
+        &mut self,
+        keys: &[Key],
+        mode: LockMode,
+        wait: Wait,
+    ) -> Result<Vec<Locked>> {
+        let unchanged_since = match self.shared.isolation {
+            Isolation::RepeatableRead => Some(self.snapshot().await?),
+            _ => None,
+        };
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        order.sort_by(|a, b| keys[*a].cmp(&keys[*b]));
+        let sorted: Vec<Key> = order.iter().map(|at| keys[*at].clone()).collect();
+        let rows = self.shared.lock_keys(sorted, mode, wait, unchanged_since).await?;
+        let mut answers: Vec<Locked> = vec![Locked::Skipped; keys.len()];
+        for (at, row) in order.into_iter().zip(rows) {
+            answers[at] = match row {
+                LockedRow::Skipped => Locked::Skipped,
+                LockedRow::Held(row) => Locked::Held { row: self.own_or(&keys[at], row) },
+            };
+        }
+        Ok(answers)
+    }
+
+    fn own_or(&self, key: &Key, committed: Option<Row>) -> Option<Row> {
+        match self.writes.get(key) {
+            Some(own) => own.clone().map(|value| Row { scn: Scn::MAX, value }),
+            None => committed,
+        }
+    }
+
+    /// Locks a range, absent keys included.
+    pub async fn lock_range(&mut self, range: KeyRange, mode: LockMode) -> Result<()> {
+        self.shared.lock_range(range, mode).await
+    }
+
+    /// Buffers a write of a key locked exclusively.
+    pub fn put(&mut self, key: Key, value: Bytes) {
+        self.write(key, Some(value));
+    }
+
+    pub fn delete(&mut self, key: Key) {
+        self.write(key, None);
+    }
+
+    fn write(&mut self, key: Key, value: Option<Bytes>) {
+        // Copies only while a reader of an earlier state is alive.
+        let before = Arc::make_mut(&mut self.writes).insert(key.clone(), value);
+        self.undo.push((key, before));
+    }
+
+    pub fn savepoint(&mut self) -> Savepoint {
+        Savepoint { n_undo: self.undo.len(), n_barriers: self.barriers.len() }
+    }
+
+    /// Forgets the writes buffered since. Locks stay (strict two-phase locking).
+    pub fn rollback_to(&mut self, savepoint: Savepoint) {
+        let writes = Arc::make_mut(&mut self.writes);
+        for (key, before) in self.undo.drain(savepoint.n_undo.min(self.undo.len())..).rev() {
+            match before {
+                Some(before) => writes.insert(key, before),
+                None => writes.remove(&key),
+            };
+        }
+        self.barriers.truncate(savepoint.n_barriers);
+    }
+
+    /// True once anything was written or defined.
+    pub fn has_writes(&self) -> bool {
+        !self.writes.is_empty() || !self.barriers.is_empty()
+    }
+
+    /// The commit's SCN; none for a transaction that wrote nothing.
+    pub async fn commit(mut self) -> Result<Option<Scn>> {
+        self.over = true;
+        let writes = std::mem::take(&mut self.writes);
+        let barriers = std::mem::take(&mut self.barriers);
+        commit::commit(self.shared.clone(), writes, barriers).await
+    }
+
+    pub async fn rollback(mut self) {
+        self.over = true;
+        self.shared.end().await;
+    }
+}
+
+impl Drop for Txn {
+    fn drop(&mut self) {
+        if !self.over {
+            let shared = self.shared.clone();
+            self.shared.node.env.spawn("rollback", async move { shared.end().await });
+        }
+    }
+}
+
+impl Shared {
+    /// The table definitions that a request on `range` goes by.
+    fn uses_in(&self, range: &KeyRange) -> Vec<SchemaUse> {
+        let known = self.known.lock();
+        let mut uses: Vec<SchemaUse> = Vec::new();
+        for (relation, used) in &known.uses {
+            if relation.overlaps(range) && !uses.contains(used) {
+                uses.push(*used);
+            }
+        }
+        uses
+    }
+
+    fn uses_of(&self, keys: &[Key]) -> Vec<SchemaUse> {
+        let known = self.known.lock();
+        let mut uses: Vec<SchemaUse> = Vec::new();
+        for (relation, used) in &known.uses {
+            if !uses.contains(used) && keys.iter().any(|key| relation.contains(key)) {
+                uses.push(*used);
+            }
+        }
+        uses
+    }
+
+    /// Locks sorted keys and returns their newest committed rows, in order.
+    async fn lock_keys(
+        &self,
+        keys: Vec<Key>,
+        mode: LockMode,
+        wait: Wait,
+        unchanged_since: Option<Scn>,
+    ) -> Result<Vec<LockedRow>> {
+        let mut rows = Vec::with_capacity(keys.len());
+        let mut n_moved = 0;
+        while rows.len() < keys.len() {
+            let rest = &keys[rows.len()..];
+            let (range, tablet) = self.node.tablet_of(&rest[0]).await?;
+            let here = rest.partition_point(|key| range.contains(key)).max(1);
+            let mine = &rest[..here];
+            let uses = self.uses_of(mine);
+            let targets = mine.iter().cloned().map(Target::Key).collect();
+            match self.lock_in(tablet, targets, mode, wait, true, unchanged_since, uses).await {
+                Ok(more) => rows.extend(more),
+                Err(Fault::WrongTablet) if n_moved < 20 => {
+                    n_moved += 1;
+                    self.node.refresh().await;
+                }
+                Err(fault) => return Err(fault.into_error()),
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn lock_range(&self, range: KeyRange, mode: LockMode) -> Result<()> {
+        let mut rest = range;
+        let mut n_moved = 0;
+        while !rest.is_empty() {
+            let (own, tablet) = self.node.tablet_of(&rest.start).await?;
+            let part = own.intersect(&rest);
+            let uses = self.uses_in(&part);
+            let targets = vec![Target::Range(part.clone())];
+            match self.lock_in(tablet, targets, mode, Wait::Block, false, None, uses).await {
+                Ok(_) => match part.end {
+                    Some(end) => rest.start = end,
+                    None => return Ok(()),
+                },
+                Err(Fault::WrongTablet) if n_moved < 20 => {
+                    n_moved += 1;
+                    self.node.refresh().await;
+                }
+                Err(fault) => return Err(fault.into_error()),
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn lock_in(
+        &self,
+        tablet: TabletId,
+        targets: Vec<Target>,
+        mode: LockMode,
+        wait: Wait,
+        read: bool,
+        unchanged_since: Option<Scn>,
+        uses: Vec<SchemaUse>,
+    ) -> Result<Vec<LockedRow>, Fault> {
+        let request = LockRequest {
+            txn: self.id,
+            targets,
+            mode,
+            wait,
+            waited_ms: 0,
+            read,
+            unchanged_since,
+            uses,
+        };
+        self.known.lock().touched.insert(tablet);
+        let mut doom = self.active.doom.subscribe();
+        self.active.doom.send_if_modified(|doom| doom.take().is_some());
+        self.active.waiting.lock().insert(tablet);
+        let waiting = NotWaiting { active: &self.active, tablet };
+        let answer = tokio::select! {
+            biased;
+            answer = self.node.ask(tablet, Request::Lock(request)) => answer?,
+            detail = async {
+                match doom.wait_for(Option::is_some).await {
+                    Ok(detail) => detail.clone().unwrap_or_default(),
+                    Err(_) => std::future::pending().await,
+                }
+            } => return Err(Error::Deadlock { detail }.into()),
+        };
+        drop(waiting);
+        let Response::Locked { epoch, rows } = answer else {
+            return Err(Error::Internal { reason: "a lock was answered with something else".into() }.into());
+        };
+        match self.known.lock().grants.insert(tablet, epoch) {
+            Some(before) if before != epoch => Err(lost_locks().into()),
+            _ => Ok(rows),
+        }
+    }
+
+    /// Gives back all locks and leaves the list of running transactions.
+    async fn end(&self) {
+        let touched = std::mem::take(&mut self.known.lock().touched);
+        let txn = self.id;
+        self.leave();
+        let release = touched.into_iter().map(|tablet| self.node.ask(tablet, Request::Release { txn }));
+        // A leader that does not hear it finds out by itself that this transaction runs no more.
+        drop(futures::future::join_all(release).await);
+    }
+
+    fn leave(&self) {
+        self.node.active.lock().remove(&self.id);
+    }
+}
+
+struct NotWaiting<'a> {
+    active: &'a Active,
+    tablet: TabletId,
+}
+
+impl Drop for NotWaiting<'_> {
+    fn drop(&mut self) {
+        self.active.waiting.lock().remove(&self.tablet);
+    }
+}

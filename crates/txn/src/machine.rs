@@ -1,0 +1,227 @@
+//! What committed commands do to a tablet: a function of the store's state and the command.
+//!
+//! Every replica runs it over the same log and ends in the same state. It draws no numbers,
+//! asks no clock and sends nothing; it adds its effects to one atomic batch and says what the
+//! proposer is to be told. Replaying an entry over its own effects changes nothing.
+
+use crate::Error;
+use crate::command::{Applied, Changes, Command, Descriptor, Outcome, Reject, SchemaUse, decode, encode};
+use crate::keyspace;
+use base::{Key, KeyRange, Scn, TabletId, TxnId};
+use consensus::Entry;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use storage::{Batch, Store};
+
+/// What a replica keeps in memory of its tablet; all of it can be read back from the store.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub descriptor: Descriptor,
+    /// Table to the version below which requests are refused, and since which SCN.
+    pub barriers: HashMap<u32, (u64, Scn)>,
+    /// The highest SCN of a commit applied here.
+    pub newest: Scn,
+}
+
+/// A commit record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub outcome: Outcome,
+    pub participants: Vec<TabletId>,
+}
+
+/// One prepared part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    pub anchor: TabletId,
+    pub changes: Changes,
+}
+
+/// What the node must do once the batch is in the store.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The tablet `child` exists now.
+    Born { child: TabletId },
+}
+
+impl State {
+    /// Reads back what the store holds; none for a replica that has not been filled yet.
+    pub fn load(store: &Store, tablet: TabletId) -> Result<Option<State>, Error> {
+        let Some(bytes) = store.meta_get(&keyspace::descriptor(tablet))? else { return Ok(None) };
+        let descriptor = decode(&bytes, "a tablet's descriptor")?;
+        let mut barriers = HashMap::new();
+        for row in store.meta_scan(&keyspace::space(keyspace::Space::Barrier, tablet)) {
+            let (key, value) = row?;
+            if let Some(table) = key.last_chunk::<4>() {
+                let barrier: (u64, Scn) = decode(&value, "a schema barrier")?;
+                barriers.insert(u32::from_be_bytes(*table), barrier);
+            }
+        }
+        Ok(Some(State { descriptor, barriers, newest: Scn::ZERO }))
+    }
+
+    /// The table among `uses` whose definition is too old for a request at `at` (none: newest).
+    pub fn stale(&self, uses: &[SchemaUse], at: Option<Scn>) -> Option<u32> {
+        if self.barriers.is_empty() {
+            return None;
+        }
+        let old = |used: &&SchemaUse| {
+            let barrier = self.barriers.get(&used.table);
+            barrier.is_some_and(|(version, since)| {
+                used.version < *version && at.is_none_or(|at| *since <= at)
+            })
+        };
+        uses.iter().find(old).map(|used| used.table)
+    }
+
+    fn check(&self, changes: &Changes, term: u64, entry: &Entry<'_>) -> Option<Reject> {
+        if term != entry.position.term {
+            return Some(Reject::Term);
+        }
+        if changes.writes.iter().any(|(key, _)| !self.descriptor.range.contains(key)) {
+            return Some(Reject::Range);
+        }
+        self.stale(&changes.uses, None).map(|table| Reject::Schema { table })
+    }
+
+    fn carry_out(&mut self, tablet: TabletId, changes: Changes, scn: Scn, batch: &mut Batch) {
+        for (key, value) in changes.writes {
+            match value {
+                Some(value) => batch.put(key, scn, value),
+                None => batch.delete(key, scn),
+            }
+        }
+        for barrier in changes.barriers {
+            let version = barrier.version;
+            batch.meta_put(keyspace::barrier(tablet, barrier.table), encode(&(version, scn)));
+            self.barriers.insert(barrier.table, (version, scn));
+        }
+        self.newest = self.newest.max(scn);
+    }
+}
+
+/// Applies one entry's command. `state` is none for a replica that was never filled, which
+/// cannot have entries to apply.
+pub fn apply(
+    store: &Store,
+    tablet: TabletId,
+    state: &mut Option<State>,
+    entry: &Entry<'_>,
+    batch: &mut Batch,
+) -> Result<(Applied, Option<Effect>), Error> {
+    let command: Command = decode(entry.command, "a command in the log")?;
+    let Some(state) = state else {
+        return Err(Error::Internal { reason: format!("tablet {tablet} has entries but no state") });
+    };
+    let applied = match command {
+        Command::Ceiling { scn } => {
+            batch.meta_put(keyspace::ceiling(), encode(&scn));
+            Applied::Done
+        }
+        Command::Commit { txn, term, scn, changes } => match state.check(&changes, term, entry) {
+            Some(reject) => Applied::Rejected(reject),
+            None => {
+                state.carry_out(tablet, changes, scn, batch);
+                let outcome = Outcome::Committed(scn);
+                batch.expiring_put(keyspace::outcome(tablet, txn), encode(&outcome));
+                Applied::Done
+            }
+        },
+        Command::Prepare { txn, term, anchor, part, changes } => {
+            match (state.check(&changes, term, entry), outcome(store, tablet, txn)?) {
+                (Some(reject), _) => Applied::Rejected(reject),
+                (None, Some(outcome)) => Applied::Rejected(Reject::Decided(outcome)),
+                (None, None) => {
+                    let prepared = Prepared { anchor, changes };
+                    batch.meta_put(keyspace::prepared(tablet, txn, part), encode(&prepared));
+                    Applied::Done
+                }
+            }
+        }
+        Command::Decide { txn, outcome: wanted, participants } => {
+            match outcome(store, tablet, txn)? {
+                Some(standing) => Applied::Decided(standing),
+                None => {
+                    let record = Record { outcome: wanted, participants };
+                    batch.meta_put(keyspace::record(tablet, txn), encode(&record));
+                    Applied::Decided(wanted)
+                }
+            }
+        }
+        Command::Resolve { txn, part, outcome } => {
+            let key = keyspace::prepared(tablet, txn, part);
+            if let Some(bytes) = store.meta_get(&key)? {
+                let prepared: Prepared = decode(&bytes, "a prepared part")?;
+                if let Outcome::Committed(scn) = outcome {
+                    state.carry_out(tablet, prepared.changes, scn, batch);
+                }
+                batch.meta_delete(key);
+            }
+            Applied::Done
+        }
+        Command::Forget { txn } => {
+            let key = keyspace::record(tablet, txn);
+            if let Some(bytes) = store.meta_get(&key)? {
+                let record: Record = decode(&bytes, "a commit record")?;
+                batch.expiring_put(keyspace::outcome(tablet, txn), encode(&record.outcome));
+                batch.meta_delete(key);
+            }
+            Applied::Done
+        }
+        Command::Split { term, at, child } => {
+            return match split(store, state, entry, term, &at, child, batch)? {
+                Some(reject) => Ok((Applied::Rejected(reject), None)),
+                None => Ok((Applied::Done, Some(Effect::Born { child }))),
+            };
+        }
+    };
+    Ok((applied, None))
+}
+
+/// Cuts the tablet at `at`. Rows do not move; what changes is whose they are. Prepared parts
+/// would have to be cut too, so a tablet that has any is not split: its leader waits for them.
+fn split(
+    store: &Store,
+    state: &mut State,
+    entry: &Entry<'_>,
+    term: u64,
+    at: &Key,
+    child: TabletId,
+    batch: &mut Batch,
+) -> Result<Option<Reject>, Error> {
+    let parent = state.descriptor.tablet;
+    let range = &state.descriptor.range;
+    if term != entry.position.term {
+        return Ok(Some(Reject::Term));
+    }
+    if !range.contains(at) || range.start == *at {
+        return Ok(Some(Reject::Range));
+    }
+    if store.meta_scan(&keyspace::space(keyspace::Space::Prepared, parent)).next().is_some() {
+        return Ok(Some(Reject::Busy));
+    }
+    let generation = state.descriptor.generation + 1;
+    let upper = KeyRange { start: at.clone(), end: range.end.clone() };
+    let lower = KeyRange { start: range.start.clone(), end: Some(at.clone()) };
+    let born = Descriptor { tablet: child, generation, range: upper };
+    state.descriptor = Descriptor { tablet: parent, generation, range: lower };
+    batch.meta_put(keyspace::descriptor(parent), encode(&state.descriptor));
+    batch.meta_put(keyspace::descriptor(child), encode(&born));
+    for (table, barrier) in &state.barriers {
+        batch.meta_put(keyspace::barrier(child, *table), encode(barrier));
+    }
+    consensus::seed(batch, child, entry.members);
+    Ok(None)
+}
+
+/// How `txn` was decided here, whether its record still stands or has moved to the outcomes.
+pub fn outcome(store: &Store, tablet: TabletId, txn: TxnId) -> Result<Option<Outcome>, Error> {
+    if let Some(bytes) = store.meta_get(&keyspace::record(tablet, txn))? {
+        let record: Record = decode(&bytes, "a commit record")?;
+        return Ok(Some(record.outcome));
+    }
+    match store.expiring_get(&keyspace::outcome(tablet, txn))? {
+        Some(bytes) => Ok(Some(decode(&bytes, "an outcome")?)),
+        None => Ok(None),
+    }
+}

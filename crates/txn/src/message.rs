@@ -1,0 +1,229 @@
+//! What nodes ask of a tablet's leader, of the SCN service, and of a transaction's coordinator.
+
+use crate::Error;
+use crate::client::{LockMode, Row, Wait};
+use crate::command::{Changes, Outcome, SchemaUse};
+use crate::locks::{LockRow, Target};
+use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
+use serde::{Deserialize, Serialize};
+
+/// Which state a read sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadAt {
+    /// The newest committed state at the leader.
+    Newest,
+    Snapshot(Scn),
+}
+
+impl ReadAt {
+    pub fn scn(self) -> Option<Scn> {
+        match self {
+            ReadAt::Newest => None,
+            ReadAt::Snapshot(scn) => Some(scn),
+        }
+    }
+}
+
+/// Names one lock table's life: locks granted under another epoch are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch {
+    pub term: u64,
+    /// Drawn at random when the table was made, so that a restarted process cannot repeat it.
+    pub nonce: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    Read { at: ReadAt, keys: Vec<Key>, uses: Vec<SchemaUse> },
+    Scan(ScanRequest),
+    Lock(LockRequest),
+    /// A transaction that wrote in this tablet alone.
+    Commit { txn: TxnId, epoch: Epoch, changes: Changes },
+    Prepare { txn: TxnId, epoch: Epoch, anchor: TabletId, part: u32, changes: Changes },
+    /// After the SCN was drawn: are the locks that were only read under still held?
+    Check { txn: TxnId, epoch: Epoch },
+    Decide { txn: TxnId, outcome: Outcome, participants: Vec<TabletId> },
+    Resolve { txn: TxnId, outcome: Outcome },
+    Forget { txn: TxnId },
+    /// Rolls back: gives back all locks.
+    Release { txn: TxnId },
+    /// How did this transaction end, as far as this tablet knows? With `fence`, one that has not
+    /// committed by now never will.
+    Outcome { txn: TxnId, fence: bool },
+    /// For deadlock: whom does the transaction wait for here?
+    WaitsFor { txn: TxnId },
+    Split { at: Key, child: TabletId },
+    Locks,
+    /// Outcomes and undecided transactions, for `atoll.transactions`.
+    Transactions { limit: usize },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ScanRequest {
+    pub at: ReadAt,
+    pub range: KeyRange,
+    pub reverse: bool,
+    pub n_rows_max: usize,
+    pub uses: Vec<SchemaUse>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LockRequest {
+    pub txn: TxnId,
+    /// In key order.
+    pub targets: Vec<Target>,
+    pub mode: LockMode,
+    pub wait: Wait,
+    /// How long the transaction has waited for this already.
+    pub waited_ms: u64,
+    /// Answer with the newest row of every key.
+    pub read: bool,
+    /// First updater wins: a row that changed after this snapshot is refused.
+    pub unchanged_since: Option<Scn>,
+    pub uses: Vec<SchemaUse>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Response {
+    Rows(Vec<Option<Row>>),
+    Scanned(Scanned),
+    Locked { epoch: Epoch, rows: Vec<LockedRow> },
+    Committed(Scn),
+    Decided(Outcome),
+    Outcome(Option<Outcome>),
+    WaitsFor(Vec<Edge>),
+    Locks(Vec<LockRow>),
+    Transactions(Vec<(TxnId, TxnState)>),
+    Done,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum LockedRow {
+    Held(Option<Row>),
+    Skipped,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Scanned {
+    pub rows: Vec<(Key, Row)>,
+    /// What of the asked range is now done; the scan goes on at its end (at its start when
+    /// reversed), in this tablet or the next.
+    pub covered: KeyRange,
+}
+
+/// One wait: `txn` asks for `mode` on `target` in `tablet`, which `blocker` has or wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edge {
+    pub txn: TxnId,
+    pub tablet: TabletId,
+    pub target: Target,
+    pub mode: LockMode,
+    pub blocker: TxnId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TxnState {
+    Committing,
+    InDoubt,
+    Ended(Outcome),
+}
+
+/// Why a tablet did not serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// Nothing was done here.
+    NotLeader { leader: Option<NodeId> },
+    /// Nothing was done: the key belongs to another tablet now.
+    WrongTablet,
+    /// The leadership was lost in the middle: it may have been done.
+    Lost,
+    Failed(Error),
+}
+
+impl Fault {
+    /// What the transaction's owner is told when there is nothing left to try.
+    pub fn into_error(self) -> Error {
+        match self {
+            Fault::Failed(error) => error,
+            Fault::NotLeader { .. } => Error::unavailable("a tablet has no leader at the moment"),
+            Fault::WrongTablet => Error::unavailable("the borders of a tablet are changing"),
+            Fault::Lost => Error::unavailable("a tablet's leader was lost in the middle of a request"),
+        }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        Fault::Failed(error)
+    }
+}
+
+impl From<storage::Error> for Fault {
+    fn from(error: storage::Error) -> Fault {
+        Fault::Failed(error.into())
+    }
+}
+
+/// A request to the SCN service.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ScnRequest {
+    /// How many numbers to hand out; 0 asks only for the newest one handed out.
+    pub n: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ScnGrant {
+    /// The first of the numbers handed out.
+    pub first: Scn,
+    /// The newest number handed out before them.
+    pub current: Scn,
+}
+
+/// Questions to the node that runs a transaction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum CoordinatorRequest {
+    /// Which of these transactions are running there?
+    Alive(Vec<TxnId>),
+    /// In which tablets does it wait for locks, and since when does it run?
+    Waiting(TxnId),
+    /// Break a deadlock: end its wait, if it still waits.
+    Doom { txn: TxnId, detail: String },
+    /// All running transactions, for `atoll.transactions`.
+    Active,
+    /// The replicas on that node, for routing and `atoll.tablets`.
+    Replicas,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum CoordinatorResponse {
+    Alive(Vec<TxnId>),
+    Waiting { tablets: Vec<TabletId>, started_us: i64 },
+    Active(Vec<ActiveRow>),
+    Replicas(Vec<ReplicaRow>),
+    Done,
+}
+
+/// A running transaction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActiveRow {
+    pub txn: TxnId,
+    pub committing: bool,
+    pub isolation: crate::Isolation,
+    /// By the coordinator's wall clock, for people.
+    pub started_us: i64,
+}
+
+/// One replica, as its node sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReplicaRow {
+    pub node: NodeId,
+    pub tablet: TabletId,
+    pub generation: u64,
+    pub range: KeyRange,
+    pub term: u64,
+    pub leader: Option<NodeId>,
+    pub members: Vec<NodeId>,
+    pub bytes: u64,
+    pub applied_index: u64,
+    pub closed: Scn,
+}

@@ -1,0 +1,570 @@
+//! All tablets of this node, and the way to those of others.
+//!
+//! [`Node::ask`] brings a request to a tablet's leader wherever that is. It retries what may be
+//! asked twice, learning from each refusal; what may not (a commit, a prepare) comes back as
+//! [`Fault::Lost`] when it is unsure whether it was done, and the coordinator finds out.
+
+mod deadlock;
+mod serve;
+
+use crate::client::Active;
+use crate::command::{Descriptor, Outcome, decode, encode};
+use crate::message::{
+    CoordinatorRequest, CoordinatorResponse, Fault, ReplicaRow, Request, Response, ScnGrant,
+    ScnRequest,
+};
+use crate::routes::Routes;
+use crate::tablet::Tablet;
+use crate::{Error, keyspace};
+use base::{Env, Key, KeyRange, NodeId, Scn, TabletId, TxnId};
+use bytes::Bytes;
+use consensus::Groups;
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use storage::{Batch, Store};
+use tokio::sync::{mpsc, oneshot, watch};
+use transport::{MessageKind, Transport};
+
+/// How long a request looks for a leader before its asker is told.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// One try of a request that may be asked again.
+const TRY: Duration = Duration::from_secs(3);
+/// A lock request is asked again after this long of waiting.
+const LOCK_TRY: Duration = Duration::from_secs(30);
+/// A scan that may bring more rows than this goes with the bulk traffic.
+const BULK_ROWS_MIN: usize = 512;
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// What a question about other nodes' replicas or transactions may take.
+pub(crate) const INSPECT: Duration = Duration::from_millis(500);
+
+pub struct Node {
+    pub(crate) me: NodeId,
+    pub(crate) env: Env,
+    pub(crate) store: Store,
+    pub(crate) groups: Groups,
+    pub(crate) transport: Transport,
+    boot: u64,
+    next_txn: AtomicU64,
+    tablets: RwLock<HashMap<TabletId, Arc<Tablet>>>,
+    routes: RwLock<Routes>,
+    pub(crate) active: Mutex<HashMap<TxnId, Arc<Active>>>,
+    /// The nodes of the cluster, as the topology says.
+    members: watch::Receiver<BTreeSet<NodeId>>,
+    dead: RwLock<HashSet<NodeId>>,
+    scn_asks: mpsc::Sender<ScnAsk>,
+    suspects: Mutex<HashSet<TxnId>>,
+    refreshing: tokio::sync::Mutex<()>,
+}
+
+struct ScnAsk {
+    n: u64,
+    answer: oneshot::Sender<Result<ScnGrant, Error>>,
+}
+
+/// What a node needs to take part.
+pub struct Parts {
+    pub env: Env,
+    pub store: Store,
+    pub groups: Groups,
+    pub transport: Transport,
+    /// How often this node has started on its data directory.
+    pub boot: u64,
+    pub members: watch::Receiver<BTreeSet<NodeId>>,
+}
+
+/// The keys that the root tablet holds: relations below this number.
+pub const FIRST_DATA_RELATION: u32 = 100;
+
+impl Node {
+    /// Starts the replicas that the store holds. `founders`: this is the first start of a new
+    /// cluster of these nodes; every founder must be told the same.
+    pub async fn start(
+        parts: Parts,
+        founders: Option<&BTreeSet<NodeId>>,
+    ) -> Result<Arc<Node>, Error> {
+        let Parts { env, store, groups, transport, boot, members } = parts;
+        let (scn_asks, asked) = mpsc::channel(1024);
+        let node = Arc::new(Node {
+            me: transport.node(),
+            env,
+            store,
+            groups,
+            transport,
+            boot,
+            next_txn: AtomicU64::new(1),
+            tablets: RwLock::default(),
+            routes: RwLock::default(),
+            active: Mutex::default(),
+            members,
+            dead: RwLock::default(),
+            scn_asks,
+            suspects: Mutex::default(),
+            refreshing: tokio::sync::Mutex::default(),
+        });
+        serve::register(&node);
+        node.run_scn_asks(asked);
+        if founders.is_some() {
+            node.found()?;
+        }
+        let mut descriptors: Vec<Descriptor> = Vec::new();
+        for row in node.store.meta_scan(&keyspace::descriptors()) {
+            let (_, value) = row?;
+            descriptors.push(decode(&value, "a tablet's descriptor")?);
+        }
+        for descriptor in descriptors {
+            node.open(descriptor.tablet).await?;
+        }
+        let weak = Arc::downgrade(&node);
+        node.groups.on_unknown(move |tablet, from| {
+            if let Some(node) = weak.upgrade() {
+                node.admit(tablet, from);
+            }
+        });
+        if let Some(founders) = founders
+            && founders.first() == Some(&node.me)
+        {
+            for tablet in [TabletId::ROOT, TabletId::FIRST_DATA] {
+                let initialized = node.groups.initialize(tablet, founders).await;
+                initialized.map_err(|error| Error::Internal { reason: error.to_string() })?;
+            }
+        }
+        serve::run_housekeeping(&node);
+        Ok(node)
+    }
+
+    /// Writes what every founder's tablets begin with, unless it is there.
+    fn found(&self) -> Result<(), Error> {
+        if self.store.meta_get(&keyspace::descriptor(TabletId::ROOT))?.is_some() {
+            return Ok(());
+        }
+        let border = Key::copy_from_slice(&FIRST_DATA_RELATION.to_be_bytes());
+        let root = KeyRange { start: Key::new(), end: Some(border.clone()) };
+        let data = KeyRange { start: border, end: None };
+        let mut batch = Batch::default();
+        for (tablet, range) in [(TabletId::ROOT, root), (TabletId::FIRST_DATA, data)] {
+            let descriptor = Descriptor { tablet, generation: 1, range };
+            batch.meta_put(keyspace::descriptor(tablet), encode(&descriptor));
+        }
+        self.store.apply(batch)?;
+        self.store.flush()?;
+        Ok(())
+    }
+
+    async fn open(self: &Arc<Self>, id: TabletId) -> Result<Arc<Tablet>, Error> {
+        let tablet = Tablet::new(self, id)?;
+        let started = self.groups.start(id, tablet.clone()).await;
+        let group = started.map_err(|error| Error::Internal { reason: error.to_string() })?;
+        tablet.join(group);
+        self.tablets.write().insert(id, tablet.clone());
+        self.routes_changed(&tablet);
+        Ok(tablet)
+    }
+
+    /// A split made `child` here: start it. One of its members, the same for all, campaigns at
+    /// once, so that leaders spread and nobody waits out a time-out.
+    pub(crate) fn adopt(self: &Arc<Self>, child: TabletId, _leads_parent: bool) {
+        let node = self.clone();
+        self.env.clone().spawn("new tablet", async move {
+            match node.open(child).await {
+                Ok(tablet) => {
+                    let Ok(group) = tablet.group() else { return };
+                    let mut voters: Vec<NodeId> = group.status().voters.into_iter().collect();
+                    voters.sort_unstable();
+                    let turn = usize::try_from(tablet.generation()).unwrap_or(0);
+                    let first = voters.get(turn % voters.len().max(1));
+                    if first == Some(&node.me)
+                        && let Err(error) = group.campaign().await
+                    {
+                        tracing::debug!(%child, %error, "a new tablet's first election failed");
+                    }
+                }
+                Err(error) => node.env.halt(format!("tablet {child} cannot be started: {error}")),
+            }
+        });
+    }
+
+    /// A leader sends entries for a tablet that is not here. It may have been given a replica
+    /// here by a change of members, or have been born in a split that our replica of its parent
+    /// has yet to apply; then the birth will bring it, and a replica made now would be
+    /// overwritten by the parent's older entries.
+    fn admit(self: &Arc<Self>, tablet: TabletId, from: NodeId) {
+        let node = self.clone();
+        self.env.clone().spawn("unknown tablet", async move {
+            let Some(CoordinatorResponse::Replicas(rows)) =
+                node.inspect(from, &CoordinatorRequest::Replicas).await
+            else {
+                return;
+            };
+            let Some(row) = rows.into_iter().find(|row| row.tablet == tablet) else { return };
+            if !row.members.contains(&node.me) {
+                return;
+            }
+            let ours: Vec<Arc<Tablet>> = node.tablets.read().values().cloned().collect();
+            let overlap = |ours: &Arc<Tablet>| ours.range().is_some_and(|own| own.overlaps(&row.range));
+            if ours.iter().any(|own| own.id == tablet || overlap(own)) {
+                return;
+            }
+            if let Err(error) = node.open(tablet).await {
+                node.env.halt(format!("tablet {tablet} cannot be started: {error}"));
+            }
+        });
+    }
+
+    pub(crate) fn tablet(&self, id: TabletId) -> Option<Arc<Tablet>> {
+        self.tablets.read().get(&id).cloned()
+    }
+
+    pub(crate) fn local(&self) -> Vec<Arc<Tablet>> {
+        self.tablets.read().values().cloned().collect()
+    }
+
+    pub(crate) fn new_txn_id(&self) -> TxnId {
+        TxnId::new(self.me, self.boot, self.next_txn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The nodes of the cluster, this one among them.
+    pub(crate) fn members(&self) -> Vec<NodeId> {
+        let members = self.members.borrow();
+        members.iter().copied().chain((!members.contains(&self.me)).then_some(self.me)).collect()
+    }
+
+    /// A supervisor said so: a fact.
+    pub fn report_death(&self, node: NodeId) {
+        self.dead.write().insert(node);
+        self.groups.report_death(node);
+    }
+
+    pub(crate) fn is_dead(&self, node: NodeId) -> bool {
+        self.dead.read().contains(&node)
+    }
+
+    pub(crate) fn routes_changed(&self, tablet: &Tablet) {
+        let row = self.replica_row(tablet);
+        self.routes.write().learn(&row);
+    }
+
+    pub(crate) fn replica_row(&self, tablet: &Tablet) -> ReplicaRow {
+        let status = tablet.group().map(consensus::Group::status).unwrap_or_default();
+        let mut members: Vec<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
+        members.sort_unstable();
+        ReplicaRow {
+            node: self.me,
+            tablet: tablet.id,
+            generation: tablet.generation(),
+            range: tablet.range().unwrap_or_default(),
+            term: status.term,
+            leader: status.leader,
+            members,
+            bytes: 0,
+            applied_index: status.applied,
+            closed: tablet.closed_scn(),
+        }
+    }
+
+    /// The tablet that holds `key`, and its range.
+    pub(crate) async fn tablet_of(&self, key: &[u8]) -> Result<(KeyRange, TabletId), Error> {
+        self.find(|routes| routes.of(key).map(|(range, tablet)| (range.clone(), tablet))).await
+    }
+
+    /// The tablet that holds the keys just before `end`.
+    pub(crate) async fn tablet_before(
+        &self,
+        end: Option<&Key>,
+    ) -> Result<(KeyRange, TabletId), Error> {
+        self.find(|routes| routes.before(end).map(|(range, tablet)| (range.clone(), tablet))).await
+    }
+
+    async fn find<T>(&self, look: impl Fn(&Routes) -> Option<T>) -> Result<T, Error> {
+        let deadline = self.env.now() + PATIENCE;
+        loop {
+            if let Some(found) = look(&self.routes.read()) {
+                return Ok(found);
+            }
+            if self.env.now() > deadline {
+                return Err(Error::unavailable("no node knows which tablet holds a key"));
+            }
+            self.refresh().await;
+        }
+    }
+
+    /// Asks all nodes for their replicas. One at a time; who comes while it runs waits for it.
+    pub(crate) async fn refresh(&self) {
+        let waited = self.refreshing.try_lock().is_err();
+        let _one = self.refreshing.lock().await;
+        if waited {
+            return;
+        }
+        for row in self.all_replicas().await {
+            self.routes.write().learn(&row);
+        }
+        self.env.sleep(PAUSE_MIN).await;
+    }
+
+    pub(crate) async fn all_replicas(&self) -> Vec<ReplicaRow> {
+        let members = self.members();
+        let asks = members.iter().map(|node| self.inspect(*node, &CoordinatorRequest::Replicas));
+        let answers = futures::future::join_all(asks).await;
+        let rows = answers.into_iter().flatten().filter_map(|answer| match answer {
+            CoordinatorResponse::Replicas(rows) => Some(rows),
+            _ => None,
+        });
+        rows.flatten().collect()
+    }
+
+    /// A question to a node about itself; none if it does not answer soon.
+    pub(crate) async fn inspect(
+        &self,
+        node: NodeId,
+        request: &CoordinatorRequest,
+    ) -> Option<CoordinatorResponse> {
+        if node == self.me {
+            return Some(self.answer(request.clone()));
+        }
+        let payload = encode(request);
+        let answer = self.transport.call(node, MessageKind::Coordinator, INSPECT, payload).await;
+        decode(&answer.ok()?, "a coordinator's answer").ok()
+    }
+
+    /// Which of `txns` does `node` run? None if it does not answer.
+    pub(crate) async fn which_run(&self, node: NodeId, txns: Vec<TxnId>) -> Option<Vec<TxnId>> {
+        match self.inspect(node, &CoordinatorRequest::Alive(txns)).await? {
+            CoordinatorResponse::Alive(alive) => {
+                self.dead.write().remove(&node);
+                Some(alive)
+            }
+            _ => None,
+        }
+    }
+
+    /// Brings a request to the tablet's leader.
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        tablet: TabletId,
+        request: Request,
+    ) -> Result<Response, Fault> {
+        if !request.may_repeat() {
+            return match self.try_once(tablet, self.guess(tablet, 0), request, PATIENCE).await {
+                Err(Attempt::Fault(fault)) => Err(fault),
+                Err(Attempt::Unsent) => Err(Fault::NotLeader { leader: None }),
+                Err(Attempt::Unsure) => Err(Fault::Lost),
+                Ok(response) => Ok(response),
+            };
+        }
+        let waits = matches!(&request, Request::Lock(lock) if lock.wait == crate::Wait::Block);
+        let began = self.env.now();
+        let mut pause = PAUSE_MIN;
+        let mut n_tries = 0;
+        loop {
+            let to = self.guess(tablet, n_tries);
+            let mut again = request.clone();
+            if let Request::Lock(lock) = &mut again {
+                lock.waited_ms = (self.env.now() - began).as_millis() as u64;
+            }
+            let patience = if waits { LOCK_TRY } else { TRY };
+            let fault = match self.try_once(tablet, to, again, patience).await {
+                Ok(response) => return Ok(response),
+                Err(Attempt::Fault(Fault::NotLeader { leader: Some(leader) })) => {
+                    self.routes.write().leads(tablet, leader);
+                    n_tries = 0;
+                    Fault::NotLeader { leader: Some(leader) }
+                }
+                Err(Attempt::Fault(fault @ (Fault::NotLeader { .. } | Fault::Lost))) => fault,
+                Err(Attempt::Fault(fault)) => return Err(fault),
+                // Waiting for a lock is not a failure of the leader.
+                Err(Attempt::Unsure) if waits && self.env.now() - began >= LOCK_TRY => continue,
+                Err(Attempt::Unsent | Attempt::Unsure) => Fault::NotLeader { leader: None },
+            };
+            if self.env.now() - began > PATIENCE && !waits {
+                return Err(fault);
+            }
+            if waits && n_tries > 200 {
+                return Err(fault);
+            }
+            n_tries += 1;
+            if n_tries % 8 == 4 {
+                self.routes.write().forget_leader(tablet);
+                self.refresh().await;
+            }
+            self.env.sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Who probably leads: our own replica knows best, then what we heard, then each in turn.
+    fn guess(&self, tablet: TabletId, n_tries: usize) -> Option<NodeId> {
+        if let Some(own) = self.tablet(tablet) {
+            if own.is_leader() {
+                return Some(self.me);
+            }
+            let leader = own.group().ok().and_then(|group| group.status().leader);
+            if let Some(leader) = leader
+                && leader != self.me
+                && n_tries % 4 != 3
+            {
+                return Some(leader);
+            }
+        }
+        let routes = self.routes.read();
+        let route = routes.get(tablet)?;
+        match route.leader {
+            Some(leader) if n_tries % 4 < 2 => Some(leader),
+            _ if route.members.is_empty() => None,
+            _ => Some(route.members[n_tries % route.members.len()]),
+        }
+    }
+
+    async fn try_once(
+        &self,
+        tablet: TabletId,
+        to: Option<NodeId>,
+        request: Request,
+        patience: Duration,
+    ) -> Result<Response, Attempt> {
+        let Some(to) = to else { return Err(Attempt::Unsent) };
+        if to == self.me {
+            let Some(own) = self.tablet(tablet) else { return Err(Attempt::Unsent) };
+            return own.serve(request).await.map_err(Attempt::Fault);
+        }
+        let kind = match &request {
+            Request::Scan(scan) if scan.n_rows_max > BULK_ROWS_MIN => MessageKind::TabletBulk,
+            _ => MessageKind::Tablet,
+        };
+        let payload = encode(&(tablet, request));
+        let answer = match self.transport.call(to, kind, patience, payload).await {
+            Ok(answer) => answer,
+            Err(transport::Error::UnknownNode(_)) => return Err(Attempt::Unsent),
+            Err(transport::Error::TooLarge { bytes, max }) => {
+                let reason = format!("a request of {bytes} bytes is larger than {max}");
+                return Err(Attempt::Fault(Error::Refused { reason }.into()));
+            }
+            Err(_) => return Err(Attempt::Unsure),
+        };
+        let answer: Result<Result<Response, Fault>, Error> = decode(&answer, "a tablet's answer");
+        answer.map_err(|error| Attempt::Fault(error.into()))?.map_err(Attempt::Fault)
+    }
+
+    /// Draws one SCN.
+    pub(crate) async fn draw(self: &Arc<Self>) -> Result<Scn, Fault> {
+        Ok(self.scn(1).await?.first)
+    }
+
+    /// The newest SCN handed out: a snapshot at it sees every commit acknowledged before the call.
+    pub(crate) async fn current_scn(self: &Arc<Self>) -> Result<Scn, Error> {
+        Ok(self.scn(0).await?.current)
+    }
+
+    async fn scn(self: &Arc<Self>, n: u64) -> Result<ScnGrant, Error> {
+        if let Some(root) = self.tablet(TabletId::ROOT)
+            && root.is_leader()
+            && let Ok(grant) = root.draw(n).await
+        {
+            return Ok(grant);
+        }
+        let (answer, grant) = oneshot::channel();
+        let gone = || Error::unavailable("the SCN service is not reachable");
+        self.scn_asks.send(ScnAsk { n, answer }).await.map_err(|_| gone())?;
+        grant.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Asks the SCN service for all who wait here at once, one batch at a time.
+    fn run_scn_asks(self: &Arc<Self>, mut asked: mpsc::Receiver<ScnAsk>) {
+        let weak = Arc::downgrade(self);
+        self.env.spawn("SCN asks", async move {
+            let mut asks = Vec::new();
+            while asked.recv_many(&mut asks, 1024).await > 0 {
+                let Some(node) = weak.upgrade() else { return };
+                let n = asks.iter().map(|ask| ask.n).sum();
+                let grant = node.ask_scn(ScnRequest { n }).await;
+                let mut first = grant.as_ref().map_or(Scn::ZERO, |grant| grant.first);
+                for ask in asks.drain(..) {
+                    let own = grant.clone().map(|grant| ScnGrant { first, ..grant });
+                    first = Scn(first.0 + ask.n);
+                    // Whoever asked may be gone; its numbers are then never used.
+                    drop(ask.answer.send(own));
+                }
+            }
+        });
+    }
+
+    async fn ask_scn(self: &Arc<Self>, request: ScnRequest) -> Result<ScnGrant, Error> {
+        let deadline = self.env.now() + PATIENCE;
+        let mut n_tries = 0;
+        loop {
+            let to = self.guess(TabletId::ROOT, n_tries);
+            let grant = match to {
+                Some(to) if to == self.me => match self.tablet(TabletId::ROOT) {
+                    Some(root) => root.draw(request.n).await,
+                    None => Err(Fault::Lost),
+                },
+                Some(to) => {
+                    let payload = encode(&request);
+                    match self.transport.call(to, MessageKind::Scn, TRY, payload).await {
+                        Ok(answer) => decode(&answer, "an SCN grant")?,
+                        Err(_) => Err(Fault::Lost),
+                    }
+                }
+                None => Err(Fault::Lost),
+            };
+            match grant {
+                Ok(grant) => return Ok(grant),
+                Err(Fault::NotLeader { leader: Some(leader) }) => {
+                    self.routes.write().leads(TabletId::ROOT, leader);
+                }
+                Err(_) => {}
+            }
+            if self.env.now() > deadline {
+                return Err(Error::unavailable("the SCN service has no leader"));
+            }
+            n_tries += 1;
+            if n_tries % 8 == 4 {
+                self.routes.write().forget_leader(TabletId::ROOT);
+                self.refresh().await;
+            }
+            self.env.sleep(PAUSE_MIN * n_tries.min(10) as u32).await;
+        }
+    }
+
+    /// Tells all participants the decision, then lets the anchor's record expire.
+    pub(crate) async fn carry_out(
+        self: &Arc<Self>,
+        anchor: TabletId,
+        txn: TxnId,
+        outcome: Outcome,
+        participants: &[TabletId],
+    ) -> Result<(), Fault> {
+        let tell = participants.iter().map(|tablet| self.ask(*tablet, Request::Resolve { txn, outcome }));
+        for told in futures::future::join_all(tell).await {
+            told?;
+        }
+        self.ask(anchor, Request::Forget { txn }).await?;
+        Ok(())
+    }
+
+    /// Payload of an answer to a peer.
+    fn reply<T: serde::Serialize>(answer: &T) -> Bytes {
+        encode(answer)
+    }
+}
+
+enum Attempt {
+    Fault(Fault),
+    /// It certainly did not arrive.
+    Unsent,
+    /// It may have arrived and been done.
+    Unsure,
+}
+
+impl Request {
+    /// May the same request be asked twice? A lock already held is granted again, a decision
+    /// stands; a commit that was lost on the way may have happened.
+    fn may_repeat(&self) -> bool {
+        !matches!(
+            self,
+            Request::Commit { .. } | Request::Prepare { .. } | Request::Check { .. } | Request::Split { .. }
+        )
+    }
+}

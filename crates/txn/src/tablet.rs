@@ -1,0 +1,429 @@
+//! One replica of a tablet, and the tablet's leadership while this replica has it.
+//!
+//! The replica applies the log ([`crate::machine`]); the leadership ([`lead`]) is memory only:
+//! the lock table, the keys that are being committed, the prepared transactions. It is made
+//! when the role comes and dropped when the role goes, with every wait in it. What a request
+//! does stands in its own file:
+//!
+//! * [`read`]: snapshot and newest reads, scans, reads of the past at followers
+//! * [`lock`]: locks, with the newest rows under them
+//! * [`commit`]: one-entry commit, prepare, decide, resolve
+//! * [`sweep`]: what nobody came back for: abandoned locks, in-doubt transactions, records
+//!
+//! A request never rests on a clock of another machine. The lease is asked after the work that
+//! it vouches for.
+
+mod commit;
+mod lead;
+mod lock;
+mod read;
+mod split;
+mod sweep;
+
+pub(crate) use lead::Lead;
+
+use crate::command::{Applied, Command, SchemaUse, decode, encode};
+use crate::machine::{self, Effect, State};
+use crate::message::{Epoch, Fault, Request, Response, TxnState};
+use crate::node::Node;
+use crate::scn::Allocator;
+use crate::{Error, keyspace};
+use base::{Env, KeyRange, Scn, TabletId, TxnId};
+use bytes::Bytes;
+use consensus::{Entry, Group, Position, Role};
+use parking_lot::{Mutex, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use storage::{Batch, Store, TabletRanges};
+use tokio::sync::watch;
+
+pub(crate) struct Tablet {
+    pub(crate) id: TabletId,
+    env: Env,
+    store: Store,
+    node: Weak<Node>,
+    group: OnceLock<Group>,
+    state: RwLock<Option<State>>,
+    lead: Mutex<Option<Lead>>,
+    /// Counts what a waiting reader or committer may have waited for.
+    changed: watch::Sender<u64>,
+    effects: Mutex<Vec<Effect>>,
+    applied_index: AtomicU64,
+    closed: Mutex<Closed>,
+    /// The SCN counter, at the root tablet's leader.
+    allocator: Mutex<Option<Allocator>>,
+}
+
+/// All commits up to `scn` are in the entries up to `index`: a replica that applied those
+/// answers reads at or below `scn` from its own state.
+#[derive(Clone, Copy, Debug, Default)]
+struct Closed {
+    scn: Scn,
+    index: u64,
+}
+
+impl Tablet {
+    pub(crate) fn new(node: &Arc<Node>, id: TabletId) -> Result<Arc<Tablet>, Error> {
+        let state = State::load(&node.store, id)?;
+        Ok(Arc::new(Tablet {
+            id,
+            env: node.env.clone(),
+            store: node.store.clone(),
+            node: Arc::downgrade(node),
+            group: OnceLock::new(),
+            state: RwLock::new(state),
+            lead: Mutex::new(None),
+            changed: watch::Sender::new(0),
+            effects: Mutex::default(),
+            applied_index: AtomicU64::new(0),
+            closed: Mutex::default(),
+            allocator: Mutex::new(None),
+        }))
+    }
+
+    /// Ties the replica to its Raft group; once, right after the group has started.
+    pub(crate) fn join(&self, group: Group) {
+        let role = group.role().borrow().clone();
+        let first = self.group.set(group).is_ok();
+        debug_assert!(first);
+        consensus::Machine::role(self, role);
+    }
+
+    pub(crate) fn group(&self) -> Result<&Group, Fault> {
+        self.group.get().ok_or(Fault::NotLeader { leader: None })
+    }
+
+    pub(crate) fn range(&self) -> Option<KeyRange> {
+        self.state.read().as_ref().map(|state| state.descriptor.range.clone())
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.state.read().as_ref().map_or(0, |state| state.descriptor.generation)
+    }
+
+    pub(crate) fn closed_scn(&self) -> Scn {
+        self.closed.lock().scn
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.range().and_then(|range| self.store.approximate_bytes(&range).ok()).unwrap_or(0)
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.lead.lock().is_some()
+    }
+
+    /// Does what a request asks, as leader (or, for reads of the past, as any replica).
+    pub(crate) async fn serve(self: &Arc<Self>, request: Request) -> Result<Response, Fault> {
+        match request {
+            Request::Read { at, keys, uses } => self.read(at, &keys, &uses).await,
+            Request::Scan(scan) => self.scan(scan).await,
+            Request::Lock(lock) => self.lock(lock).await,
+            Request::Commit { txn, epoch, changes } => {
+                let this = self.clone();
+                self.to_the_end(async move { this.commit(txn, epoch, changes).await }).await
+            }
+            Request::Prepare { txn, epoch, anchor, part, changes } => {
+                let this = self.clone();
+                let work = async move { this.prepare(txn, epoch, anchor, part, changes).await };
+                self.to_the_end(work).await
+            }
+            Request::Check { txn, epoch } => self.check(txn, epoch).await,
+            Request::Decide { txn, outcome, participants } => {
+                let command = Command::Decide { txn, outcome, participants };
+                match self.propose(self.leading()?.term, &command).await? {
+                    Applied::Decided(outcome) => Ok(Response::Decided(outcome)),
+                    other => Err(unexpected(&other)),
+                }
+            }
+            Request::Resolve { txn, outcome } => {
+                let this = self.clone();
+                self.to_the_end(async move { this.resolve(txn, outcome).await }).await
+            }
+            Request::Forget { txn } => {
+                self.propose(self.leading()?.term, &Command::Forget { txn }).await?;
+                Ok(Response::Done)
+            }
+            Request::Release { txn } => {
+                self.finish(self.leading()?, txn);
+                Ok(Response::Done)
+            }
+            Request::Outcome { txn, fence } => {
+                let epoch = self.leading()?;
+                self.with_lead(epoch, |lead| {
+                    if lead.marks.contains(txn) {
+                        return Err(Error::OutcomeUnknown { txn }.into());
+                    }
+                    if fence {
+                        // Its commit may still be on the way here: it must find nothing.
+                        lead.doomed.insert(txn);
+                        lead.finish(txn);
+                    }
+                    Ok(())
+                })?;
+                let outcome = machine::outcome(&self.store, self.id, txn)?;
+                self.vouch(epoch.term).await?;
+                Ok(Response::Outcome(outcome))
+            }
+            Request::WaitsFor { txn } => self.waits_for(txn),
+            Request::Split { at, child } => {
+                let this = self.clone();
+                self.to_the_end(async move { this.split(at, child).await }).await
+            }
+            Request::Locks => {
+                let epoch = self.leading()?;
+                let now = self.env.now();
+                self.with_lead(epoch, |lead| Ok(Response::Locks(lead.locks.rows(now))))
+            }
+            Request::Transactions { limit } => self.transactions(limit),
+        }
+    }
+
+    /// Runs work that must not stop in the middle when its asker goes away.
+    async fn to_the_end<F>(&self, work: F) -> Result<Response, Fault>
+    where
+        F: Future<Output = Result<Response, Fault>> + Send + 'static,
+    {
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        self.env.spawn("tablet request", async move {
+            // Nobody waits any more when this fails; the work is done all the same.
+            drop(sender.send(work.await));
+        });
+        answer.await.unwrap_or(Err(Fault::Lost))
+    }
+
+    /// The lock table's epoch, if this replica leads.
+    fn leading(&self) -> Result<Epoch, Fault> {
+        match &*self.lead.lock() {
+            Some(lead) => Ok(lead.epoch),
+            None => Err(self.not_leader()),
+        }
+    }
+
+    fn not_leader(&self) -> Fault {
+        let leader = self.group.get().and_then(|group| group.status().leader);
+        Fault::NotLeader { leader: leader.filter(|leader| *leader != self.me()) }
+    }
+
+    fn me(&self) -> base::NodeId {
+        self.node.upgrade().map_or(base::NodeId(0), |node| node.me)
+    }
+
+    fn node(&self) -> Result<Arc<Node>, Fault> {
+        self.node.upgrade().ok_or(Fault::NotLeader { leader: None })
+    }
+
+    /// Works on the leadership of `epoch`, if it still is.
+    fn with_lead<T>(
+        &self,
+        epoch: Epoch,
+        work: impl FnOnce(&mut Lead) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        match &mut *self.lead.lock() {
+            Some(lead) if lead.epoch == epoch => work(lead),
+            Some(_) => Err(lost_locks().into()),
+            None => Err(self.not_leader()),
+        }
+    }
+
+    /// Confirms, after local state was read, that it was the newest: this replica surely led in
+    /// `term` at a moment after the reading.
+    async fn vouch(&self, term: u64) -> Result<(), Fault> {
+        let group = self.group()?;
+        if group.lease(term) || group.confirm(term).await {
+            return Ok(());
+        }
+        Err(self.not_leader())
+    }
+
+    fn check_range(&self, range: &KeyRange) -> Result<(), Fault> {
+        match &*self.state.read() {
+            Some(state) if state.descriptor.range.covers(range) => Ok(()),
+            _ => Err(Fault::WrongTablet),
+        }
+    }
+
+    fn check_keys<'a>(&self, mut keys: impl Iterator<Item = &'a base::Key>) -> Result<(), Fault> {
+        match &*self.state.read() {
+            Some(state) if keys.all(|key| state.descriptor.range.contains(key)) => Ok(()),
+            _ => Err(Fault::WrongTablet),
+        }
+    }
+
+    fn check_schema(&self, uses: &[SchemaUse], at: Option<Scn>) -> Result<(), Fault> {
+        let stale = self.state.read().as_ref().and_then(|state| state.stale(uses, at));
+        stale.map_or(Ok(()), |table| Err(Error::SchemaChanged { table }.into()))
+    }
+
+    async fn propose(&self, term: u64, command: &Command) -> Result<Applied, Fault> {
+        match self.group()?.propose(term, encode(command)).await {
+            Ok(bytes) => Ok(decode(&bytes, "an applied command's answer")?),
+            Err(consensus::Error::NotLeader { leader }) => {
+                Err(Fault::NotLeader { leader: leader.filter(|leader| *leader != self.me()) })
+            }
+            Err(_) => Err(Fault::Lost),
+        }
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn transactions(&self, limit: usize) -> Result<Response, Fault> {
+        let epoch = self.leading()?;
+        let mut rows = self.with_lead(epoch, |lead| Ok(lead.undecided()))?;
+        for row in self.store.meta_scan(&keyspace::space(keyspace::Space::Record, self.id)) {
+            let (key, value) = row?;
+            let record: machine::Record = decode(&value, "a commit record")?;
+            if let Some(txn) = keyspace::last_u64(&key) {
+                rows.push((TxnId(txn), TxnState::Ended(record.outcome)));
+            }
+        }
+        for row in self.store.expiring_scan(&keyspace::outcomes(self.id)).take(limit) {
+            let (key, value) = row?;
+            if let Some(txn) = keyspace::last_u64(&key) {
+                rows.push((TxnId(txn), TxnState::Ended(decode(&value, "an outcome")?)));
+            }
+        }
+        Ok(Response::Transactions(rows))
+    }
+}
+
+fn unexpected(applied: &Applied) -> Fault {
+    Error::Internal { reason: format!("a command answered {applied:?}") }.into()
+}
+
+pub(crate) fn lost_locks() -> Error {
+    Error::serialization("the locks were lost because the tablet's leader or borders changed")
+}
+
+impl consensus::Machine for Tablet {
+    fn apply(&self, entry: &Entry<'_>, batch: &mut Batch) -> Result<Bytes, storage::Error> {
+        let mut state = self.state.write();
+        match machine::apply(&self.store, self.id, &mut state, entry, batch) {
+            Ok((applied, effect)) => {
+                self.effects.lock().extend(effect);
+                Ok(encode(&applied))
+            }
+            Err(error) => {
+                // Replicas that go on after this would differ.
+                self.env.halt(format!("tablet {} cannot apply its log: {error}", self.id));
+                Err(storage::Error::Halted(error.to_string()))
+            }
+        }
+    }
+
+    fn applied(&self, position: Position) {
+        self.applied_index.store(position.index, Ordering::Release);
+        let effects = std::mem::take(&mut *self.effects.lock());
+        for effect in effects {
+            let Effect::Born { child } = effect;
+            self.after_split();
+            if let Some(node) = self.node.upgrade() {
+                node.adopt(child, self.is_leader());
+            }
+        }
+    }
+
+    fn snapshot_scope(&self) -> TabletRanges {
+        let rows = self.range().unwrap_or_else(|| KeyRange::new(&b""[..], &b""[..]));
+        let expiring = vec![keyspace::outcomes(self.id)];
+        TabletRanges { rows, meta: keyspace::all(self.id), expiring }
+    }
+
+    fn restored(&self) {
+        match State::load(&self.store, self.id) {
+            Ok(state) => {
+                *self.state.write() = state;
+                if let Some(node) = self.node.upgrade() {
+                    node.routes_changed(self);
+                }
+            }
+            Err(error) => self.env.halt(format!("tablet {} cannot be read: {error}", self.id)),
+        }
+    }
+
+    fn role(&self, role: Role) {
+        // The group's own start may report a role before `join`; `join` repeats it.
+        if self.group.get().is_none() {
+            return;
+        }
+        let lead = match role {
+            Role::Leader { term } => {
+                let nonce = self.env.random();
+                match Lead::take_over(&self.store, self.id, Epoch { term, nonce }, self.env.now()) {
+                    Ok(lead) => Some(lead),
+                    Err(error) => {
+                        self.env.halt(format!("tablet {} cannot be led: {error}", self.id));
+                        None
+                    }
+                }
+            }
+            Role::Follower { .. } => None,
+        };
+        if self.id == TabletId::ROOT {
+            *self.allocator.lock() = lead.is_some().then(|| self.ceiling()).map(Allocator::new);
+        }
+        // Dropping the old leadership drops its wakers, which ends every wait in it.
+        *self.lead.lock() = lead;
+        self.bump();
+        if let Some(node) = self.node.upgrade() {
+            node.routes_changed(self);
+        }
+    }
+}
+
+impl Tablet {
+    fn ceiling(&self) -> Scn {
+        let read = self.store.meta_get(&keyspace::ceiling()).map_err(Error::from);
+        let ceiling = read.and_then(|bytes| match bytes {
+            Some(bytes) => decode(&bytes, "the SCN ceiling"),
+            None => Ok(Scn::ZERO),
+        });
+        ceiling.unwrap_or_else(|error| {
+            self.env.halt(format!("the SCN ceiling cannot be read: {error}"));
+            Scn::MAX
+        })
+    }
+
+    /// Hands out `n` SCNs. Root tablet's leader only.
+    pub(crate) async fn draw(
+        self: &Arc<Self>,
+        n: u64,
+    ) -> Result<crate::message::ScnGrant, Fault> {
+        let epoch = self.leading()?;
+        let mut changes = self.changed.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let (grant, wants) = match &mut *self.allocator.lock() {
+                Some(allocator) => {
+                    let current = allocator.current();
+                    let first = allocator.take(n);
+                    (first.map(|first| crate::message::ScnGrant { first, current }), allocator.wants())
+                }
+                None => return Err(self.not_leader()),
+            };
+            if let Some(ceiling) = wants {
+                let this = self.clone();
+                self.env.spawn("SCN ceiling", async move {
+                    let raised = this.propose(epoch.term, &Command::Ceiling { scn: ceiling }).await;
+                    if let Some(allocator) = &mut *this.allocator.lock() {
+                        match raised {
+                            Ok(_) if this.leading() == Ok(epoch) => allocator.raised(ceiling),
+                            _ => allocator.not_raised(),
+                        }
+                    }
+                    this.bump();
+                });
+            }
+            if let Some(grant) = grant {
+                self.vouch(epoch.term).await?;
+                return Ok(grant);
+            }
+            self.with_lead(epoch, |_| Ok(()))?;
+            if changes.changed().await.is_err() {
+                return Err(self.not_leader());
+            }
+        }
+    }
+}

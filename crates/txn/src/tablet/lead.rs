@@ -1,0 +1,216 @@
+//! What a leader remembers and a new leader does not: locks, marks, prepared transactions.
+
+use crate::command::decode;
+use crate::locks::{LockTable, Target, Ticket};
+use crate::machine::Prepared;
+use crate::message::{Epoch, ReadAt, TxnState};
+use crate::{Error, LockMode, Wait, keyspace};
+use base::env::Instant;
+use base::{Key, KeyRange, Scn, TabletId, TxnId};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use storage::Store;
+use tokio::sync::oneshot;
+
+pub(crate) struct Lead {
+    pub(crate) epoch: Epoch,
+    pub(crate) locks: LockTable,
+    pub(crate) wakers: HashMap<Ticket, oneshot::Sender<()>>,
+    pub(crate) marks: Marks,
+    pub(crate) prepared: HashMap<TxnId, Waiting>,
+    /// Transactions whose locks were taken from them: whatever they ask now is refused.
+    pub(crate) doomed: HashSet<TxnId>,
+    /// A split waits for commits under way to end and keeps new ones waiting.
+    pub(crate) splitting: bool,
+    /// A number handed out before now; commits that are marked from now on get larger ones.
+    pub(crate) floor: Scn,
+    /// Since when the coordinators of these transactions do not answer.
+    pub(crate) silent: HashMap<base::NodeId, Instant>,
+}
+
+/// A prepared transaction that waits for its decision.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) anchor: TabletId,
+    pub(crate) parts: BTreeSet<u32>,
+    pub(crate) since: Instant,
+}
+
+impl Lead {
+    /// Begins a leadership: no locks but those of prepared transactions, which outlive leaders.
+    pub(crate) fn take_over(
+        store: &Store,
+        tablet: TabletId,
+        epoch: Epoch,
+        now: Instant,
+    ) -> Result<Lead, Error> {
+        let mut lead = Lead {
+            epoch,
+            locks: LockTable::default(),
+            wakers: HashMap::new(),
+            marks: Marks::default(),
+            prepared: HashMap::new(),
+            doomed: HashSet::new(),
+            splitting: false,
+            floor: Scn::ZERO,
+            silent: HashMap::new(),
+        };
+        for row in store.meta_scan(&keyspace::space(keyspace::Space::Prepared, tablet)) {
+            let (key, value) = row?;
+            let (Some(txn), Some(part)) = (key.get(9..17), key.last_chunk::<4>()) else { continue };
+            let txn = TxnId(txn.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)));
+            let part = u32::from_be_bytes(*part);
+            let prepared: Prepared = decode(&value, "a prepared part")?;
+            let keys: Vec<Key> =
+                prepared.changes.writes.iter().map(|(key, _)| key.clone()).collect();
+            if !lead.locks.escalate(txn, &keys) {
+                for key in &keys {
+                    let target = Target::Key(key.clone());
+                    lead.locks.request(now, txn, target, LockMode::Exclusive, Wait::NoWait);
+                }
+            }
+            lead.marks.add(txn, &keys, Scn::ZERO);
+            lead.is_prepared(txn, prepared.anchor, part, now);
+        }
+        Ok(lead)
+    }
+
+    pub(crate) fn is_prepared(&mut self, txn: TxnId, anchor: TabletId, part: u32, now: Instant) {
+        let fresh = || Waiting { anchor, parts: BTreeSet::new(), since: now };
+        self.prepared.entry(txn).or_insert_with(fresh).parts.insert(part);
+        self.marks.set_prepared(txn);
+    }
+
+    /// Gives back all that `txn` has here and wakes who waited for it.
+    pub(crate) fn finish(&mut self, txn: TxnId) {
+        self.marks.remove(txn);
+        self.prepared.remove(&txn);
+        let woken = self.locks.release(txn);
+        self.wake(woken);
+    }
+
+    pub(crate) fn wake(&mut self, tickets: Vec<Ticket>) {
+        for ticket in tickets {
+            if let Some(waker) = self.wakers.remove(&ticket) {
+                // Who gave up waiting in this very moment still holds the lock until its end.
+                waker.send(()).ok();
+            }
+        }
+    }
+
+    /// May `txn` go on here with the locks it has?
+    pub(crate) fn holds_for(&self, txn: TxnId) -> bool {
+        !self.doomed.contains(&txn) && self.locks.holds_any(txn)
+    }
+
+    pub(crate) fn undecided(&self) -> Vec<(TxnId, TxnState)> {
+        let state = |txn: &TxnId| match self.prepared.contains_key(txn) {
+            true => TxnState::InDoubt,
+            false => TxnState::Committing,
+        };
+        self.marks.by_txn.keys().map(|txn| (*txn, state(txn))).collect()
+    }
+}
+
+/// The keys whose commit is under way. A snapshot reader waits for those that may get a number
+/// within its snapshot, and for nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    points: BTreeMap<Key, TxnId>,
+    ranges: Vec<(KeyRange, TxnId)>,
+    by_txn: HashMap<TxnId, Mark>,
+}
+
+#[derive(Debug)]
+struct Mark {
+    /// Known once drawn.
+    scn: Option<Scn>,
+    prepared: bool,
+    /// Its number will be larger than this.
+    floor: Scn,
+}
+
+impl Mark {
+    fn blocks(&self, at: ReadAt) -> bool {
+        match at {
+            // Not acknowledged before it is applied, so the newest state may leave it out; a
+            // prepared one may be decided and acknowledged already.
+            ReadAt::Newest => self.prepared,
+            ReadAt::Snapshot(at) => self.scn.is_none_or(|scn| scn <= at),
+        }
+    }
+}
+
+/// Marks of this many keys are kept as one range.
+const RANGE_KEYS_MIN: usize = 256;
+
+impl Marks {
+    /// `keys` are sorted.
+    pub(crate) fn add(&mut self, txn: TxnId, keys: &[Key], floor: Scn) {
+        let fresh = || Mark { scn: None, prepared: false, floor };
+        self.by_txn.entry(txn).or_insert_with(fresh);
+        match keys {
+            [first, .., last] if keys.len() >= RANGE_KEYS_MIN => {
+                let range = KeyRange::new(first.clone(), base::key::successor(last));
+                self.ranges.push((range, txn));
+            }
+            _ => self.points.extend(keys.iter().map(|key| (key.clone(), txn))),
+        }
+    }
+
+    pub(crate) fn drawn(&mut self, txn: TxnId, scn: Scn) {
+        if let Some(mark) = self.by_txn.get_mut(&txn) {
+            mark.scn = Some(scn);
+        }
+    }
+
+    fn set_prepared(&mut self, txn: TxnId) {
+        if let Some(mark) = self.by_txn.get_mut(&txn) {
+            mark.prepared = true;
+        }
+    }
+
+    pub(crate) fn remove(&mut self, txn: TxnId) {
+        if self.by_txn.remove(&txn).is_some() {
+            self.points.retain(|_, owner| *owner != txn);
+            self.ranges.retain(|(_, owner)| *owner != txn);
+        }
+    }
+
+    pub(crate) fn contains(&self, txn: TxnId) -> bool {
+        self.by_txn.contains_key(&txn)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_txn.is_empty()
+    }
+
+    /// No mark that is set has a number at or below this; none if nothing is marked.
+    pub(crate) fn lowest_floor(&self) -> Option<Scn> {
+        self.by_txn.values().map(|mark| mark.floor).min()
+    }
+
+    pub(crate) fn blocks_key(&self, key: &Key, at: ReadAt) -> bool {
+        if self.by_txn.is_empty() {
+            return false;
+        }
+        let blocks = |txn: &TxnId| self.by_txn.get(txn).is_some_and(|mark| mark.blocks(at));
+        self.points.get(key).is_some_and(blocks)
+            || self.ranges.iter().any(|(range, txn)| range.contains(key) && blocks(txn))
+    }
+
+    pub(crate) fn blocks_range(&self, range: &KeyRange, at: ReadAt) -> bool {
+        let marks = self.by_txn.iter().filter(|(_, mark)| mark.blocks(at));
+        let blocking: HashSet<TxnId> = marks.map(|(txn, _)| *txn).collect();
+        if blocking.is_empty() {
+            return false;
+        }
+        let mut points = self.points.range(range.start.clone()..);
+        let point = points.try_for_each(|(key, txn)| match range.contains(key) {
+            true if blocking.contains(txn) => Err(true),
+            true => Ok(()),
+            false => Err(false),
+        });
+        point == Err(true)
+            || self.ranges.iter().any(|(other, txn)| other.overlaps(range) && blocking.contains(txn))
+    }
+}

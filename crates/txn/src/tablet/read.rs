@@ -1,0 +1,141 @@
+//! Reads: they never wait for a lock.
+
+use super::Tablet;
+use crate::Row;
+use crate::command::SchemaUse;
+use crate::message::{Fault, ReadAt, Response, ScanRequest, Scanned};
+use base::{Key, KeyRange};
+use std::sync::atomic::Ordering;
+use storage::At;
+
+/// A batch of a scan ends when it holds this much.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+fn at(at: ReadAt) -> At {
+    match at {
+        ReadAt::Newest => At::Newest,
+        ReadAt::Snapshot(scn) => At::Scn(scn),
+    }
+}
+
+impl Tablet {
+    pub(super) async fn read(
+        &self,
+        read_at: ReadAt,
+        keys: &[Key],
+        uses: &[SchemaUse],
+    ) -> Result<Response, Fault> {
+        self.check_keys(keys.iter())?;
+        let vouch = self
+            .clear(read_at, |lead| keys.iter().any(|key| lead.marks.blocks_key(key, read_at)))
+            .await?;
+        self.check_schema(uses, read_at.scn())?;
+        let mut rows = Vec::with_capacity(keys.len());
+        for key in keys {
+            let row = self.store.get(key, at(read_at))?;
+            rows.push(row.map(|(scn, value)| Row { scn, value }));
+        }
+        if let Some(term) = vouch {
+            self.vouch(term).await?;
+        }
+        Ok(Response::Rows(rows))
+    }
+
+    pub(super) async fn scan(&self, request: ScanRequest) -> Result<Response, Fault> {
+        let ScanRequest { at: read_at, range, reverse, n_rows_max, uses } = request;
+        // The asker may know older borders: what is scanned is what lies within ours.
+        let Some(own) = self.range() else { return Err(self.not_leader()) };
+        let from_here = match (reverse, &range.end) {
+            (false, _) => own.contains(&range.start),
+            (true, None) => own.end.is_none(),
+            (true, Some(end)) => own.start < *end && own.end.as_ref().is_none_or(|own| end <= own),
+        };
+        if !from_here {
+            return Err(Fault::WrongTablet);
+        }
+        let range = own.intersect(&range);
+        let vouch = self.clear(read_at, |lead| lead.marks.blocks_range(&range, read_at)).await?;
+        self.check_schema(&uses, read_at.scn())?;
+        let mut rows: Vec<(Key, Row)> = Vec::new();
+        let mut n_bytes = 0;
+        let mut covered = range.clone();
+        for row in self.store.scan(&range, at(read_at), reverse) {
+            let (key, scn, value) = row?;
+            n_bytes += key.len() + value.len();
+            rows.push((key, Row { scn, value }));
+            if rows.len() >= n_rows_max.max(1) || n_bytes >= BATCH_BYTES_MAX {
+                if let Some((last, _)) = rows.last() {
+                    covered = match reverse {
+                        false => KeyRange::new(range.start.clone(), base::key::successor(last)),
+                        true => KeyRange { start: last.clone(), end: range.end.clone() },
+                    };
+                }
+                break;
+            }
+        }
+        if let Some(term) = vouch {
+            self.vouch(term).await?;
+        }
+        Ok(Response::Scanned(Scanned { rows, covered }))
+    }
+
+    /// Waits until no commit under way can belong to what is read. Returns the term to vouch for
+    /// afterwards; none where the closed SCN makes this replica's state enough.
+    async fn clear(
+        &self,
+        read_at: ReadAt,
+        blocked: impl Fn(&super::Lead) -> bool,
+    ) -> Result<Option<u64>, Fault> {
+        let mut changes = None;
+        loop {
+            match &*self.lead.lock() {
+                Some(lead) if !blocked(lead) => return Ok(Some(lead.epoch.term)),
+                Some(_) => {}
+                None if self.is_closed(read_at) => return Ok(None),
+                None => return Err(self.not_leader()),
+            }
+            // Subscribe, look again, and only then wait: a change in between is not missed.
+            match &mut changes {
+                None => changes = Some(self.changed.subscribe()),
+                Some(changes) => {
+                    if changes.changed().await.is_err() {
+                        return Err(self.not_leader());
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_closed(&self, read_at: ReadAt) -> bool {
+        let ReadAt::Snapshot(scn) = read_at else { return false };
+        let closed = *self.closed.lock();
+        scn <= closed.scn && self.applied_index.load(Ordering::Acquire) >= closed.index
+    }
+
+    /// As leader: the SCN up to which everything is applied here, for the followers. `current`
+    /// is the newest SCN handed out, asked for before this call.
+    pub(crate) fn close(&self, current: base::Scn) -> Option<(u64, base::Scn, u64)> {
+        let mut guard = self.lead.lock();
+        let lead = guard.as_mut()?;
+        let scn = lead.marks.lowest_floor().map_or(current, |floor| floor.min(current));
+        lead.floor = lead.floor.max(current);
+        let index = self.applied_index.load(Ordering::Acquire);
+        let term = lead.epoch.term;
+        drop(guard);
+        self.group.get()?.lease(term).then_some(())?;
+        let mut closed = self.closed.lock();
+        if closed.scn >= scn {
+            return None;
+        }
+        *closed = super::Closed { scn, index };
+        Some((term, scn, index))
+    }
+
+    /// As follower: what the leader of `term` closed.
+    pub(crate) fn learn_closed(&self, scn: base::Scn, index: u64) {
+        let mut closed = self.closed.lock();
+        if scn > closed.scn {
+            *closed = super::Closed { scn, index };
+        }
+    }
+}

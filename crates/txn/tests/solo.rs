@@ -1,0 +1,208 @@
+//! One node: what a transaction does, seen from its client.
+
+use base::{Key, KeyRange};
+use bytes::Bytes;
+use txn::testing::{Solo, solo};
+use txn::{Error, Isolation, LockMode, Locked, Txn, Wait};
+
+fn key(name: &str) -> Key {
+    let mut key = 100u32.to_be_bytes().to_vec();
+    key.extend_from_slice(name.as_bytes());
+    key.into()
+}
+
+async fn put(txn: &mut Txn, name: &str, value: &str) -> Result<(), Error> {
+    txn.lock(&[key(name)], LockMode::Exclusive, Wait::Block).await?;
+    txn.put(key(name), Bytes::copy_from_slice(value.as_bytes()));
+    Ok(())
+}
+
+async fn get(txn: &mut Txn, name: &str) -> Result<Option<String>, Error> {
+    let rows = txn.get(&[key(name)]).await?;
+    Ok(rows[0].as_ref().map(|row| String::from_utf8_lossy(&row.value).into_owned()))
+}
+
+async fn all(txn: &mut Txn, reverse: bool) -> Vec<String> {
+    let mut scan = txn.reader().await.unwrap().scan(KeyRange::prefix(key("")), reverse, Some(2));
+    let mut rows = vec![];
+    loop {
+        let batch = scan.next().await.unwrap();
+        if batch.is_empty() {
+            return rows;
+        }
+        rows.extend(batch.into_iter().map(|(key, row)| {
+            format!("{}={}", String::from_utf8_lossy(&key[4..]), String::from_utf8_lossy(&row.value))
+        }));
+    }
+}
+
+async fn set(solo: &Solo, pairs: &[(&str, &str)]) {
+    let mut txn = solo.client.begin(Isolation::ReadCommitted);
+    for (name, value) in pairs {
+        put(&mut txn, name, value).await.unwrap();
+    }
+    txn.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_committed_is_read_and_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let solo = solo(dir.path()).await.unwrap();
+        set(&solo, &[("a", "1"), ("b", "2"), ("c", "3")]).await;
+        let mut txn = solo.client.begin(Isolation::ReadCommitted);
+        assert_eq!(all(&mut txn, false).await, ["a=1", "b=2", "c=3"]);
+        put(&mut txn, "bb", "own").await.unwrap();
+        txn.lock(&[key("c")], LockMode::Exclusive, Wait::Block).await.unwrap();
+        txn.delete(key("c"));
+        assert_eq!(all(&mut txn, true).await, ["bb=own", "b=2", "a=1"]);
+        let savepoint = txn.savepoint();
+        put(&mut txn, "a", "changed").await.unwrap();
+        assert_eq!(get(&mut txn, "a").await.unwrap().unwrap(), "changed");
+        txn.rollback_to(savepoint);
+        assert_eq!(get(&mut txn, "a").await.unwrap().unwrap(), "1");
+        txn.commit().await.unwrap();
+        solo.stop().await;
+    }
+    let solo = solo(dir.path()).await.unwrap();
+    let mut txn = solo.client.begin(Isolation::ReadCommitted);
+    assert_eq!(all(&mut txn, false).await, ["a=1", "b=2", "bb=own"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_stands_still_and_the_first_updater_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    set(&solo, &[("a", "1"), ("b", "1")]).await;
+    let mut old = solo.client.begin(Isolation::RepeatableRead);
+    assert_eq!(get(&mut old, "a").await.unwrap().unwrap(), "1");
+    set(&solo, &[("a", "2")]).await;
+    let mut deleter = solo.client.begin(Isolation::ReadCommitted);
+    deleter.lock(&[key("b")], LockMode::Exclusive, Wait::Block).await.unwrap();
+    deleter.delete(key("b"));
+    deleter.commit().await.unwrap();
+    assert_eq!(all(&mut old, false).await, ["a=1", "b=1"]);
+    for name in ["a", "b"] {
+        let refused = put(&mut old, name, "mine").await;
+        assert!(matches!(refused, Err(Error::Serialization { .. })), "{name}: {refused:?}");
+    }
+    old.rollback().await;
+    let mut new = solo.client.begin(Isolation::RepeatableRead);
+    assert_eq!(all(&mut new, false).await, ["a=2"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blocked_writer_sees_what_it_waited_for_and_nowait_does_not_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    set(&solo, &[("a", "1")]).await;
+    let mut first = solo.client.begin(Isolation::ReadCommitted);
+    put(&mut first, "a", "2").await.unwrap();
+    let mut impatient = solo.client.begin(Isolation::ReadCommitted);
+    let refused = impatient.lock(&[key("a")], LockMode::Shared, Wait::NoWait).await;
+    assert!(matches!(refused, Err(Error::LockNotAvailable)));
+    let skipped = impatient.lock(&[key("a"), key("z")], LockMode::Exclusive, Wait::Skip).await.unwrap();
+    assert!(matches!(skipped[..], [Locked::Skipped, Locked::Held { row: None }]));
+    impatient.rollback().await;
+    let mut second = solo.client.begin(Isolation::ReadCommitted);
+    let wanted = [key("a")];
+    let waits = second.lock(&wanted, LockMode::Exclusive, Wait::Block);
+    let commits = async {
+        tokio::task::yield_now().await;
+        first.commit().await
+    };
+    let (locked, committed) = tokio::join!(waits, commits);
+    committed.unwrap();
+    let Locked::Held { row: Some(row) } = &locked.unwrap()[0] else { panic!("not held") };
+    assert_eq!(&row.value[..], b"2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadlock_over_two_tablets_has_one_victim() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    set(&solo, &[("a", "1"), ("z", "1")]).await;
+    solo.client.split(key("m")).await.unwrap();
+    let tablets = solo.client.inspector().tablets().await;
+    assert_eq!(tablets.len(), 3);
+    let mut one = solo.client.begin(Isolation::ReadCommitted);
+    let mut two = solo.client.begin(Isolation::ReadCommitted);
+    put(&mut one, "a", "one").await.unwrap();
+    put(&mut two, "z", "two").await.unwrap();
+    let (first, second) = tokio::join!(put(&mut one, "z", "one"), async {
+        let done = put(&mut two, "a", "two").await;
+        if done.is_err() {
+            two.rollback().await;
+        }
+        done
+    });
+    // The younger loses, the older goes on.
+    first.unwrap();
+    let Err(Error::Deadlock { detail }) = second else { panic!("{second:?}") };
+    assert_eq!(detail.lines().count(), 2, "{detail}");
+    one.commit().await.unwrap();
+    let mut after = solo.client.begin(Isolation::ReadCommitted);
+    assert_eq!(all(&mut after, false).await, ["a=one", "z=one"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_definition_changes_with_the_commit_that_changes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    set(&solo, &[("a", "1")]).await;
+    let relations = [KeyRange::prefix(key(""))];
+    let mut stale = solo.client.begin(Isolation::ReadCommitted);
+    stale.use_table(7, 1, &relations);
+    let mut old = solo.client.begin(Isolation::RepeatableRead);
+    old.use_table(7, 1, &relations);
+    assert_eq!(get(&mut old, "a").await.unwrap().unwrap(), "1");
+    let mut change = solo.client.begin(Isolation::ReadCommitted);
+    change.change_schema(7, 2, &relations).await.unwrap();
+    change.commit().await.unwrap();
+    let refused = get(&mut stale, "a").await;
+    assert!(matches!(refused, Err(Error::SchemaChanged { table: 7 })), "{refused:?}");
+    assert_eq!(get(&mut old, "a").await.unwrap().unwrap(), "1", "an old snapshot goes by old definitions");
+    let refused = put(&mut old, "a", "2").await;
+    assert!(matches!(refused, Err(Error::SchemaChanged { table: 7 })), "{refused:?}");
+    let mut fresh = solo.client.begin(Isolation::ReadCommitted);
+    fresh.use_table(7, 2, &relations);
+    assert_eq!(get(&mut fresh, "a").await.unwrap().unwrap(), "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serializable_keeps_phantoms_and_write_skew_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    set(&solo, &[("a", "1"), ("b", "1")]).await;
+    let mut one = solo.client.begin(Isolation::Serializable);
+    let mut two = solo.client.begin(Isolation::Serializable);
+    assert_eq!(all(&mut one, false).await.len(), 2);
+    assert_eq!(all(&mut two, false).await.len(), 2);
+    let (first, second) = tokio::join!(put(&mut one, "c", "phantom"), async {
+        let done = put(&mut two, "d", "phantom").await;
+        if done.is_err() {
+            two.rollback().await;
+        }
+        done
+    });
+    first.unwrap();
+    assert!(matches!(second, Err(Error::Deadlock { .. })), "{second:?}");
+    one.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_transaction_over_tablets_is_there_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    solo.client.split(key("0010000")).await.unwrap();
+    let mut txn = solo.client.begin(Isolation::ReadCommitted);
+    let value = Bytes::from(vec![b'v'; 200]);
+    for chunk in 0..10 {
+        let keys: Vec<Key> = (0..3000).map(|n| key(&format!("{:07}", chunk * 3000 + n))).collect();
+        txn.lock(&keys, LockMode::Exclusive, Wait::Block).await.unwrap();
+        keys.into_iter().for_each(|key| txn.put(key, value.clone()));
+    }
+    txn.commit().await.unwrap();
+    let mut txn = solo.client.begin(Isolation::ReadCommitted);
+    assert_eq!(all(&mut txn, false).await.len(), 30_000);
+}
