@@ -50,6 +50,10 @@ impl Applier {
         Ok(applier)
     }
 
+    pub fn applied(&self) -> Option<LogId> {
+        self.mark.applied
+    }
+
     fn learn_members(&mut self) {
         let membership = self.mark.membership.membership();
         let voters = membership.voter_ids().map(NodeId);
@@ -60,21 +64,21 @@ impl Applier {
         let id = entry.log_id();
         let position = Position { term: term_of(&id), index: id.index };
         self.mark.applied = Some(id);
+        if let EntryPayload::Membership(membership) = &entry.payload {
+            self.mark.membership = StoredMembershipOf::<Types>::new(Some(id), membership.clone());
+            self.learn_members();
+        }
         let mut batch = Batch::default();
+        // Before the machine's effects: expiring keys belong to the batch's first mark, and a
+        // command may seed the mark of another tablet.
+        batch.applied(self.tablet, position.index, encode(&self.mark));
         let answer = match &entry.payload {
-            EntryPayload::Blank => Bytes::new(),
+            EntryPayload::Blank | EntryPayload::Membership(_) => Bytes::new(),
             EntryPayload::Normal(command) => {
                 let entry = Entry { position, command: &command.0, members: &self.members };
                 self.machine.apply(&entry, &mut batch)?
             }
-            EntryPayload::Membership(membership) => {
-                self.mark.membership =
-                    StoredMembershipOf::<Types>::new(Some(id), membership.clone());
-                self.learn_members();
-                Bytes::new()
-            }
         };
-        batch.applied(self.tablet, position.index, encode(&self.mark));
         self.store.apply(batch)?;
         self.machine.applied(position);
         self.applied_term.send_if_modified(|term| std::mem::replace(term, position.term) != position.term);
@@ -110,7 +114,7 @@ impl RaftStateMachine<Types> for Applier {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         let mark = self.mark.clone();
-        Builder { tablet: self.tablet, store: self.store.clone(), log: self.log.clone(), machine: self.machine.clone(), mark }
+        Builder { tablet: self.tablet, store: self.store.clone(), log: self.log.clone(), mark }
     }
 
     async fn install_snapshot(
@@ -119,8 +123,9 @@ impl RaftStateMachine<Types> for Applier {
         snapshot: SnapshotData,
     ) -> io::Result<()> {
         let SnapshotData::Incoming { staging, ranges } = snapshot else {
-            return Err(io::Error::other("an outgoing snapshot cannot be installed"));
+            return Err(io::Error::other("only a snapshot that arrived can be installed"));
         };
+        self.machine.replacing();
         let (store, tablet) = (self.store.clone(), self.tablet);
         let installed = tokio::task::spawn_blocking(move || store.install(tablet, staging, ranges));
         let mark = match installed.await {
@@ -162,7 +167,6 @@ pub struct Builder {
     tablet: TabletId,
     store: Store,
     log: crate::log::GroupLog,
-    machine: Arc<dyn Machine>,
     mark: Mark,
 }
 
@@ -189,11 +193,9 @@ impl RaftSnapshotBuilder<Types> for Builder {
                 self.mark.applied
             }
         };
-        let ranges = self.machine.snapshot_scope();
-        let export = self.store.export(self.tablet, &ranges).map_err(io::Error::other)?;
         Ok(SnapshotOf::<Types, SnapshotData> {
             meta: SnapshotMeta { last_log_id, last_membership: self.mark.membership.clone() },
-            snapshot: SnapshotData::Outgoing { export: Box::new(export), ranges },
+            snapshot: SnapshotData::Permission,
         })
     }
 }

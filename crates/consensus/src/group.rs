@@ -1,18 +1,21 @@
 //! One group: its role, its proposals, its lease, its members.
 
+use crate::lease::Lease;
+use crate::pulse::{Pulse, Standing};
 use crate::types::{Command, Raft, Types};
 use crate::{Error, Machine};
+use base::env::Instant;
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
-use openraft::raft::TransferLeaderRequest;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::type_config::TypeConfigExt as _;
-use openraft::{RaftMetrics, ReadPolicy, ServerState};
+use openraft::type_config::alias::InstantOf;
+use openraft::{ChangeMembers, RaftMetrics, ReadPolicy, ServerState};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -43,36 +46,86 @@ pub struct Group {
     pub(crate) inner: Arc<Inner>,
 }
 
+/// What a group is made of.
+pub(crate) struct Parts {
+    pub env: Env,
+    pub me: NodeId,
+    pub tablet: TabletId,
+    pub raft: Raft,
+    /// The moment from which the pulse counts.
+    pub epoch: Instant,
+    pub lease: Duration,
+    /// An answer is waited for this long before it is asked whether it can still come.
+    pub patience: Duration,
+    /// Until then this process may be bound by promises that it forgot with its last end.
+    pub silent_until: Option<Instant>,
+    pub pulse: Pulse,
+}
+
 pub(crate) struct Inner {
     pub(crate) env: Env,
     pub(crate) me: NodeId,
     pub(crate) tablet: TabletId,
     pub(crate) raft: Raft,
     pub(crate) role: watch::Sender<Role>,
-    /// While leadership is being handed over, nobody may rely on the lease.
-    handing_over: AtomicBool,
-    lease: Duration,
-    /// Until then this process may be bound by promises that it forgot with its last end.
-    pub(crate) silent_until: Option<base::env::Instant>,
+    pub(crate) pulse: Pulse,
+    pub(crate) overbid_until_us: AtomicU64,
+    lease: Lease,
+    /// The term in which leadership is being handed over: nothing new is proposed in it.
+    handing_over: AtomicU64,
+    epoch: Instant,
+    lease_max: Duration,
+    patience: Duration,
+    silent_until: Option<Instant>,
 }
 
+/// How often it is looked whether a successor has caught up.
+const LOOK: Duration = Duration::from_millis(2);
 /// Asking a quorum whether one still leads.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// A new member catches up before it votes.
 const CATCH_UP: Duration = Duration::from_secs(600);
 
+pub(crate) fn since_us(epoch: Instant, at: Instant) -> u64 {
+    at.saturating_duration_since(epoch).as_micros() as u64
+}
+
+/// How long ago that was, by the clock that openraft reads too.
+pub(crate) fn age(at: InstantOf<Types>) -> Duration {
+    Types::now() - at
+}
+
+impl Inner {
+    pub(crate) fn now_us(&self) -> u64 {
+        since_us(self.epoch, self.env.now())
+    }
+
+    /// Whether this process may have forgotten a promise.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent_until.is_some_and(|until| self.env.now() < until)
+    }
+}
+
 impl Group {
-    pub(crate) fn new(
-        env: Env,
-        me: NodeId,
-        tablet: TabletId,
-        raft: Raft,
-        lease: Duration,
-        silent_until: Option<base::env::Instant>,
-    ) -> Group {
-        let role = watch::Sender::new(Role::Follower { term: 0, leader: None });
-        let handing_over = AtomicBool::new(false);
-        Group { inner: Arc::new(Inner { env, me, tablet, raft, role, handing_over, lease, silent_until }) }
+    pub(crate) fn new(parts: Parts) -> Group {
+        let Parts { env, me, tablet, raft, epoch, lease, patience, silent_until, pulse } = parts;
+        Group {
+            inner: Arc::new(Inner {
+                env,
+                me,
+                tablet,
+                raft,
+                role: watch::Sender::new(Role::Follower { term: 0, leader: None }),
+                pulse,
+                overbid_until_us: AtomicU64::new(0),
+                lease: Lease::default(),
+                handing_over: AtomicU64::new(0),
+                epoch,
+                lease_max: lease,
+                patience,
+                silent_until,
+            }),
+        }
     }
 
     pub fn tablet(&self) -> TabletId {
@@ -83,7 +136,14 @@ impl Group {
         self.inner.role.subscribe()
     }
 
+    fn leads(&self, term: u64) -> bool {
+        *self.inner.role.borrow() == (Role::Leader { term })
+    }
+
     /// Proposes as leader of `term`; resolves with [`Machine::apply`]'s answer once applied here.
+    ///
+    /// [`Error::NotLeader`]: certainly not proposed. [`Error::Lost`]: it may be committed yet, or
+    /// may have been; told at the latest when leadership has been unsure for an election time-out.
     pub async fn propose(&self, term: u64, command: Bytes) -> Result<Bytes, Error> {
         let not_leader = |leader: Option<u64>| Error::NotLeader { leader: leader.map(NodeId) };
         match *self.inner.role.borrow() {
@@ -91,16 +151,31 @@ impl Group {
             Role::Leader { .. } => return Err(not_leader(None)),
             Role::Follower { leader, .. } => return Err(Error::NotLeader { leader }),
         }
+        if self.inner.handing_over.load(Ordering::Acquire) == term {
+            return Err(not_leader(None));
+        }
+        self.inner.pulse.touch(self.inner.now_us());
+        // openraft refuses proposals without a lease, and a quiet group has none.
+        if !self.lease(term) && !self.confirm(term).await {
+            return Err(not_leader(None));
+        }
         let (responder, answer) = ProgressResponder::complete_only();
         let write = self.inner.raft.write(Command(command)).with_leader(term).responder(responder);
         if let Err(fatal) = write.await {
             return Err(self.stopped(&fatal));
         }
-        match answer.await {
+        let mut answer = std::pin::pin!(answer);
+        let answered = loop {
+            match self.inner.env.timeout(self.inner.patience, &mut answer).await {
+                Some(answered) => break answered,
+                None if self.lease(term) => {}
+                None => return Err(Error::Lost),
+            }
+        };
+        match answered {
             Ok(Ok(response)) => Ok(response.data),
             Ok(Err(ClientWriteError::ForwardToLeader(to))) => Err(not_leader(to.leader_id)),
-            Ok(Err(_)) => Err(Error::Lost),
-            Err(_) => Err(Error::Lost),
+            Ok(Err(_)) | Err(_) => Err(Error::Lost),
         }
     }
 
@@ -109,13 +184,18 @@ impl Group {
     }
 
     /// True if this replica surely led in `term` at some moment after the call began. Ask it
-    /// after reading local state. A voter refuses others its vote for a whole election time-out
-    /// after it heard from the leader; the lease is shorter than that by the margin by which
-    /// clocks may run at different rates, and counts from when the leader asked.
+    /// after reading local state; it costs a few atomic loads. A voter refuses others its vote
+    /// for a while after it heard from the leader; the lease is shorter than that by the margin
+    /// by which clocks may run at different rates, and counts from when the leader asked.
     pub fn lease(&self, term: u64) -> bool {
-        if *self.inner.role.borrow() != (Role::Leader { term })
-            || self.inner.handing_over.load(Ordering::Acquire)
-        {
+        let now = self.inner.env.now();
+        let now_us = since_us(self.inner.epoch, now);
+        self.inner.lease.holds(term, now_us) || self.renew_lease(term, now)
+    }
+
+    /// Computes the lease of `term` anew from what openraft knows.
+    fn renew_lease(&self, term: u64, now: Instant) -> bool {
+        if self.inner.lease.is_given_up(term) || !self.leads(term) {
             return false;
         }
         let metrics = self.inner.raft.metrics();
@@ -123,50 +203,83 @@ impl Group {
         if metrics.current_term != term || metrics.state != ServerState::Leader {
             return false;
         }
-        if alone(&metrics, self.inner.me) {
-            return true;
-        }
-        // openraft's own reading of the same clock.
-        let now = Types::now();
-        metrics.last_quorum_acked.is_some_and(|acked| now < *acked + self.inner.lease)
+        let from = if alone(&metrics, self.inner.me) {
+            Some(now)
+        } else {
+            metrics.last_quorum_acked.and_then(|acked| now.checked_sub(age(*acked)))
+        };
+        let Some(until) = from.map(|from| from + self.inner.lease_max) else { return false };
+        self.inner.lease.renew(term, since_us(self.inner.epoch, until));
+        now < until && !self.inner.lease.is_given_up(term)
     }
 
     /// As [`Group::lease`], but asks a quorum before it says no.
     pub async fn confirm(&self, term: u64) -> bool {
-        if *self.inner.role.borrow() != (Role::Leader { term })
-            || self.inner.handing_over.load(Ordering::Acquire)
-        {
+        if self.inner.lease.is_given_up(term) || !self.leads(term) {
             return false;
         }
+        self.inner.pulse.touch(self.inner.now_us());
         let asked = self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         let confirmed = matches!(self.inner.env.timeout(CONFIRM, asked).await, Some(Ok(_)));
-        confirmed && *self.inner.role.borrow() == (Role::Leader { term })
+        confirmed && self.leads(term) && !self.inner.lease.is_given_up(term)
     }
 
-    /// Hands the leadership to `to`, which must have caught up.
+    /// Hands the leadership to `to`: proposes nothing more, waits until `to` has caught up, and
+    /// lets it campaign. If it does not take over, this leadership is over all the same, and the
+    /// group elects after a time-out; only if `to` does not catch up, it goes on.
     pub async fn transfer(&self, to: NodeId) -> Result<(), Error> {
         let term = match *self.inner.role.borrow() {
             Role::Leader { term } => term,
             Role::Follower { leader, .. } => return Err(Error::NotLeader { leader }),
         };
-        self.inner.handing_over.store(true, Ordering::Release);
+        let failed = |reason: String| Error::Members { tablet: self.inner.tablet, reason };
+        self.inner.pulse.touch(self.inner.now_us());
+        self.inner.handing_over.store(term, Ordering::Release);
+        let caught_up = async {
+            while !self.has_all(to) {
+                self.inner.env.sleep(LOOK).await;
+            }
+        };
+        if self.inner.env.timeout(CONFIRM, caught_up).await.is_none() {
+            self.inner.handing_over.store(0, Ordering::Release);
+            return Err(failed(format!("node {to} has not caught up")));
+        }
+        self.inner.lease.give_up(term);
         let asked = self.inner.raft.trigger().transfer_leader(to.0).await;
+        asked.map_err(|fatal| self.stopped(&fatal))?;
         let mut role = self.role();
         let gone = self.inner.env.timeout(CONFIRM, role.wait_for(|role| *role != Role::Leader { term }));
-        let moved = asked.is_ok() && matches!(gone.await, Some(Ok(_)));
-        if !moved {
-            // The target may still be campaigning: wait out what it was allowed.
-            self.inner.env.sleep(self.inner.lease).await;
+        match gone.await {
+            Some(Ok(_)) => Ok(()),
+            _ => Err(failed(format!("node {to} did not take over"))),
         }
-        self.inner.handing_over.store(false, Ordering::Release);
-        asked.map_err(|fatal| self.stopped(&fatal))?;
-        match moved {
-            true => Ok(()),
-            false => Err(Error::Members {
-                tablet: self.inner.tablet,
-                reason: format!("node {to} did not take over"),
-            }),
-        }
+    }
+
+    /// As leader: whether the whole log is known to have reached `node`.
+    fn has_all(&self, node: NodeId) -> bool {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = metrics.replication.as_ref().and_then(|all| all.get(&node.0).copied().flatten());
+        matched.map(|id| id.index) == metrics.last_log_index || node == self.inner.me
+    }
+
+    /// As leader: whether all members have all that is known, and have answered lately, so that
+    /// there is nothing to tell them.
+    pub(crate) fn is_settled(&self) -> bool {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let (Some(replication), Some(heard)) = (&metrics.replication, &metrics.heartbeat) else {
+            return false;
+        };
+        let lately = |node: &u64| {
+            let at = heard.get(node).copied().flatten();
+            *node == self.inner.me.0 || at.is_some_and(|at| age(*at) < self.inner.lease_max)
+        };
+        self.leads(metrics.current_term)
+            && metrics.last_applied.map(|id| id.index) == metrics.last_log_index
+            && replication.iter().all(|(node, matched)| {
+                matched.map(|id| id.index) == metrics.last_log_index && lately(node)
+            })
     }
 
     /// Campaigns now, unless a leader is known.
@@ -174,27 +287,18 @@ impl Group {
         self.inner.raft.trigger().elect(false).await.map_err(|fatal| self.stopped(&fatal))
     }
 
-    /// The leader's process is dead, which is a fact: campaigns without waiting for its lease.
-    pub(crate) async fn succeed(&self, dead: NodeId) {
-        let request = {
-            let metrics = self.inner.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            if metrics.current_leader != Some(dead.0) {
-                return;
-            }
-            let last = self.inner.raft.data_metrics().borrow_watched().last_log;
-            TransferLeaderRequest::new(metrics.vote, self.inner.me.0, last)
-        };
-        match self.inner.raft.handle_transfer_leader(request).await {
-            Ok(Ok(())) => {}
-            other => tracing::debug!(tablet = %self.inner.tablet, ?other, "cannot succeed a dead leader at once"),
-        }
-    }
-
     /// Makes `voters` the group's voters: adds those that are new as learners, lets them catch
-    /// up, changes over by joint consensus, and lets go of who is no more among them.
+    /// up, changes over by joint consensus, and lets go of who is no more among them. A leader
+    /// that is to go hands over on the way and answers [`Error::NotLeader`]: ask the new one.
     pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
         let failed = |reason: String| Error::Members { tablet: self.inner.tablet, reason };
+        let Role::Leader { .. } = *self.inner.role.borrow() else {
+            return Err(Error::NotLeader { leader: self.status().leader });
+        };
+        if voters.is_empty() {
+            return Err(failed("a group needs a voter".into()));
+        }
+        self.inner.pulse.touch(self.inner.now_us());
         let status = self.status();
         for new in voters.iter().filter(|node| !status.voters.contains(node)) {
             let added = self.inner.raft.add_learner(new.0, (), true);
@@ -204,9 +308,25 @@ impl Group {
                 None => return Err(failed(format!("node {new} does not catch up"))),
             }
         }
-        let voters: BTreeSet<u64> = voters.iter().map(|node| node.0).collect();
-        let changed = self.inner.raft.change_membership(voters, false).await;
-        changed.map(|_| ()).map_err(|error| failed(error.to_string()))
+        let me = self.inner.me;
+        let ids: BTreeSet<u64> = voters.iter().copied().chain([me]).map(|node| node.0).collect();
+        let changed = self.inner.raft.change_membership(ids, false).await;
+        changed.map_err(|error| failed(error.to_string()))?;
+        // Learners that an earlier change left behind.
+        let left: BTreeSet<u64> = self.status().learners.iter().map(|node| node.0).collect();
+        if !left.is_empty() {
+            let removed = self.inner.raft.change_membership(ChangeMembers::RemoveNodes(left), false).await;
+            removed.map_err(|error| failed(error.to_string()))?;
+        }
+        if voters.contains(&me) {
+            return Ok(());
+        }
+        // A leader that took itself out would leave its lease behind with nobody bound by it.
+        let matched = self.status().matched;
+        let reached = |node: &NodeId| matched.iter().find(|(known, _)| known == node).map(|(_, at)| *at);
+        let to = voters.iter().copied().max_by_key(reached).ok_or_else(|| failed("a group needs a voter".into()))?;
+        self.transfer(to).await?;
+        Err(Error::NotLeader { leader: Some(to) })
     }
 
     pub fn status(&self) -> Status {
@@ -234,15 +354,35 @@ impl Group {
             let mut server = group.inner.raft.server_metrics();
             loop {
                 let applied = *applied_term.borrow_and_update();
-                let now = {
+                let (now, standing) = {
                     let server = server.borrow_watched();
                     let term = server.vote.leader_id.term;
-                    match server.state {
-                        ServerState::Leader if applied == term => Role::Leader { term },
-                        _ => Role::Follower { term, leader: server.current_leader.map(NodeId) },
+                    let leader = server.current_leader.map(NodeId);
+                    let membership = server.membership_config.membership();
+                    let me = group.inner.me;
+                    let voter = membership.voter_ids().any(|voter| voter == me.0);
+                    let members = membership.voter_ids().chain(membership.learner_ids()).map(NodeId);
+                    let leading = server.state == ServerState::Leader;
+                    let standing = Standing {
+                        term,
+                        leader,
+                        leading,
+                        voter,
+                        peers: members.filter(|node| *node != me).collect(),
+                    };
+                    match leading && applied == term {
+                        true => (Role::Leader { term }, standing),
+                        false => (Role::Follower { term, leader }, standing),
                     }
                 };
-                if *group.inner.role.borrow() != now {
+                if *group.inner.pulse.standing() != standing {
+                    group.inner.pulse.stand(standing);
+                }
+                let before = group.inner.role.borrow().clone();
+                if before != now {
+                    if let Role::Leader { term } = before {
+                        group.inner.lease.give_up(term);
+                    }
                     group.inner.role.send_replace(now.clone());
                     machine.role(now);
                 }

@@ -1,32 +1,38 @@
 //! The groups of this node, and the messages they answer.
 //!
-//! Two guards stand here:
+//! Three guards stand here:
 //!
 //! * **A restarted process has forgotten its leases.** openraft restores a vote, but not when the
 //!   leader it was given to was last heard from; it could vote for another while that leader
 //!   still believes in its lease. For one maximal election time-out after a start this node
 //!   neither campaigns nor votes, except in a hand-over, which the leader or a report of its
-//!   death has authorised. A group that never voted has nothing to forget.
+//!   death has authorised. Who voted for itself last, or never, owes nothing to anyone.
 //! * **A restarted leader does not go on in its term** (`enable_leader_restore` is off): its lock
 //!   table is empty, and a term names one lock table's life.
+//! * **A log that begins after the state's end is not started on**: what is missing in between
+//!   was acknowledged by this node, and cannot be made up.
 
 use crate::applier::Applier;
-use crate::group::Group;
+use crate::group::{self, Group};
 use crate::log::GroupLog;
-use crate::network::Network;
+use crate::network::{Append, Network};
+use crate::pulse::Pulse;
 use crate::snapshot::{Arriving, Message, SnapshotData};
-use crate::types::{Raft, SnapshotMeta, Types, Vote, decode, encode};
+use crate::types::{LogId, Raft, SnapshotMeta, Types, Vote, decode, encode};
 use crate::{Error, Machine};
 use base::env::Instant;
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
 use openraft::SnapshotPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::raft::{AppendEntriesRequest, SnapshotResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
+};
 use openraft::type_config::alias::SnapshotOf;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use storage::{Store, TabletRanges};
@@ -34,12 +40,16 @@ use transport::{Answer, MessageKind, Transport};
 
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// How often a leader is heard from, and a follower's reason to worry after a few.
     pub heartbeat: Duration,
+    /// For so long after it heard from a leader a voter refuses others.
     pub election_min: Duration,
+    /// After a silence between `election_min` and this a follower campaigns.
     pub election_max: Duration,
-    /// Shorter than `election_max`, for which voters refuse others, by the clocks' drift.
+    /// Shorter than `election_min`, for which voters refuse others, by the clocks' drift.
     pub lease: Duration,
-    /// Applied entries kept in the log for followers that lag; beyond, they get a snapshot.
+    /// Applied entries kept in the log for members that are away; beyond, they get a snapshot.
+    /// Members that are there are waited for.
     pub n_entries_kept: u64,
     /// How often the log is looked at for what can be purged.
     pub purge_every: Duration,
@@ -49,13 +59,21 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             heartbeat: Duration::from_millis(200),
-            election_min: Duration::from_millis(800),
-            election_max: Duration::from_millis(1600),
-            lease: Duration::from_millis(1400),
-            n_entries_kept: 4096,
+            election_min: Duration::from_millis(900),
+            election_max: Duration::from_millis(1300),
+            lease: Duration::from_millis(800),
+            n_entries_kept: 32_768,
             purge_every: Duration::from_secs(5),
         }
     }
+}
+
+/// What the groups of this node did since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Snapshots delivered to other nodes, and installed here.
+    pub n_snapshots_sent: u64,
+    pub n_snapshots_installed: u64,
 }
 
 type Unknown = dyn Fn(TabletId, NodeId) + Send + Sync;
@@ -63,30 +81,57 @@ type Unknown = dyn Fn(TabletId, NodeId) + Send + Sync;
 /// All Raft groups of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Groups {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    env: Env,
-    me: NodeId,
-    store: Store,
-    transport: Transport,
-    config: Config,
-    groups: RwLock<HashMap<TabletId, Group>>,
+pub(crate) struct Inner {
+    pub(crate) env: Env,
+    pub(crate) me: NodeId,
+    pub(crate) store: Store,
+    pub(crate) transport: Transport,
+    pub(crate) config: Config,
+    pub(crate) groups: RwLock<HashMap<TabletId, Group>>,
+    /// The moment from which the pulses count.
+    epoch: Instant,
+    n_snapshots_sent: Arc<AtomicU64>,
+    n_snapshots_installed: AtomicU64,
     arriving: Arriving,
     unknown: RwLock<Option<Arc<Unknown>>>,
     /// When each unknown tablet was last told about.
     told: Mutex<HashMap<TabletId, Instant>>,
 }
 
+impl Inner {
+    pub(crate) fn now_us(&self) -> u64 {
+        group::since_us(self.epoch, self.env.now())
+    }
+
+    /// How long a leader counts as alive after it was heard from.
+    pub(crate) fn loyalty_us(&self) -> u64 {
+        self.config.election_min.as_micros() as u64
+    }
+}
+
+/// Does not keep the groups from ending.
+pub(crate) struct WeakGroups(Weak<Inner>);
+
+impl WeakGroups {
+    pub(crate) fn upgrade(&self) -> Option<Groups> {
+        self.0.upgrade().map(|inner| Groups { inner })
+    }
+}
+
 /// An unknown tablet is told about this often.
 const TELL_EVERY: Duration = Duration::from_millis(200);
-/// Survivors of a dead leader campaign one after the other, this far apart.
-const STAGGER: Duration = Duration::from_millis(60);
+/// A learner that lags by no more entries than this may become a voter.
+const CAUGHT_UP: u64 = 256;
 
 impl Groups {
     pub fn new(env: Env, store: Store, transport: Transport, config: Config) -> Groups {
         let inner = Arc::new(Inner {
+            epoch: env.now(),
+            n_snapshots_sent: Arc::default(),
+            n_snapshots_installed: AtomicU64::new(0),
             env,
             me: transport.node(),
             store,
@@ -99,8 +144,20 @@ impl Groups {
         });
         let groups = Groups { inner };
         groups.register();
+        groups.run_beats();
         groups.run_purges();
         groups
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakGroups {
+        WeakGroups(Arc::downgrade(&self.inner))
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats {
+            n_snapshots_sent: self.inner.n_snapshots_sent.load(Ordering::Relaxed),
+            n_snapshots_installed: self.inner.n_snapshots_installed.load(Ordering::Relaxed),
+        }
     }
 
     /// Starts this node's replica of a group from what the store holds.
@@ -110,39 +167,68 @@ impl Groups {
         let ms = |duration: Duration| duration.as_millis() as u64;
         let config = openraft::Config {
             cluster_name: format!("tablet {tablet}"),
-            heartbeat_interval: ms(inner.config.heartbeat),
-            election_timeout_min: ms(inner.config.election_min),
-            election_timeout_max: ms(inner.config.election_max),
+            // `beat` keeps the time. What openraft still takes from here: how long a heartbeat
+            // may be on its way, and how long a voter is loyal (`election_timeout_max`).
+            enable_tick: false,
+            heartbeat_interval: ms(inner.config.heartbeat * 2),
+            election_timeout_min: ms(inner.config.election_min) - 1,
+            election_timeout_max: ms(inner.config.election_min),
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
             max_payload_entries: 512,
-            replication_lag_threshold: inner.config.n_entries_kept,
+            replication_lag_threshold: CAUGHT_UP,
             enable_leader_restore: Some(false),
             enable_pre_vote: Some(true),
             ..openraft::Config::default()
         };
         let config = Arc::new(config.validate().map_err(|error| stopped(error.to_string()))?);
         let log = GroupLog::new(tablet, inner.store.log().clone());
-        let voted = log.vote().map_err(|error| stopped(error.to_string()))?.is_some();
+        let vote = log.vote().map_err(|error| stopped(error.to_string()))?;
+        let purged = log.purged().map_err(|error| stopped(error.to_string()))?;
         let (applied_term, terms) = tokio::sync::watch::channel(0);
         let applier =
             Applier::open(inner.env.clone(), tablet, inner.store.clone(), machine.clone(), applied_term);
         let applier = applier.map_err(|error| stopped(error.to_string()))?;
-        let network =
-            Network { env: inner.env.clone(), transport: inner.transport.clone(), tablet };
+        let next = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+        if next(purged) > next(applier.applied()) {
+            return Err(stopped(format!(
+                "its log here begins at entry {} and its state ends before entry {}; give this node \
+                 an empty data directory and let it join anew",
+                next(purged),
+                next(applier.applied()),
+            )));
+        }
+        let network = Network {
+            env: inner.env.clone(),
+            transport: inner.transport.clone(),
+            tablet,
+            n_snapshots_sent: inner.n_snapshots_sent.clone(),
+        };
         let raft = Raft::new(inner.me.0, config, network, log, applier).await;
         let raft = raft.map_err(|fatal| stopped(fatal.to_string()))?;
-        let silent_until = voted.then(|| inner.env.now() + inner.config.election_max);
-        if let Some(until) = silent_until {
-            raft.runtime_config().elect(false);
-            let (raft, env) = (raft.clone(), inner.env.clone());
-            inner.env.spawn("silence after a start", async move {
-                env.sleep_until(until).await;
-                raft.runtime_config().elect(true);
-            });
-        }
-        let env = inner.env.clone();
-        let group = Group::new(env, inner.me, tablet, raft, inner.config.lease, silent_until);
+
+        let now = inner.env.now();
+        let owes = vote.is_some_and(|vote| vote.leader_id.voted_for != inner.me.0);
+        let leads_alone = {
+            let server = raft.server_metrics();
+            let server = server.borrow_watched();
+            let mut voters = server.membership_config.membership().voter_ids();
+            voters.next() == Some(inner.me.0) && voters.next().is_none()
+        };
+        let patience_us = self.patience_us();
+        let now_us = group::since_us(inner.epoch, now);
+        let campaign_at_us = if leads_alone && !owes { now_us } else { now_us + patience_us };
+        let group = Group::new(group::Parts {
+            env: inner.env.clone(),
+            me: inner.me,
+            tablet,
+            raft,
+            epoch: inner.epoch,
+            lease: inner.config.lease,
+            patience: inner.config.election_max,
+            silent_until: owes.then(|| now + inner.config.election_max),
+            pulse: Pulse::new(campaign_at_us, patience_us),
+        });
         group.run_roles(terms, machine);
         inner.groups.write().insert(tablet, group.clone());
         Ok(group)
@@ -184,26 +270,6 @@ impl Groups {
         *self.inner.unknown.write() = Some(Arc::new(callback));
     }
 
-    /// A fact told by the dead process's supervisor: the groups it led elect at once. The
-    /// survivor with the lowest id campaigns first, the others a little later if it failed.
-    pub fn report_death(&self, node: NodeId) {
-        for group in self.all() {
-            let status = group.status();
-            if status.leader != Some(node) {
-                continue;
-            }
-            let mut survivors = status.voters;
-            survivors.retain(|voter| *voter != node);
-            survivors.sort_unstable();
-            let Some(rank) = survivors.iter().position(|voter| *voter == self.inner.me) else { continue };
-            let env = self.inner.env.clone();
-            self.inner.env.spawn("succession", async move {
-                env.sleep(STAGGER * rank as u32).await;
-                group.succeed(node).await;
-            });
-        }
-    }
-
     pub async fn shutdown(&self) {
         for group in self.all() {
             if let Err(error) = self.stop(group.tablet(), false).await {
@@ -213,14 +279,32 @@ impl Groups {
     }
 
     fn register(&self) {
-        self.handle(MessageKind::RaftAppend, |group, rpc: AppendEntriesRequest<Types>| async move {
-            group.inner.raft.append_entries(rpc).await.map_err(|error| error.to_string())
+        let weak = self.downgrade();
+        self.inner.transport.handle(MessageKind::RaftAppend, move |from: NodeId, payload: Bytes| -> Answer {
+            let groups = weak.upgrade();
+            Box::pin(async move {
+                match (groups, decode::<Append>(&payload)) {
+                    (Some(groups), Ok(Append::Entries(tablet, rpc))) => {
+                        encode(&groups.append(from, tablet, rpc).await)
+                    }
+                    (Some(groups), Ok(Append::Quiet(named))) => encode(&groups.hear_quiet(from, &named)),
+                    (None, _) => encode(&Err::<(), _>("this node is stopping")),
+                    (_, Err(error)) => encode(&Err::<(), _>(format!("a message does not decode: {error}"))),
+                }
+            })
         });
         self.handle(MessageKind::RaftVote, |group, rpc: VoteRequest<Types>| async move {
             if let Some(refusal) = group.refuses(&rpc) {
                 return Ok(refusal);
             }
-            group.inner.raft.vote(rpc).await.map_err(|error| error.to_string())
+            let answer = group.inner.raft.vote(rpc.clone()).await.map_err(|error| error.to_string())?;
+            if answer.vote_granted {
+                group.inner.pulse.patient(group.inner.now_us());
+            } else if group.overbids(&rpc, &answer) {
+                let env = group.inner.env.clone();
+                env.spawn("overbid", async move { group.overbid(rpc.vote.leader_id.term).await });
+            }
+            Ok(answer)
         });
         self.handle(MessageKind::RaftPreVote, |group, rpc: VoteRequest<Types>| async move {
             if let Some(refusal) = group.refuses(&rpc) {
@@ -231,11 +315,11 @@ impl Groups {
         self.handle(MessageKind::RaftTransferLeader, |group, rpc: TransferLeaderRequest<Types>| async move {
             group.inner.raft.handle_transfer_leader(rpc).await.map_err(|fatal| fatal.to_string())
         });
-        let weak = Arc::downgrade(&self.inner);
+        let weak = self.downgrade();
         self.inner.transport.handle(MessageKind::RaftSnapshot, move |from: NodeId, payload: Bytes| -> Answer {
-            let weak = weak.clone();
+            let groups = weak.upgrade();
             Box::pin(async move {
-                let answer = match upgrade(&weak) {
+                let answer = match groups {
                     Some(groups) => groups.snapshot_message(from, &payload).await,
                     None => Err("this node is stopping".into()),
                 };
@@ -253,11 +337,11 @@ impl Groups {
         A: Serialize + Send,
         F: Future<Output = Result<A, String>> + Send + 'static,
     {
-        let weak = Arc::downgrade(&self.inner);
+        let weak = self.downgrade();
         self.inner.transport.handle(kind, move |from: NodeId, payload: Bytes| -> Answer {
-            let (weak, work) = (weak.clone(), work.clone());
+            let (groups, work) = (weak.upgrade(), work.clone());
             Box::pin(async move {
-                let answer: Result<A, String> = match (upgrade(&weak), decode::<(TabletId, Q)>(&payload)) {
+                let answer: Result<A, String> = match (groups, decode::<(TabletId, Q)>(&payload)) {
                     (None, _) => Err("this node is stopping".into()),
                     (_, Err(error)) => Err(format!("a message does not decode: {error}")),
                     (Some(groups), Ok((tablet, request))) => match groups.get(tablet) {
@@ -271,6 +355,22 @@ impl Groups {
                 encode(&answer)
             })
         });
+    }
+
+    async fn append(
+        &self,
+        from: NodeId,
+        tablet: TabletId,
+        rpc: openraft::raft::AppendEntriesRequest<Types>,
+    ) -> Result<AppendEntriesResponse<Types>, String> {
+        let Some(group) = self.get(tablet) else {
+            self.tell_unknown(tablet, from);
+            return Err(format!("tablet {tablet} has no replica here"));
+        };
+        let inner = &group.inner;
+        // Heard on arrival: while a snapshot is being installed the answer takes its time.
+        inner.pulse.heard(rpc.vote.leader_id.term, self.inner.now_us(), self.inner.loyalty_us());
+        inner.raft.append_entries(rpc).await.map_err(|error| error.to_string())
     }
 
     fn tell_unknown(&self, tablet: TabletId, from: NodeId) {
@@ -301,15 +401,15 @@ impl Groups {
                     self.tell_unknown(tablet, from);
                     return Err(format!("tablet {tablet} has no replica here"));
                 }
-                arriving.begin(from, transfer, tablet, &self.inner.store)?;
+                arriving.begin(tablet, from, transfer, &self.inner.store)?;
                 Ok(None)
             }
-            Message::Chunk { transfer, chunk } => {
-                arriving.chunk(from, transfer, &chunk)?;
+            Message::Chunk { tablet, transfer, chunk } => {
+                arriving.chunk(tablet, from, transfer, chunk).await?;
                 Ok(None)
             }
             Message::End { tablet, transfer, vote, meta, ranges } => {
-                let staging = arriving.end(from, transfer)?;
+                let staging = arriving.end(tablet, from, transfer)?;
                 self.install(tablet, staging, vote, meta, ranges).await.map(Some)
             }
         }
@@ -328,56 +428,18 @@ impl Groups {
             meta,
             snapshot: SnapshotData::Incoming { staging, ranges },
         };
-        group.inner.raft.install_full_snapshot(vote, snapshot).await.map_err(|fatal| fatal.to_string())
+        let installed = group.inner.raft.install_full_snapshot(vote, snapshot).await;
+        self.inner.n_snapshots_installed.fetch_add(1, Ordering::Relaxed);
+        installed.map_err(|fatal| fatal.to_string())
     }
-
-    /// Purges each log up to what is durable in the trees, less what lagging followers may need.
-    fn run_purges(&self) {
-        let weak = Arc::downgrade(&self.inner);
-        let env = self.inner.env.clone();
-        let every = self.inner.config.purge_every;
-        self.inner.env.spawn("log purge", async move {
-            loop {
-                env.sleep(every).await;
-                let Some(groups) = upgrade(&weak) else { return };
-                groups.purge().await;
-            }
-        });
-    }
-
-    async fn purge(&self) {
-        let hoarders = self.inner.store.log().hoarders();
-        for group in self.all() {
-            let tablet = group.tablet();
-            let status = group.status();
-            let kept = if hoarders.contains(&tablet) { 16 } else { self.inner.config.n_entries_kept };
-            let durable = self.inner.store.durable_index(tablet).unwrap_or(0);
-            let upto = durable.saturating_sub(kept);
-            // Rarely enough that purging costs nothing, often enough that logs stay short.
-            if upto < status.purged + kept.div_ceil(4) {
-                continue;
-            }
-            let raft = &group.inner.raft;
-            let purged = async {
-                raft.trigger().snapshot().await?;
-                raft.trigger().purge_log(upto).await
-            };
-            if let Err(fatal) = purged.await {
-                tracing::warn!(%tablet, %fatal, "a log cannot be purged");
-            }
-        }
-    }
-}
-
-fn upgrade(weak: &Weak<Inner>) -> Option<Groups> {
-    weak.upgrade().map(|inner| Groups { inner })
 }
 
 impl Group {
-    /// The answer of a process that may have forgotten a lease it granted.
+    /// The answer of a process that may have forgotten a lease it granted, or that knows the
+    /// leader to be alive though quiet.
     fn refuses(&self, request: &VoteRequest<Types>) -> Option<VoteResponse<Types>> {
-        let until = self.inner.silent_until?;
-        if request.leadership_transfer || self.inner.env.now() >= until {
+        let bound = self.inner.is_silent() || self.inner.pulse.is_loyal(self.inner.now_us());
+        if request.leadership_transfer || !bound {
             return None;
         }
         let vote = self.inner.raft.metrics().borrow_watched().vote;

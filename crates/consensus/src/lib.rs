@@ -10,21 +10,28 @@
 //!
 //! * [`groups`]: the groups of this node, the messages they answer, reports of deaths
 //! * [`group`]: one group: roles, proposals, leases, members
+//! * `lease`, `pulse`, `beat`: who leads for how long, who is alive, one timer for all groups
+//! * `succession`: elections after a reported death; `purge`: when a log forgets
 //! * `log`, `applier`, `network`, `snapshot`: openraft's four seams
 //!
 //! This room knows nothing of transactions: what an entry does is the [`Machine`]'s business.
 //! The traps it guards against stand where the guards are, each with a test of its own.
 
-mod applier;
-pub mod group;
 pub mod groups;
+pub mod group;
+mod lease;
+mod pulse;
+mod beat;
+mod succession;
+mod purge;
 mod log;
+mod applier;
 mod network;
 mod snapshot;
 mod types;
 
 pub use group::{Group, Role, Status};
-pub use groups::{Config, Groups};
+pub use groups::{Config, Groups, Stats};
 
 use base::{Disposition, NodeId, TabletId};
 use bytes::Bytes;
@@ -58,6 +65,11 @@ pub trait Machine: Send + Sync + 'static {
 
     /// What belongs to this group, for snapshots.
     fn snapshot_scope(&self) -> TabletRanges;
+
+    /// The state is about to be replaced as a whole by a snapshot: until [`Machine::restored`]
+    /// the store shows pieces of it. A read that was under way when this was called must not be
+    /// answered either.
+    fn replacing(&self) {}
 
     /// The state was replaced as a whole by a snapshot.
     fn restored(&self);

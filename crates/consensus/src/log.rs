@@ -11,7 +11,8 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use storage::{Entry, Log, Slot};
+use storage::{Done, Entry, Log, Slot};
+use tokio::sync::oneshot;
 
 /// What is read for one message to a follower.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -36,6 +37,10 @@ impl GroupLog {
         self.load(Slot::Vote)
     }
 
+    pub fn purged(&self) -> io::Result<Option<LogId>> {
+        self.load(Slot::Purged)
+    }
+
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
         let entries = self.log.read(self.tablet, start..end, max_bytes).map_err(io::Error::other)?;
         entries.iter().map(|entry| decode(&entry.bytes)).collect()
@@ -43,7 +48,7 @@ impl GroupLog {
 
     /// The id of the entry at `index`, if the log still has it.
     pub fn id_at(&self, index: u64) -> io::Result<Option<LogId>> {
-        let purged: Option<LogId> = self.load(Slot::Purged)?;
+        let purged = self.purged()?;
         if let Some(purged) = purged.filter(|purged| purged.index == index) {
             return Ok(Some(purged));
         }
@@ -54,6 +59,20 @@ impl GroupLog {
             _ => Ok(None),
         }
     }
+}
+
+/// A callback, and what resolves when it has been called.
+fn done() -> (Done, oneshot::Receiver<()>) {
+    let (sender, receiver) = oneshot::channel();
+    let done = move || {
+        // Who asked may have been shut down meanwhile.
+        sender.send(()).ok();
+    };
+    (Box::new(done), receiver)
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the log has stopped")
 }
 
 impl RaftLogReader<Types> for GroupLog {
@@ -87,7 +106,7 @@ impl RaftLogStorage<Types> for GroupLog {
     type LogReader = GroupLog;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
-        let purged: Option<LogId> = self.load(Slot::Purged)?;
+        let purged = self.purged()?;
         let last = match self.log.bounds(self.tablet) {
             Some((_, last)) => self.read(last, last + 1, usize::MAX)?.first().map(RaftEntry::log_id),
             None => None,
@@ -100,13 +119,9 @@ impl RaftLogStorage<Types> for GroupLog {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let (done, durable) = tokio::sync::oneshot::channel();
-        let done = Box::new(move || {
-            // Who asked may have been shut down meanwhile.
-            done.send(()).ok();
-        });
+        let (done, durable) = done();
         self.log.save(self.tablet, Slot::Vote, Some(encode(vote)), done);
-        durable.await.map_err(|_| io::Error::other("the log has stopped"))
+        durable.await.map_err(|_| stopped())
     }
 
     async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> io::Result<()>
@@ -124,8 +139,11 @@ impl RaftLogStorage<Types> for GroupLog {
 
     async fn truncate_after(&mut self, last_kept: Option<LogId>) -> io::Result<()> {
         let last_kept = last_kept.map(|id| id.index);
-        self.log.truncate_after(self.tablet, last_kept, Box::new(|| {}));
-        Ok(())
+        // Waited for, though it is rare: a snapshot that is installed next could otherwise be
+        // durable before the entries that contradict it are gone.
+        let (done, durable) = done();
+        self.log.truncate_after(self.tablet, last_kept, done);
+        durable.await.map_err(|_| stopped())
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {

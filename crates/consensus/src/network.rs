@@ -3,6 +3,7 @@
 use crate::snapshot::{self, SnapshotData};
 use crate::types::{Types, Vote, decode, encode};
 use base::{Env, NodeId, TabletId};
+use bytes::Bytes;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
 use openraft::raft::{
@@ -10,8 +11,10 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use transport::{MessageKind, Transport};
 
@@ -20,7 +23,21 @@ pub struct Network {
     pub env: Env,
     pub transport: Transport,
     pub tablet: TabletId,
+    pub n_snapshots_sent: Arc<AtomicU64>,
 }
+
+/// What one node's leaders say to another node.
+#[derive(Serialize, Deserialize)]
+pub enum Append {
+    /// Entries of one group, or its heartbeat.
+    Entries(TabletId, AppendEntriesRequest<Types>),
+    /// Groups at rest that the sender leads, and in which term.
+    Quiet(Vec<(TabletId, u64)>),
+}
+
+/// Entries are on their way for this long at most. A heartbeat is not waited for that long, but
+/// what takes a follower's disk a while must not be sent again and again.
+const ENTRIES_DEADLINE: Duration = Duration::from_secs(2);
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Connection;
@@ -36,13 +53,21 @@ pub struct Connection {
 }
 
 impl Connection {
-    async fn call<Q: Serialize, A: DeserializeOwned>(
+    async fn ask<Q: Serialize, A: DeserializeOwned>(
         &self,
         kind: MessageKind,
         request: Q,
         deadline: Duration,
     ) -> Result<A, RPCError<Types>> {
-        let payload = encode(&(self.network.tablet, request));
+        self.call(kind, encode(&(self.network.tablet, request)), deadline).await
+    }
+
+    async fn call<A: DeserializeOwned>(
+        &self,
+        kind: MessageKind,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<A, RPCError<Types>> {
         let answer = self.network.transport.call(self.target, kind, deadline, payload).await;
         let unreachable = |error: &transport::Error| RPCError::Unreachable(Unreachable::new(error));
         let answer = answer.map_err(|error| match &error {
@@ -63,7 +88,12 @@ impl RaftNetworkV2<Types> for Connection {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        self.call(MessageKind::RaftAppend, request, option.hard_ttl()).await
+        let deadline = match request.entries.is_empty() {
+            true => option.hard_ttl(),
+            false => option.hard_ttl().max(ENTRIES_DEADLINE),
+        };
+        let payload = encode(&Append::Entries(self.network.tablet, request));
+        self.call(MessageKind::RaftAppend, payload, deadline).await
     }
 
     async fn vote(
@@ -71,7 +101,7 @@ impl RaftNetworkV2<Types> for Connection {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.call(MessageKind::RaftVote, request, option.hard_ttl()).await
+        self.ask(MessageKind::RaftVote, request, option.hard_ttl()).await
     }
 
     async fn pre_vote(
@@ -79,7 +109,7 @@ impl RaftNetworkV2<Types> for Connection {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.call(MessageKind::RaftPreVote, request, option.hard_ttl()).await
+        self.ask(MessageKind::RaftPreVote, request, option.hard_ttl()).await
     }
 
     async fn full_snapshot(
@@ -89,10 +119,13 @@ impl RaftNetworkV2<Types> for Connection {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let Network { env, transport, tablet } = &self.network;
+        let Network { env, transport, tablet, n_snapshots_sent } = &self.network;
         let transfer = env.random();
         tokio::select! {
             sent = snapshot::send(transport, self.target, *tablet, transfer, vote, snapshot) => {
+                let sent = sent.inspect(|_| {
+                    n_snapshots_sent.fetch_add(1, Ordering::Relaxed);
+                });
                 sent.map_err(|reason| {
                     tracing::warn!(%tablet, to = %self.target, reason, "a snapshot was not delivered");
                     StreamingError::Unreachable(Unreachable::from_string(reason))
@@ -107,6 +140,6 @@ impl RaftNetworkV2<Types> for Connection {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        self.call(MessageKind::RaftTransferLeader, request, option.hard_ttl()).await
+        self.ask(MessageKind::RaftTransferLeader, request, option.hard_ttl()).await
     }
 }

@@ -13,6 +13,7 @@ use openraft::type_config::alias::SnapshotOf;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 use storage::{Export, Staging, Store, TabletRanges};
 use transport::{MessageKind, Transport};
@@ -25,48 +26,72 @@ const INSTALL_DEADLINE: Duration = Duration::from_secs(600);
 pub enum SnapshotData {
     Outgoing { export: Box<Export>, ranges: TabletRanges },
     Incoming { staging: Staging, ranges: TabletRanges },
+    /// Nothing moves: it only says up to where the trees are durable.
+    Permission,
 }
 
 #[derive(Serialize, Deserialize)]
 pub enum Message {
     Begin { tablet: TabletId, transfer: u64 },
-    Chunk { transfer: u64, chunk: Bytes },
+    Chunk { tablet: TabletId, transfer: u64, chunk: Bytes },
     End { tablet: TabletId, transfer: u64, vote: Vote, meta: SnapshotMeta, ranges: TabletRanges },
 }
 
-/// Snapshots that are arriving, one a sender.
+/// Snapshots that are arriving, one a tablet: whoever begins takes the place of an earlier
+/// transfer, which has been given up, or comes from a leader of the past.
 #[derive(Default)]
 pub struct Arriving {
-    transfers: Mutex<HashMap<(NodeId, u64), Staging>>,
+    transfers: Mutex<HashMap<TabletId, Arc<Transfer>>>,
 }
+
+struct Transfer {
+    from: NodeId,
+    number: u64,
+    staging: Mutex<Option<Staging>>,
+}
+
+const NONE: &str = "no such transfer is under way; send the snapshot again";
 
 impl Arriving {
     pub fn begin(
         &self,
-        from: NodeId,
-        transfer: u64,
         tablet: TabletId,
+        from: NodeId,
+        number: u64,
         store: &Store,
     ) -> Result<(), String> {
         let staging = store.staging(tablet).map_err(|error| error.to_string())?;
-        let mut transfers = self.transfers.lock();
-        // Who begins again has given up what it began before.
-        transfers.retain(|(sender, _), _| *sender != from);
-        transfers.insert((from, transfer), staging);
+        let transfer = Transfer { from, number, staging: Mutex::new(Some(staging)) };
+        self.transfers.lock().insert(tablet, Arc::new(transfer));
         Ok(())
     }
 
-    pub fn chunk(&self, from: NodeId, transfer: u64, chunk: &[u8]) -> Result<(), String> {
-        let taken = self.transfers.lock().remove(&(from, transfer));
-        let mut staging = taken.ok_or("no such transfer is under way")?;
-        staging.append(chunk).map_err(|error| error.to_string())?;
-        self.transfers.lock().insert((from, transfer), staging);
-        Ok(())
+    fn find(&self, tablet: TabletId, from: NodeId, number: u64) -> Result<Arc<Transfer>, String> {
+        let transfers = self.transfers.lock();
+        let found = transfers.get(&tablet).filter(|found| found.from == from && found.number == number);
+        found.cloned().ok_or_else(|| NONE.into())
     }
 
-    pub fn end(&self, from: NodeId, transfer: u64) -> Result<Staging, String> {
-        let taken = self.transfers.lock().remove(&(from, transfer));
-        taken.ok_or_else(|| "no such transfer is under way".into())
+    /// Writes a chunk to disk, off the threads that carry heartbeats.
+    pub async fn chunk(
+        &self,
+        tablet: TabletId,
+        from: NodeId,
+        number: u64,
+        chunk: Bytes,
+    ) -> Result<(), String> {
+        let transfer = self.find(tablet, from, number)?;
+        let appended = tokio::task::spawn_blocking(move || match &mut *transfer.staging.lock() {
+            Some(staging) => staging.append(&chunk).map_err(|error| error.to_string()),
+            None => Err(NONE.into()),
+        });
+        appended.await.map_err(|error| error.to_string())?
+    }
+
+    pub fn end(&self, tablet: TabletId, from: NodeId, number: u64) -> Result<Staging, String> {
+        let transfer = self.find(tablet, from, number)?;
+        self.transfers.lock().remove(&tablet);
+        transfer.staging.lock().take().ok_or_else(|| NONE.into())
     }
 }
 
@@ -80,7 +105,7 @@ pub async fn send(
     snapshot: SnapshotOf<Types, SnapshotData>,
 ) -> Result<SnapshotResponse<Types>, String> {
     let SnapshotData::Outgoing { mut export, ranges } = snapshot.snapshot else {
-        return Err("an incoming snapshot cannot be sent".into());
+        return Err("only a tablet's state can be sent".into());
     };
     let call = |message: Message, deadline| async move {
         let payload = encode(&message);
@@ -96,7 +121,7 @@ pub async fn send(
             .map_err(|error| error.to_string())?;
         export = rest;
         let Some(chunk) = next.transpose().map_err(|error| error.to_string())? else { break };
-        call(Message::Chunk { transfer, chunk }, CHUNK_DEADLINE).await?;
+        call(Message::Chunk { tablet, transfer, chunk }, CHUNK_DEADLINE).await?;
     }
     let end = Message::End { tablet, transfer, vote, meta: snapshot.meta, ranges };
     call(end, INSTALL_DEADLINE).await?.ok_or_else(|| "the receiver did not answer with its vote".into())

@@ -2,8 +2,8 @@
 //!
 //! - [`log`]: entries and small values of every tablet's Raft group; one writer, one fsync queue.
 //! - [`state`]: the newest version of every row, and older versions in rollback segments.
-//! - [`transfer`]: a tablet's state as a stream of checked chunks, out of and into the trees.
-//! - [`store`]: the [`Store`] that opens, owns and closes them; [`upkeep`] is its background work.
+//! - `transfer`: a tablet's state as a stream of checked chunks, out of and into the trees.
+//! - `store`: the [`Store`] that opens, owns and closes them; `upkeep` is its background work.
 //!
 //! What is absent: this crate knows neither Raft's terms nor transactions nor columns. It never
 //! decides what to write, and does no network I/O. The log is the only write-ahead log: the trees
@@ -20,4 +20,4 @@ pub use error::{Error, Result};
 pub use log::{Done, Entry, Faults, Log, Slot};
 pub use state::{At, Batch, KEY_BYTES_MAX, MetaIter, Pin, Scan, SegmentInfo};
 pub use store::{Options, Stats, Store};
-pub use transfer::{Export, Staging, TabletRanges};
+pub use transfer::{CHUNK_BYTES_MAX, Export, Staging, TabletRanges};

@@ -75,7 +75,7 @@ fn spawn(
 }
 
 fn flush_loop(state: &State, log: &Log) -> Result<()> {
-    let mut ticks = 0;
+    let mut ticks = 0_u32;
     let mut flushed_at = state.env.now();
     loop {
         let (full, dirty) = {
@@ -93,14 +93,14 @@ fn flush_loop(state: &State, log: &Log) -> Result<()> {
         let turned = state.turn_segments(now)?;
         // What rests in memory for long keeps log files from being reclaimed.
         let stale = now.saturating_duration_since(flushed_at) >= state.options.bucket
-            || !log.hoarders().is_empty();
+            || ticks.is_multiple_of(TICKS_PER_RECLAIM) && !log.hoarders().is_empty();
         if full || turned || dirty && stale {
             state.flush()?;
             flushed_at = now;
         }
         state.pressure.lock().flush_asked = false;
-        ticks += 1;
-        if ticks % TICKS_PER_RECLAIM == 0 {
+        ticks = ticks.wrapping_add(1);
+        if ticks.is_multiple_of(TICKS_PER_RECLAIM) {
             log.reclaim();
         }
     }

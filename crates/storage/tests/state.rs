@@ -224,9 +224,7 @@ fn a_pin_holds_back_the_segments_it_needs_and_no_others() {
 #[test]
 fn a_running_scan_keeps_the_segment_it_reads() {
     let dir = tempfile::tempdir().unwrap();
-    // Next to nothing is kept open or cached: the scan goes to its files again and again.
-    let options = Options { open_files: 1, cache_bytes: 4096, ..small() };
-    let store = Store::open(&env(), dir.path(), options).unwrap();
+    let store = open(dir.path());
     for (scn, value) in [(10, "v1"), (20, "v2")] {
         for n in 0..2000 {
             put(&store, &format!("k{n:04}"), scn, value);
@@ -239,7 +237,15 @@ fn a_running_scan_keeps_the_segment_it_reads() {
     scan.next().unwrap().unwrap();
     store.tick(start + MINUTE * 30).unwrap();
     assert_eq!(store.horizon(), Scn(20));
-    assert_eq!(scan.filter(|row| row.as_ref().unwrap().2 == "v1").count(), 1999);
+    let segment = dir.path().join("state/segment-0000000000");
+    assert!(segment.exists(), "it is dropped, and still read");
+    assert_eq!(scan.by_ref().filter(|row| row.as_ref().unwrap().2 == "v1").count(), 1999);
+    drop(scan);
+    let deadline = env().now() + MINUTE / 2;
+    while segment.exists() {
+        assert!(env().now() < deadline, "it stays after its last reader");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -253,6 +259,18 @@ fn a_replayed_change_is_ignored() {
     delete(&store, "k", 15);
     assert_eq!(store.get(b"k", At::Newest).unwrap(), Some((Scn(20), bytes("v2"))));
     assert_eq!(value_at(&store, "k", 12).as_deref(), Some("v1"));
+}
+
+/// Reads and transfers run on other threads than the one that asked.
+#[test]
+fn handles_and_iterators_may_move_between_threads() {
+    fn moves<T: Send + 'static>() {}
+    moves::<Store>();
+    moves::<storage::Scan>();
+    moves::<storage::MetaIter>();
+    moves::<storage::Export>();
+    moves::<storage::Staging>();
+    moves::<storage::Pin>();
 }
 
 #[test]

@@ -244,7 +244,9 @@ pub(crate) fn check_hello(
     if version != VERSION {
         return Err(format!("node {from} speaks protocol {version}, this node speaks {VERSION}"));
     }
-    if cluster != inner.identity.cluster {
+    // Who is not yet a member belongs to no cluster.
+    let joining = (from == ANYONE && cluster == 0) || (me == ANYONE && inner.identity.cluster == 0);
+    if cluster != inner.identity.cluster && !joining {
         return Err(format!("node {from} belongs to another cluster"));
     }
     if to != me && to != ANYONE {

@@ -27,6 +27,13 @@ impl Priority {
     }
 }
 
+impl MessageKind {
+    /// Answered also to those who have no node id: newcomers and supervisors.
+    pub fn is_for_strangers(self) -> bool {
+        matches!(self, MessageKind::Join | MessageKind::DeathReport)
+    }
+}
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $priority:ident;)*) => {
         /// One kind of request. Numbers are on the wire and are never reused.
@@ -57,8 +64,6 @@ kinds! {
     RaftTransferLeader = 4, Control;
     /// One chunk of a replica's state.
     RaftSnapshot = 5, Bulk;
-    /// Heartbeats of many groups between two nodes, in one message.
-    RaftBeat = 6, Control;
     /// A request to a tablet's leader.
     Tablet = 10, Foreground;
     /// A request to the SCN service.
@@ -69,8 +74,6 @@ kinds! {
     TabletBulk = 13, Bulk;
     /// Up to which SCN followers may serve reads.
     ClosedScn = 14, Bulk;
-    /// Who is alive, who is where.
-    Gossip = 20, Control;
     /// A supervisor's report that a worker is dead: a fact, not a suspicion.
     DeathReport = 21, Control;
     /// A new node asks to be let in.

@@ -188,10 +188,14 @@ impl Transport {
         peer.call(&self.inner, kind, deadline, payload).await
     }
 
-    /// Asks without the network: the handler of this node itself.
-    pub async fn call_self(&self, kind: MessageKind, payload: Bytes) -> Result<Bytes, Error> {
-        let handler = self.inner.handlers.read().get(&kind).cloned();
-        let node = self.node();
-        Ok(handler.ok_or(Error::NoHandler { node, kind })?.handle(node, payload).await)
+    /// Asks whoever listens at `address`.
+    pub async fn call_address(
+        &self,
+        address: SocketAddr,
+        kind: MessageKind,
+        deadline: Duration,
+        payload: Bytes,
+    ) -> Result<Bytes, Error> {
+        Peer::new(connection::ANYONE, address).call(&self.inner, kind, deadline, payload).await
     }
 }

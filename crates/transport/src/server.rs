@@ -6,7 +6,6 @@ use crate::connection::{
 use crate::counters::add;
 use crate::frame::{Frame, Reader, Shape, Writer};
 use crate::{Error, Inner, MessageKind, Priority};
-use base::NodeId;
 use base::env::Stream;
 use bytes::{Bytes, BytesMut};
 use std::net::SocketAddr;
@@ -61,9 +60,7 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
         let priority = Priority::from_index(first.kind).ok_or("an unknown priority")?;
         let mut writer = Writer::default();
         let mut out = BytesMut::new();
-        // A node that is only joining has no id yet and greets as nobody.
-        let to = if from == NodeId(0) { ANYONE } else { from };
-        writer.write(&mut out, &hello(inner, priority, to));
+        writer.write(&mut out, &hello(inner, priority, from));
         write.write_all(&out).await.map_err(text)?;
         Ok((from, read, reader, input, write, writer))
     };
@@ -87,6 +84,8 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
         let place = places.clone().acquire_owned().await.map_err(|error| error.to_string())?;
         let replies = replies.clone();
         let kind = MessageKind::from_number(request.kind);
+        // Who is nobody yet may ask to become somebody, and tell of a death, but nothing else.
+        let kind = kind.filter(|kind| from != ANYONE || kind.is_for_strangers());
         let handler = kind.and_then(|kind| inner.handlers.read().get(&kind).cloned());
         let env = inner.env.clone();
         inner.env.spawn("transport request", async move {

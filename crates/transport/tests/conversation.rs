@@ -55,7 +55,7 @@ async fn a_request_is_answered_and_a_deadline_is_kept() {
     let late = ask(&one, MessageKind::Tablet, "sleep").await;
     assert!(matches!(late, Err(Error::Deadline { .. })), "{late:?}");
     assert_eq!(one.counters().n_deadlines_passed, 1);
-    let none = ask(&one, MessageKind::Gossip, "?").await;
+    let none = ask(&one, MessageKind::Inspect, "?").await;
     assert!(matches!(none, Err(Error::NoHandler { .. })), "{none:?}");
     let unknown = one.call(NodeId(9), MessageKind::Tablet, LONG, Bytes::new()).await;
     assert!(matches!(unknown, Err(Error::UnknownNode(NodeId(9)))), "{unknown:?}");

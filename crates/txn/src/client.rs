@@ -491,8 +491,10 @@ impl Shared {
             biased;
             answer = self.node.ask(tablet, Request::Lock(request)) => answer?,
             detail = async {
-                match doom.wait_for(Option::is_some).await {
-                    Ok(detail) => detail.clone().unwrap_or_default(),
+                // The guard must go before the next await: it is not Send.
+                let detail = doom.wait_for(Option::is_some).await;
+                match detail.map(|detail| detail.clone().unwrap_or_default()) {
+                    Ok(detail) => detail,
                     Err(_) => std::future::pending().await,
                 }
             } => return Err(Error::Deadlock { detail }.into()),

@@ -135,7 +135,8 @@ impl State {
         let mut items = self.current.range(keys::tagged_range(kind, range), view.number, None);
         loop {
             let step = items.by_ref().take(STEP_LEN).map(|item| item.key());
-            let step: Vec<Slice> = step.collect::<Result_<_>>().map_err(|e| self.tree_error(e))?;
+            let step: lsm_tree::Result<Vec<Slice>> = step.collect();
+            let step = step.map_err(|e| self.tree_error(e))?;
             if step.is_empty() {
                 return Ok(());
             }
@@ -145,8 +146,6 @@ impl State {
         }
     }
 }
-
-type Result_<T> = lsm_tree::Result<T>;
 
 /// The records of a staging file, each chunk checked again.
 struct Records {

@@ -1,0 +1,51 @@
+//! What supervisors and newcomers tell the others.
+
+use crate::Topology;
+use base::{NodeId, Zone};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// "The worker of this node, in this start of it, is dead." Told by whoever reaped or killed it,
+/// so it is a fact and not a suspicion (Falcon's rule: kill before you report).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeathReport {
+    pub node: NodeId,
+    pub boot: u64,
+}
+
+impl DeathReport {
+    /// A report that was long on its way may meet the worker's next start, which lives.
+    /// `newest_boot` is the newest start of that node that was heard from.
+    pub fn is_news(&self, newest_boot: Option<u64>) -> bool {
+        newest_boot.is_none_or(|newest| newest <= self.boot)
+    }
+}
+
+/// A node without an identity asks to be let in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    pub zone: Zone,
+    pub peer_address: SocketAddr,
+    pub sql_address: SocketAddr,
+}
+
+/// Its identity from now on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    pub cluster: u64,
+    pub node: NodeId,
+    pub topology: Topology,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_an_earlier_start_is_no_news() {
+        let report = DeathReport { node: NodeId(2), boot: 5 };
+        assert!(report.is_news(None));
+        assert!(report.is_news(Some(5)));
+        assert!(!report.is_news(Some(6)), "the sixth start is alive");
+    }
+}

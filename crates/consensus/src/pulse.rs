@@ -1,0 +1,186 @@
+//! When a group was last heard from, and what is due for it now.
+//!
+//! openraft's own timers are off: they wake every group 25 times a second, which a node with
+//! hundreds of idle groups cannot afford. Instead `beat` walks over all groups on one timer, and
+//! this file says what each of them is due. Elections stay openraft's: here it is only decided
+//! when to try one, and a try is a pre-vote, which a group with a living leader refuses.
+//!
+//! A leader whose group is at rest (nothing asked of it for a while, every member has everything)
+//! falls *quiet*: it sends no heartbeats, but is named in the one message that its node sends to
+//! each peer. Whoever is named counts as heard from. Leases are not prolonged that way: a quiet
+//! leader has none, and asks a quorum before it serves again.
+//!
+//! What is absent: no clock is read and nothing is sent here; callers pass the time in
+//! microseconds since the node's groups began.
+
+use base::NodeId;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// What openraft says of a group's replica here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub term: u64,
+    pub leader: Option<NodeId>,
+    /// Leads by openraft's word, whether or not it serves yet.
+    pub leading: bool,
+    pub voter: bool,
+    /// The other members, learners among them.
+    pub peers: Vec<NodeId>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    /// The leader has been silent for too long.
+    Campaign,
+    /// Leads others, and must let them hear from it.
+    Beat,
+}
+
+#[derive(Default)]
+pub(crate) struct Pulse {
+    standing: Mutex<Arc<Standing>>,
+    term: AtomicU64,
+    leading: AtomicBool,
+    has_peers: AtomicBool,
+    voter: AtomicBool,
+    /// Until then a leader is taken to be alive, and nobody else gets this node's vote.
+    loyal_until_us: AtomicU64,
+    campaign_at_us: AtomicU64,
+    /// How long this replica waits for a silent leader; drawn anew for each campaign.
+    patience_us: AtomicU64,
+    /// When something was last asked of the group.
+    active_us: AtomicU64,
+    quiet: AtomicBool,
+}
+
+impl Pulse {
+    pub fn new(campaign_at_us: u64, patience_us: u64) -> Pulse {
+        Pulse {
+            campaign_at_us: AtomicU64::new(campaign_at_us),
+            patience_us: AtomicU64::new(patience_us),
+            ..Pulse::default()
+        }
+    }
+
+    pub fn stand(&self, standing: Standing) {
+        self.term.store(standing.term, Ordering::Release);
+        self.leading.store(standing.leading, Ordering::Release);
+        self.voter.store(standing.voter, Ordering::Release);
+        self.has_peers.store(!standing.peers.is_empty(), Ordering::Release);
+        self.quiet.store(false, Ordering::Release);
+        *self.standing.lock() = Arc::new(standing);
+    }
+
+    pub fn standing(&self) -> Arc<Standing> {
+        self.standing.lock().clone()
+    }
+
+    /// A leader of `term` spoke, and counts as alive for `loyalty_us`.
+    pub fn heard(&self, term: u64, now_us: u64, loyalty_us: u64) {
+        if term >= self.term.load(Ordering::Acquire) {
+            self.loyal_until_us.store(now_us + loyalty_us, Ordering::Release);
+            self.patient(now_us);
+        }
+    }
+
+    /// Waits a full patience from now on: a leader spoke, or a candidate got this node's vote.
+    pub fn patient(&self, now_us: u64) {
+        let patience_us = self.patience_us.load(Ordering::Relaxed);
+        self.campaign_at_us.fetch_max(now_us + patience_us, Ordering::AcqRel);
+    }
+
+    /// A peer names the group among those that it leads quietly. False if that is not so as far
+    /// as this replica knows; the peer's leader must then speak for itself.
+    pub fn heard_quiet(&self, from: NodeId, term: u64, now_us: u64, loyalty_us: u64) -> bool {
+        let standing = self.standing();
+        let known = standing.term == term && standing.leader == Some(from);
+        if known {
+            self.heard(term, now_us, loyalty_us);
+        }
+        known
+    }
+
+    /// The leader is dead: nothing is owed to it.
+    pub fn disloyal(&self) {
+        self.loyal_until_us.store(0, Ordering::Release);
+    }
+
+    pub fn is_loyal(&self, now_us: u64) -> bool {
+        now_us < self.loyal_until_us.load(Ordering::Acquire)
+    }
+
+    pub fn due(&self, now_us: u64) -> Due {
+        if self.leading.load(Ordering::Acquire) {
+            return if self.has_peers.load(Ordering::Acquire) { Due::Beat } else { Due::Nothing };
+        }
+        let tired = now_us >= self.campaign_at_us.load(Ordering::Acquire);
+        if tired && self.voter.load(Ordering::Acquire) { Due::Campaign } else { Due::Nothing }
+    }
+
+    /// A campaign begins; the next one, should it fail, not before `next_us`.
+    pub fn campaigned(&self, next_us: u64, patience_us: u64) {
+        self.patience_us.store(patience_us, Ordering::Relaxed);
+        self.campaign_at_us.store(next_us, Ordering::Release);
+    }
+
+    /// Something is asked of the group: it may not be quiet.
+    pub fn touch(&self, now_us: u64) {
+        self.active_us.store(now_us, Ordering::Release);
+        self.quiet.store(false, Ordering::Release);
+    }
+
+    pub fn is_resting(&self, now_us: u64, rest_us: u64) -> bool {
+        now_us >= self.active_us.load(Ordering::Acquire) + rest_us
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Acquire)
+    }
+
+    pub fn fall_quiet(&self) {
+        self.quiet.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn follower() -> Pulse {
+        let pulse = Pulse::new(100, 1000);
+        pulse.stand(Standing { term: 3, leader: Some(NodeId(2)), voter: true, ..Standing::default() });
+        pulse
+    }
+
+    #[test]
+    fn a_silent_leader_is_waited_for_and_then_followed() {
+        let pulse = follower();
+        assert_eq!(pulse.due(99), Due::Nothing);
+        pulse.heard(3, 90, 800);
+        assert_eq!((pulse.due(1089), pulse.due(1090)), (Due::Nothing, Due::Campaign));
+        assert!(pulse.is_loyal(889) && !pulse.is_loyal(890));
+        pulse.heard(2, 1000, 800);
+        assert_eq!(pulse.due(1090), Due::Campaign, "a leader of the past does not count");
+    }
+
+    #[test]
+    fn a_quiet_leader_counts_only_where_it_is_known() {
+        let pulse = follower();
+        assert!(!pulse.heard_quiet(NodeId(1), 3, 50, 800));
+        assert!(!pulse.heard_quiet(NodeId(2), 4, 50, 800));
+        assert_eq!(pulse.due(100), Due::Campaign);
+        assert!(pulse.heard_quiet(NodeId(2), 3, 50, 800));
+        assert_eq!(pulse.due(100), Due::Nothing);
+    }
+
+    #[test]
+    fn learners_do_not_campaign_and_lone_leaders_do_not_beat() {
+        let pulse = Pulse::new(0, 1000);
+        assert_eq!(pulse.due(5), Due::Nothing);
+        pulse.stand(Standing { term: 1, leading: true, voter: true, ..Standing::default() });
+        assert_eq!(pulse.due(5), Due::Nothing);
+    }
+}

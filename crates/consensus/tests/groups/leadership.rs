@@ -1,0 +1,201 @@
+//! Who leads, since when, and until when.
+
+use crate::cluster::{Cluster, config, index, put, wait_for};
+use base::NodeId;
+use consensus::{Error, Role};
+use std::time::Duration;
+
+#[test]
+fn a_restarted_voter_keeps_the_promise_that_it_forgot() {
+    let mut cluster = Cluster::new(3, config());
+    cluster.move_leader(1);
+    // Node 3 loses sight of the leader and wants to campaign; node 2 knows better.
+    cluster.cut(1, 3);
+    std::thread::sleep(config().election_max * 2);
+    assert!(cluster.is_leader(1) && !cluster.is_leader(3));
+    // Node 2 forgets, and does not hear from the leader either.
+    cluster.cut(1, 2);
+    cluster.kill(2);
+    cluster.start(2);
+    let started = cluster.node(2).env.now();
+    wait_for("another leader", || (2..=3).find(|id| cluster.is_leader(*id)));
+    let waited = cluster.node(2).env.now() - started;
+    assert!(waited >= config().election_max - Duration::from_millis(50), "after {waited:?}");
+}
+
+#[test]
+fn a_restarted_voter_takes_over_at_once_when_it_is_asked_to() {
+    let mut cluster = Cluster::new(3, config());
+    cluster.move_leader(1);
+    cluster.kill(2);
+    cluster.start(2);
+    let started = cluster.node(2).env.now();
+    cluster.move_leader(2);
+    assert!(cluster.node(2).env.now() < started + config().election_max);
+
+    // And after a death, as candidate or as voter.
+    cluster.kill(3);
+    cluster.start(3);
+    let started = cluster.node(3).env.now();
+    wait_for("node 3 to know its leader", || {
+        (cluster.node(3).group().status().leader == Some(NodeId(2))).then_some(())
+    });
+    cluster.kill(2);
+    cluster.report_death(2);
+    wait_for("a successor", || [1, 3].into_iter().find(|id| cluster.is_leader(*id)));
+    assert!(cluster.node(3).env.now() < started + config().election_max);
+}
+
+#[test]
+fn a_restarted_leader_follows_first_and_leads_in_another_term() {
+    let mut cluster = Cluster::new(1, config());
+    let term = cluster.node(1).leads().unwrap();
+    cluster.kill(1);
+    cluster.start(1);
+    cluster.leader();
+    let roles = cluster.node(1).kv.roles.lock().clone();
+    assert!(matches!(roles[0].1, Role::Follower { .. }), "{roles:?}");
+    assert!(cluster.node(1).leads().unwrap() > term, "{roles:?}");
+}
+
+#[test]
+fn a_deposed_leader_knows_before_its_successor_serves() {
+    let cluster = Cluster::new(3, config());
+    let old = cluster.leader();
+    let node = cluster.node(old);
+    let (group, term) = (node.group(), node.leads().unwrap());
+    assert!(group.lease(term));
+    let others: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    others.iter().for_each(|id| cluster.cut(old, *id));
+    let mut last_sure = None;
+    let new = wait_for("a successor", || {
+        for _ in 0..200 {
+            let now = node.env.now();
+            if group.lease(term) {
+                last_sure = Some(now);
+            }
+        }
+        others.iter().copied().find(|id| cluster.is_leader(*id))
+    });
+    assert!(!group.lease(term) && !node.run(group.confirm(term)));
+    let roles = cluster.node(new).kv.roles.lock().clone();
+    let serves = roles.iter().rfind(|(_, role)| matches!(role, Role::Leader { .. })).unwrap().0;
+    let margin = serves.saturating_duration_since(last_sure.unwrap());
+    eprintln!("the successor served {margin:?} after the old leader's last lease");
+    assert!(last_sure.unwrap() < serves);
+}
+
+#[test]
+fn what_an_old_leader_proposed_is_lost_and_says_so() {
+    let cluster = Cluster::new(3, config());
+    let old = cluster.leader();
+    let node = cluster.node(old);
+    let (group, term) = (node.group(), node.leads().unwrap());
+    node.propose(put("k", "first")).unwrap();
+    let others: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    others.iter().for_each(|id| cluster.cut(old, *id));
+    // The lease still holds, so it is proposed, and reaches nobody.
+    let pending = node.spawn(async move { group.propose(term, put("k", "of the old leader")).await });
+    let new = wait_for("a successor", || others.iter().copied().find(|id| cluster.is_leader(*id)));
+    let late = node.run(node.group().propose(term, put("k", "too late")));
+    assert!(matches!(late, Err(Error::NotLeader { .. })), "{late:?}");
+    let at = index(&cluster.node(new).propose(put("k", "second")).unwrap());
+    cluster.heal();
+    let outcome = node.run(pending).unwrap();
+    assert!(matches!(outcome, Err(Error::Lost)), "{outcome:?}");
+    (1..=3).for_each(|id| cluster.wait_applied(id, at));
+    (1..=3).for_each(|id| assert_eq!(cluster.node(id).get("k").as_deref(), Some("second")));
+}
+
+#[test]
+fn a_term_that_is_over_proposes_nothing_even_on_the_same_node() {
+    let mut cluster = Cluster::new(1, config());
+    let old = cluster.node(1).leads().unwrap();
+    cluster.kill(1);
+    cluster.start(1);
+    cluster.leader();
+    let node = cluster.node(1);
+    let refused = node.run(node.group().propose(old, put("k", "old")));
+    assert!(matches!(refused, Err(Error::NotLeader { .. })), "{refused:?}");
+    node.propose(put("other", "new")).unwrap();
+    assert_eq!(node.get("k"), None);
+}
+
+#[test]
+fn a_reported_death_is_not_waited_for() {
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let mut cluster = Cluster::new(3, config());
+        cluster.move_leader(1);
+        cluster.node(1).propose(put("k", "v")).unwrap();
+        cluster.kill(1);
+        let reported = cluster.node(2).env.now();
+        cluster.report_death(1);
+        wait_for("a successor", || [2, 3].into_iter().find(|id| cluster.is_leader(*id)));
+        took.push(cluster.node(2).env.now() - reported);
+    }
+    eprintln!("a successor led {took:?} after the report");
+    let best = took.iter().min().unwrap();
+    assert!(*best < Duration::from_millis(100), "{took:?}");
+}
+
+#[test]
+fn a_successor_with_too_short_a_log_is_overbidden() {
+    let mut cluster = Cluster::new(3, config());
+    cluster.move_leader(1);
+    cluster.cut(1, 2);
+    let at = index(&cluster.node(1).propose(put("k", "v")).unwrap());
+    cluster.kill(1);
+    assert!(cluster.node(2).group().status().last_log < at, "node 2 was to be behind");
+    let reported = cluster.node(2).env.now();
+    cluster.report_death(1);
+    wait_for("node 3 to lead", || cluster.is_leader(3).then_some(()));
+    let took = cluster.node(2).env.now() - reported;
+    eprintln!("the better successor led {took:?} after the report");
+    assert!(took < Duration::from_millis(250), "{took:?}");
+    assert_eq!(cluster.node(3).get("k").as_deref(), Some("v"));
+}
+
+#[test]
+fn a_late_report_does_not_depose_the_nodes_next_process() {
+    let mut cluster = Cluster::new(3, config());
+    cluster.move_leader(1);
+    cluster.kill(1);
+    cluster.report_death(1);
+    cluster.start(1);
+    let leader = cluster.leader();
+    let term = cluster.node(leader).leads().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(cluster.node(leader).leads(), Some(term), "nobody deposes a living leader");
+}
+
+#[test]
+fn a_group_at_rest_falls_quiet_and_wakes_when_it_is_asked() {
+    let cluster = Cluster::new(3, config());
+    let leader = cluster.leader();
+    let node = cluster.node(leader);
+    let term = node.leads().unwrap();
+    node.propose(put("k", "1")).unwrap();
+    wait_for("the lease to end in quiet", || (!node.group().lease(term)).then_some(()));
+    std::thread::sleep(config().election_max * 3);
+    assert_eq!(cluster.leader(), leader, "quiet is not dead");
+    assert_eq!(node.leads(), Some(term));
+    assert!(node.run(node.group().confirm(term)));
+    node.propose(put("k", "2")).unwrap();
+    assert!(node.group().lease(term));
+    assert_eq!(node.get("k").as_deref(), Some("2"));
+}
+
+#[test]
+fn a_quiet_leader_that_vanishes_is_missed() {
+    let cluster = Cluster::new(3, config());
+    let old = cluster.leader();
+    let term = cluster.node(old).leads().unwrap();
+    wait_for("quiet", || (!cluster.node(old).group().lease(term)).then_some(()));
+    let cut = cluster.node(old).env.now();
+    let others: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    others.iter().for_each(|id| cluster.cut(old, *id));
+    wait_for("a successor", || others.iter().copied().find(|id| cluster.is_leader(*id)));
+    eprintln!("a quiet leader's successor came after {:?}", cluster.node(old).env.now() - cut);
+    assert!(!cluster.node(old).group().lease(term));
+}

@@ -1,0 +1,162 @@
+//! Who a node is, in files of its data directory.
+//!
+//! ```text
+//! identity.json   cluster, node, zone; written once
+//! boot            how often it has started; raised before every start of the worker
+//! founded         the first start of a founder went through: from now on its state must be there
+//! topology.json   the nodes it last knew, to find the others after a restart
+//! supervisor.pid, worker.pid, lock
+//! ```
+
+use base::NodeId;
+use cluster::Topology;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub cluster: u64,
+    pub node: NodeId,
+    pub zone: String,
+    /// The nodes that found the cluster together, this one among them; none for one that joined.
+    pub founders: Option<Vec<NodeId>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{} does not read as it was written ({reason}): restore the file, or wipe the data directory to join anew", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error("another process uses {}", .0.display())]
+    InUse(PathBuf),
+}
+
+/// A node's data directory.
+#[derive(Clone, Debug)]
+pub struct Home {
+    dir: PathBuf,
+}
+
+impl Home {
+    pub fn open(dir: &Path) -> Result<Home, Error> {
+        let home = Home { dir: dir.into() };
+        fs::create_dir_all(dir).map_err(home.io("create", ""))?;
+        Ok(home)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn io(&self, what: &'static str, name: &str) -> impl FnOnce(io::Error) -> Error {
+        let path = self.dir.join(name);
+        move |source| Error::Io { what, path, source }
+    }
+
+    /// Keeps other processes out as long as the file is held.
+    pub fn lock(&self) -> Result<File, Error> {
+        let file = File::create(self.dir.join("lock")).map_err(self.io("create", "lock"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::InUse(self.dir.clone())),
+            Err(fs::TryLockError::Error(error)) => Err(self.io("lock", "lock")(error)),
+        }
+    }
+
+    pub fn identity(&self) -> Result<Option<Identity>, Error> {
+        self.read_json("identity.json")
+    }
+
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), Error> {
+        self.write_json("identity.json", identity)
+    }
+
+    pub fn topology(&self) -> Result<Topology, Error> {
+        Ok(self.read_json("topology.json")?.unwrap_or_default())
+    }
+
+    pub fn set_topology(&self, topology: &Topology) -> Result<(), Error> {
+        self.write_json("topology.json", topology)
+    }
+
+    pub fn boot(&self) -> Result<u64, Error> {
+        Ok(self.read_json("boot")?.unwrap_or(0))
+    }
+
+    /// Before every start of the worker; durable when it returns.
+    pub fn raise_boot(&self) -> Result<u64, Error> {
+        let boot = self.boot()? + 1;
+        self.write_json("boot", &boot)?;
+        Ok(boot)
+    }
+
+    pub fn is_founded(&self) -> bool {
+        self.dir.join("founded").exists()
+    }
+
+    pub fn set_founded(&self) -> Result<(), Error> {
+        self.write_json("founded", &true)
+    }
+
+    pub fn write_pid(&self, name: &str) -> Result<(), Error> {
+        self.write_json(name, &std::process::id())
+    }
+
+    pub fn pid(&self, name: &str) -> Result<Option<i32>, Error> {
+        self.read_json(name)
+    }
+
+    fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, Error> {
+        let path = self.dir.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|error| Error::Damaged { path, reason: error.to_string() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.io("read", name)(error)),
+        }
+    }
+
+    /// The old content or the new, never half of it.
+    fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), Error> {
+        let text = serde_json::to_vec(value)
+            .map_err(|error| Error::Damaged { path: self.dir.join(name), reason: error.to_string() })?;
+        let draft = self.dir.join(format!("{name}.new"));
+        let written = || {
+            let mut file = File::create(&draft)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&draft, self.dir.join(name))?;
+            File::open(&self.dir)?.sync_all()
+        };
+        written().map_err(self.io("write", name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_number_never_comes_twice_and_damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        assert_eq!((home.raise_boot().unwrap(), home.raise_boot().unwrap()), (1, 2));
+        fs::write(dir.path().join("identity.json"), "{").unwrap();
+        let error = home.identity().unwrap_err().to_string();
+        assert!(error.contains("identity.json does not read as it was written"), "{error}");
+    }
+
+    #[test]
+    fn two_processes_do_not_share_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        let held = home.lock().unwrap();
+        assert!(matches!(home.lock(), Err(Error::InUse(_))));
+        drop(held);
+        home.lock().unwrap();
+    }
+}

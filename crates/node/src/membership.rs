@@ -1,0 +1,258 @@
+//! The nodes of the cluster as rows, newcomers, and replicas that must move.
+//!
+//! Topology is data like any other: rows in the root tablet, changed in transactions. Each node
+//! writes its own row when it starts, reads all rows regularly, and, for the tablets that it
+//! leads, brings the replicas to where [`cluster::placement`] wants them.
+
+use crate::identity::{Home, Identity};
+use base::env::Instant;
+use base::{Env, Key, KeyRange, NodeId};
+use bytes::Bytes;
+use cluster::{DeathReport, JoinAnswer, JoinRequest, NodeRow, Topology, placement};
+use consensus::{Groups, Role};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use transport::{Answer, MessageKind, Transport};
+use txn::{Client, Error, Isolation, LockMode, Txn, Wait};
+
+/// The relation of the nodes' rows, and of the newest node id given out.
+const NODES: u32 = 1;
+const COUNTER: u32 = 2;
+
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// After a change that others must learn of, and while something is wrong.
+const LOOK_SOON: Duration = Duration::from_millis(200);
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+pub struct Parts {
+    pub env: Env,
+    pub home: Home,
+    pub identity: Identity,
+    pub row: NodeRow,
+    pub client: Client,
+    pub node: Arc<txn::Node>,
+    pub groups: Groups,
+    pub transport: Transport,
+    /// The ids of the members, for routing.
+    pub known: watch::Sender<BTreeSet<NodeId>>,
+    pub topology: Topology,
+}
+
+pub struct Membership {
+    parts: Parts,
+    topology: RwLock<Topology>,
+    /// Tablets whose members are being changed.
+    moving: Mutex<HashSet<base::TabletId>>,
+}
+
+fn node_key(id: NodeId) -> Key {
+    let mut key = NODES.to_be_bytes().to_vec();
+    key.extend_from_slice(&id.0.to_be_bytes());
+    key.into()
+}
+
+fn counter_key() -> Key {
+    Key::copy_from_slice(&COUNTER.to_be_bytes())
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Result<Bytes, Error> {
+    let bytes = postcard::to_stdvec(value);
+    bytes.map(Bytes::from).map_err(|error| Error::Internal { reason: error.to_string() })
+}
+
+fn decode<T: for<'a> serde::Deserialize<'a>>(bytes: &[u8]) -> Result<T, Error> {
+    postcard::from_bytes(bytes).map_err(|error| Error::Internal { reason: error.to_string() })
+}
+
+impl Membership {
+    pub fn new(parts: Parts) -> Arc<Membership> {
+        let topology = RwLock::new(parts.topology.clone());
+        Arc::new(Membership { parts, topology, moving: Mutex::default() })
+    }
+
+    pub fn topology(&self) -> Topology {
+        self.topology.read().clone()
+    }
+
+    pub fn me(&self) -> NodeId {
+        self.parts.identity.node
+    }
+
+    /// Answers newcomers and takes reports of deaths.
+    pub fn register(self: &Arc<Self>) {
+        let this = self.clone();
+        self.parts.transport.handle(MessageKind::Join, move |_: NodeId, payload: Bytes| -> Answer {
+            let this = this.clone();
+            Box::pin(async move {
+                let answer = match postcard::from_bytes::<JoinRequest>(&payload) {
+                    Ok(request) => this.admit(request).await.map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                };
+                postcard::to_stdvec(&answer).unwrap_or_default().into()
+            })
+        });
+        let this = self.clone();
+        self.parts.transport.handle(MessageKind::DeathReport, move |_: NodeId, payload: Bytes| -> Answer {
+            if let Ok(report) = postcard::from_bytes::<DeathReport>(&payload)
+                && report.node != this.me()
+                && report.is_news(this.parts.transport.boot_of(report.node))
+            {
+                tracing::info!(node = %report.node, boot = report.boot, "a worker is dead");
+                this.parts.node.report_death(report.node);
+            }
+            Box::pin(std::future::ready(Bytes::new()))
+        });
+    }
+
+    /// Gives a newcomer its id, and its place: whoever listened there before is replaced.
+    async fn admit(&self, request: JoinRequest) -> Result<JoinAnswer, Error> {
+        let mut txn = self.parts.client.begin(Isolation::ReadCommitted);
+        let counter = counter_key();
+        let locked = txn.lock(std::slice::from_ref(&counter), LockMode::Exclusive, Wait::Block).await?;
+        let newest = match locked.first() {
+            Some(txn::Locked::Held { row: Some(row) }) => decode::<u64>(&row.value)?,
+            _ => 0,
+        };
+        let rows = read_nodes(&mut txn).await?;
+        let mut topology = Topology::of(rows);
+        let highest = topology.nodes.keys().map(|id| id.0).max().unwrap_or(0);
+        let id = NodeId(newest.max(highest) + 1);
+        txn.put(counter, encode(&id.0)?);
+        if let Some(old) = topology.replaced_at(request.peer_address)
+            && let Some(row) = topology.nodes.get_mut(&old)
+        {
+            row.replaced_by = Some(id);
+            let row = row.clone();
+            put_node(&mut txn, &row).await?;
+        }
+        let row = NodeRow {
+            id,
+            zone: request.zone,
+            peer_address: request.peer_address,
+            sql_address: request.sql_address,
+            boot: 0,
+            since_us: self.parts.env.wall_us(),
+            replaced_by: None,
+        };
+        put_node(&mut txn, &row).await?;
+        txn.commit().await?;
+        tracing::info!(node = %id, zone = %row.zone, address = %row.peer_address, "a node joined");
+        topology.nodes.insert(id, row);
+        self.learn(topology.clone());
+        Ok(JoinAnswer { cluster: self.parts.identity.cluster, node: id, topology })
+    }
+
+    /// Starts what this node does about the cluster by itself.
+    pub fn run(self: &Arc<Self>, engine: sql::Engine) {
+        let this = self.clone();
+        self.parts.env.spawn("membership", async move {
+            while let Err(error) = this.write_own_row().await {
+                tracing::debug!(%error, "this node's row is not written yet");
+                this.parts.env.sleep(LOOK_SOON).await;
+            }
+            while let Err(error) = engine.bootstrap().await {
+                tracing::debug!(?error, "the catalog is not there yet");
+                this.parts.env.sleep(LOOK_SOON).await;
+            }
+            let mut swept = this.parts.env.now();
+            loop {
+                let pause = match this.look().await {
+                    Ok(true) => LOOK_EVERY,
+                    Ok(false) | Err(_) => LOOK_SOON,
+                };
+                swept = this.sweep(&engine, swept).await;
+                this.parts.env.sleep(pause).await;
+            }
+        });
+    }
+
+    async fn sweep(&self, engine: &sql::Engine, swept: Instant) -> Instant {
+        let now = self.parts.env.now();
+        let leads_root = self.parts.groups.get(base::TabletId::ROOT).is_some_and(|root| leads(&root));
+        if now < swept + SWEEP_EVERY {
+            return swept;
+        }
+        if leads_root && let Err(error) = engine.sweep().await {
+            tracing::debug!(?error, "dropped tables are not swept yet");
+        }
+        now
+    }
+
+    async fn write_own_row(&self) -> Result<(), Error> {
+        let mut txn = self.parts.client.begin(Isolation::ReadCommitted);
+        put_node(&mut txn, &self.parts.row).await?;
+        txn.commit().await.map(|_| ())
+    }
+
+    /// Reads the rows and acts on them. True when all is as it should be.
+    async fn look(self: &Arc<Self>) -> Result<bool, Error> {
+        let mut txn = self.parts.client.begin(Isolation::ReadCommitted);
+        let topology = Topology::of(read_nodes(&mut txn).await?);
+        txn.rollback().await;
+        self.learn(topology.clone());
+        let mut settled = true;
+        for group in self.parts.groups.all().into_iter().filter(leads) {
+            let voters: BTreeSet<NodeId> = group.status().voters.into_iter().collect();
+            let tablet = group.tablet();
+            let Some(wanted) = placement::wanted(tablet, &voters, &topology) else { continue };
+            settled = false;
+            if !self.moving.lock().insert(tablet) {
+                continue;
+            }
+            let this = self.clone();
+            self.parts.env.spawn("members", async move {
+                tracing::info!(%tablet, ?voters, ?wanted, "moving replicas");
+                if let Err(error) = group.change_members(wanted).await {
+                    tracing::warn!(%tablet, %error, "replicas were not moved");
+                }
+                this.moving.lock().remove(&tablet);
+            });
+        }
+        Ok(settled)
+    }
+
+    fn learn(&self, topology: Topology) {
+        if *self.topology.read() == topology {
+            return;
+        }
+        for row in topology.members() {
+            self.parts.transport.set_address(row.id, row.peer_address);
+        }
+        for gone in topology.nodes.values().filter(|row| row.replaced_by.is_some()) {
+            self.parts.transport.forget(gone.id);
+        }
+        self.parts.known.send_replace(topology.ids());
+        if let Err(error) = self.parts.home.set_topology(&topology) {
+            tracing::warn!(%error, "the known nodes are not written down");
+        }
+        *self.topology.write() = topology;
+    }
+}
+
+fn leads(group: &consensus::Group) -> bool {
+    matches!(*group.role().borrow(), Role::Leader { .. })
+}
+
+async fn read_nodes(txn: &mut Txn) -> Result<Vec<NodeRow>, Error> {
+    let mut scan = txn.reader().await?.scan(KeyRange::prefix(NODES.to_be_bytes().to_vec()), false, None);
+    let mut rows = Vec::new();
+    loop {
+        let batch = scan.next().await?;
+        if batch.is_empty() {
+            return Ok(rows);
+        }
+        for (_, row) in batch {
+            rows.push(decode(&row.value)?);
+        }
+    }
+}
+
+async fn put_node(txn: &mut Txn, row: &NodeRow) -> Result<(), Error> {
+    let key = node_key(row.id);
+    txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await?;
+    txn.put(key, encode(row)?);
+    Ok(())
+}

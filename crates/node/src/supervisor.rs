@@ -1,0 +1,173 @@
+//! The small process that starts, watches and reports the worker. What it does when is decided
+//! in [`cluster::supervision`]; here it is done.
+//!
+//! The worker's standard output is its line to the supervisor (`beat`, and nothing else); its
+//! standard input is the supervisor's to it: `stop` asks, and its end means that the supervisor
+//! is gone, whereupon the worker ends itself. So no worker outlives its supervisor.
+
+use crate::config::Config;
+use crate::identity::Home;
+use base::Env;
+use base::NodeId;
+use bytes::Bytes;
+use cluster::DeathReport;
+use cluster::supervision::{Action, EXIT_MISUSED, Event, Supervision};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use transport::{Identity, MessageKind, Transport};
+
+const TICK: Duration = Duration::from_millis(250);
+/// A peer that does not take a report in this time learns of the death by a time-out.
+const REPORT: Duration = Duration::from_millis(500);
+
+/// How the worker is handed its configuration.
+pub const CONFIG_VARIABLE: &str = "ATOLL_WORKER_CONFIG";
+
+struct Worker {
+    child: Child,
+    stdin: ChildStdin,
+    boot: u64,
+}
+
+/// Runs until the node is stopped. `tethered`: also when standard input ends.
+pub async fn run(config: Config, tethered: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let env = Env::real();
+    let home = Home::open(&config.data)?;
+    let _lock = home.lock()?;
+    home.write_pid("supervisor.pid")?;
+    let tls = config.load_tls()?;
+    let (heard, mut hears) = mpsc::channel::<Event>(64);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut tether = std::pin::pin!(untethered(tethered));
+    let mut supervision = Supervision::new(env.now());
+    let mut worker: Option<Worker> = None;
+    let mut event = Event::Tick;
+    loop {
+        for action in supervision.step(env.now(), event) {
+            match action {
+                Action::Start => worker = Some(start(&env, &config, &home, heard.clone())?),
+                Action::AskToStop => {
+                    if let Some(worker) = &mut worker {
+                        // If it cannot be asked it has ended, which we will hear.
+                        worker.stdin.write_all(b"stop\n").await.ok();
+                    }
+                }
+                Action::Kill => {
+                    if let Some(worker) = &mut worker {
+                        eprintln!("atoll: the worker is stuck, killing it");
+                        worker.child.start_kill()?;
+                    }
+                }
+                Action::Report => {
+                    if let Some(worker) = worker.take() {
+                        report(&env, &home, &tls, worker.boot).await;
+                    }
+                }
+                Action::Exit(code) => return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+            }
+        }
+        let ended = async {
+            match &mut worker {
+                Some(worker) => worker.child.wait().await,
+                None => std::future::pending().await,
+            }
+        };
+        event = tokio::select! {
+            biased;
+            status = ended => Event::Ended(status.ok().and_then(|status| status.code())),
+            _ = terminate.recv() => Event::Stop,
+            _ = interrupt.recv() => Event::Stop,
+            () = &mut tether => Event::Stop,
+            Some(event) = hears.recv() => event,
+            () = env.sleep(TICK) => Event::Tick,
+        };
+    }
+}
+
+async fn untethered(tethered: bool) {
+    if !tethered {
+        return std::future::pending().await;
+    }
+    // Whatever ends it, whoever held the other end is gone.
+    let mut lines = stdin_lines();
+    while lines.recv().await.is_some() {}
+}
+
+/// Standard input, line by line, until it ends. A thread of its own reads it, because such a
+/// reading cannot be given up.
+pub fn stdin_lines() -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel(16);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines() {
+            let Ok(line) = line else { return };
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+fn start(
+    env: &Env,
+    config: &Config,
+    home: &Home,
+    heard: mpsc::Sender<Event>,
+) -> Result<Worker, Box<dyn std::error::Error>> {
+    let boot = home.raise_boot()?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("worker")
+        .arg("--data")
+        .arg(home.dir())
+        .env(CONFIG_VARIABLE, serde_json::to_string(config)?)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let stdin = child.stdin.take().ok_or("the worker has no standard input")?;
+    let stdout = child.stdout.take().ok_or("the worker has no standard output")?;
+    env.spawn("worker's word", async move {
+        let mut lines = BufReader::new(stdout).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if line == "beat" && heard.send(Event::Beat).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(Worker { child, stdin, boot })
+}
+
+/// Tells all peers that this node's worker is dead.
+async fn report(env: &Env, home: &Home, tls: &Option<transport::tls::Tls>, boot: u64) {
+    let (Ok(Some(identity)), Ok(topology)) = (home.identity(), home.topology()) else { return };
+    let report = DeathReport { node: identity.node, boot };
+    let peers = topology.members().filter(|row| row.id != identity.node);
+    let addresses: Vec<_> = peers.map(|row| row.peer_address).collect();
+    tell(env, tls, identity.cluster, report, &addresses).await;
+}
+
+/// Tells those who listen at `addresses` of a death that is certain.
+pub async fn tell(
+    env: &Env,
+    tls: &Option<transport::tls::Tls>,
+    cluster: u64,
+    report: DeathReport,
+    addresses: &[std::net::SocketAddr],
+) {
+    let nobody = Identity { node: NodeId(0), cluster, boot: 0 };
+    let transport = Transport::new(env.clone(), nobody, tls.clone());
+    let Ok(payload) = postcard::to_stdvec(&report).map(Bytes::from) else { return };
+    let calls = addresses.iter().map(|address| {
+        transport.call_address(*address, MessageKind::DeathReport, REPORT, payload.clone())
+    });
+    // Peers that do not hear it find out by their time-outs.
+    drop(futures::future::join_all(calls).await);
+}
+
+/// The exit code for what cannot work however often it is tried.
+pub const MISUSED: u8 = EXIT_MISUSED as u8;

@@ -1,0 +1,256 @@
+//! The process that does the work: puts the rooms of the house together, bottom up, and takes
+//! them apart again.
+
+use crate::config::{AuthMethod, Config};
+use crate::identity::{Home, Identity};
+use crate::supervisor::{CONFIG_VARIABLE, MISUSED, stdin_lines};
+use crate::{membership, views};
+use base::{Env, NodeId, Zone};
+use bytes::Bytes;
+use cluster::supervision::EXIT_HALTED;
+use cluster::{JoinAnswer, JoinRequest, NodeRow, Topology};
+use consensus::Groups;
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+use storage::{Options, Store};
+use tokio::sync::watch;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
+use transport::{MessageKind, Transport};
+
+const BEAT: Duration = Duration::from_millis(500);
+/// A newcomer asks each of its seeds this often.
+const JOIN_PAUSE: Duration = Duration::from_millis(300);
+const JOIN_TRY: Duration = Duration::from_secs(5);
+
+pub async fn run() -> ExitCode {
+    let env = Env::real();
+    let started = start(&env).await;
+    let running = match started {
+        Ok(running) => running,
+        Err(error) => {
+            eprintln!("atoll: {error}");
+            let data_is_lost = env.halt_reason().is_some() || error.is::<storage::Error>();
+            return ExitCode::from(if data_is_lost { EXIT_HALTED as u8 } else { MISUSED });
+        }
+    };
+    let halted = async {
+        let reason = env.halted().await;
+        eprintln!("atoll: this node stops: {reason}");
+        // Nothing that runs here may acknowledge anything any more.
+        std::process::exit(EXIT_HALTED);
+    };
+    tokio::select! {
+        () = halted => ExitCode::FAILURE,
+        () = stop_asked() => {
+            running.stop().await;
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+struct Running {
+    shutdown: watch::Sender<bool>,
+    sql: base::env::JoinHandle<()>,
+    groups: Groups,
+    store: Store,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.shutdown.send_replace(true);
+        if let Err(error) = self.sql.await {
+            tracing::warn!(%error, "the SQL listener did not end cleanly");
+        }
+        self.groups.shutdown().await;
+        let store = self.store;
+        let flushed = tokio::task::spawn_blocking(move || store.flush()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("the last flush failed; the next start replays more of the log");
+        }
+    }
+}
+
+/// Until the supervisor says so or is gone. Terminal signals are the supervisor's to handle.
+async fn stop_asked() {
+    let mut lines = stdin_lines();
+    while let Some(line) = lines.recv().await {
+        if line == "stop" {
+            return;
+        }
+    }
+    // The supervisor died: so must we, at once, before anybody else starts on our data.
+    std::process::exit(1);
+}
+
+async fn start(env: &Env) -> Result<Running, Box<dyn std::error::Error>> {
+    let config = std::env::var(CONFIG_VARIABLE)
+        .map_err(|_| "a worker is started by its supervisor: use `atoll node`")?;
+    let config: Config = serde_json::from_str(&config)?;
+    log_to_stderr(&config.log)?;
+    let home = Home::open(&config.data)?;
+    home.write_pid("worker.pid")?;
+    beat(env);
+
+    let tls = config.load_tls()?;
+    let identity = match home.identity()? {
+        Some(identity) => identity,
+        None => join(env, &config, &home, &tls).await?,
+    };
+    let boot = home.boot()?;
+    let options = Options {
+        retention: Duration::from_secs(config.retention_s.max(1)),
+        bucket: Duration::from_secs((config.retention_s / 10).max(1)),
+        cache_bytes: config.cache_mib << 20,
+        ..Options::default()
+    };
+    let is_founder = identity.founders.is_some() && !home.is_founded();
+    if identity.founders.is_some() && home.is_founded() && !home.dir().join("state").exists() {
+        return Err(format!(
+            "{} has lost its state: wipe the whole directory, and the node joins anew under a new id",
+            home.dir().display()
+        )
+        .into());
+    }
+    let dir = home.dir().to_path_buf();
+    let opening = env.clone();
+    let store = tokio::task::spawn_blocking(move || Store::open(&opening, &dir, options)).await??;
+    let me = transport::Identity { node: identity.node, cluster: identity.cluster, boot };
+    let transport = Transport::new(env.clone(), me, tls);
+    let topology = home.topology()?;
+    for row in topology.members() {
+        transport.set_address(row.id, row.peer_address);
+    }
+    let groups =
+        Groups::new(env.clone(), store.clone(), transport.clone(), consensus::Config::default());
+    let (known, members) = watch::channel(topology.ids());
+    let parts = txn::Parts {
+        env: env.clone(),
+        store: store.clone(),
+        groups: groups.clone(),
+        transport: transport.clone(),
+        boot,
+        members,
+    };
+    let founders: Option<BTreeSet<NodeId>> = match (&identity.founders, is_founder) {
+        (Some(founders), true) => Some(founders.iter().copied().collect()),
+        _ => None,
+    };
+    // Peers may speak to us from the moment our groups exist.
+    let serving = transport.clone();
+    let node = txn::Node::start(parts, founders.as_ref()).await?;
+    let client = txn::Client::new(node.clone());
+    let row = NodeRow {
+        id: identity.node,
+        zone: Zone(config.zone.clone()),
+        peer_address: config.listen,
+        sql_address: config.sql_listen,
+        boot,
+        since_us: env.wall_us(),
+        replaced_by: None,
+    };
+    let members = membership::Membership::new(membership::Parts {
+        env: env.clone(),
+        home: home.clone(),
+        identity: identity.clone(),
+        row,
+        client: client.clone(),
+        node: node.clone(),
+        groups: groups.clone(),
+        transport: transport.clone(),
+        known,
+        topology,
+    });
+    members.register();
+    let source = views::Views::new(config.clone(), client.clone(), members.clone(), store.clone(), transport.clone());
+    source.register();
+    serving.serve(config.listen).await?;
+    if founders.is_some() {
+        home.set_founded()?;
+    }
+    let auth = match config.auth {
+        AuthMethod::Trust => sql::Auth::Trust,
+        AuthMethod::Scram => sql::Auth::Scram,
+    };
+    let engine = sql::Engine::new(env.clone(), client, source, auth);
+    let listener = env.net().listen(config.sql_listen).await.map_err(|error| {
+        format!("cannot listen for SQL on {}: {error}", config.sql_listen)
+    })?;
+    members.run(engine.clone());
+    let (shutdown, stopping) = watch::channel(false);
+    let limits = sql::wire::Limits::default();
+    let serve_sql = sql::wire::serve(engine, listener, None, limits, stopping);
+    let sql = env.spawn("sql listener", serve_sql);
+    tracing::info!(node = %identity.node, zone = config.zone, sql = %config.sql_listen, boot, "started");
+    Ok(Running { shutdown, sql, groups, store })
+}
+
+/// `filter` is a level, or levels by target: `info,txn=debug`.
+fn log_to_stderr(filter: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let filter: Targets = filter.parse().map_err(|error| format!("log = {filter:?}: {error}"))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    Ok(())
+}
+
+/// Tells the supervisor, as long as tasks run here, that this worker is well.
+fn beat(env: &Env) {
+    let clock = env.clone();
+    env.spawn("beat", async move {
+        loop {
+            let mut out = std::io::stdout();
+            if out.write_all(b"beat\n").and_then(|()| out.flush()).is_err() {
+                // The supervisor is gone; standard input tells it too.
+                return;
+            }
+            clock.sleep(BEAT).await;
+        }
+    });
+}
+
+/// Asks the seeds for an identity until one gives it.
+async fn join(
+    env: &Env,
+    config: &Config,
+    home: &Home,
+    tls: &Option<transport::tls::Tls>,
+) -> Result<Identity, Box<dyn std::error::Error>> {
+    if config.join.is_empty() {
+        return Err(format!(
+            "{} is empty and no peer is named to join: use `atoll up` to begin a cluster, or --join HOST:PORT",
+            config.data.display()
+        )
+        .into());
+    }
+    let nobody = transport::Identity { node: NodeId(0), cluster: 0, boot: 0 };
+    let transport = Transport::new(env.clone(), nobody, tls.clone());
+    let request = JoinRequest {
+        zone: Zone(config.zone.clone()),
+        peer_address: config.listen,
+        sql_address: config.sql_listen,
+    };
+    let payload = Bytes::from(postcard::to_stdvec(&request)?);
+    loop {
+        for seed in &config.join {
+            let asked = transport.call_address(*seed, MessageKind::Join, JOIN_TRY, payload.clone()).await;
+            let answer: Result<JoinAnswer, String> = match asked {
+                Ok(bytes) => postcard::from_bytes(&bytes)?,
+                Err(error) => Err(error.to_string()),
+            };
+            match answer {
+                Ok(JoinAnswer { cluster, node, topology }) => {
+                    let identity =
+                        Identity { cluster, node, zone: config.zone.clone(), founders: None };
+                    let others = topology.nodes.into_values().filter(|row| row.id != node);
+                    home.set_topology(&Topology::of(others))?;
+                    home.set_identity(&identity)?;
+                    return Ok(identity);
+                }
+                Err(reason) => tracing::info!(%seed, reason, "not let in yet"),
+            }
+        }
+        env.sleep(JOIN_PAUSE).await;
+    }
+}

@@ -1,0 +1,396 @@
+//! The catalog: which tables, indexes, sequences, schemas and users there are.
+//!
+//! Its truth is rows of system relations in the root tablet, changed inside the users' own
+//! transactions, so a schema change commits or vanishes with everything else the transaction did.
+//! A node keeps what it has read in a [`Catalog`]; looking a cached name up costs no round trip.
+//!
+//! A cached definition may be old. That is safe because the tablets check it: each statement
+//! declares the version of the table that it goes by, and a schema change raises the version that
+//! the table's key ranges demand from its own commit on. Whoever comes with an older one is told
+//! [`txn::Error::SchemaChanged`], forgets the definition and plans anew:
+//!
+//! ```text
+//!   node A   ALTER TABLE t …: X-locks t's ranges, waits for t's writers; commits: t demands v8
+//!   node B   UPDATE t … by v7  ->  SchemaChanged  ->  reads v8 from the root tablet, plans again
+//! ```
+//!
+//! Because a change waits for every writer that goes by the older version, two versions never
+//! write at once. An index under construction thus needs one intermediate state only (kept up by
+//! writers, not read yet), where designs with leases need two.
+//!
+//! Invariants: a name is a row keyed (schema, name) and locked by whoever creates, renames or drops
+//! it; a table's row is locked by whoever changes it; a version only grows.
+
+pub mod descriptor;
+mod garbage;
+pub mod rows;
+
+pub use descriptor::{
+    Check, Column, ColumnDefault, Identity, Index, IndexState, RelationId, Schema, Sequence, Table,
+    User,
+};
+pub use garbage::Sweep;
+pub use rows::{Kind, Name};
+
+use crate::error::{Error, Result, state};
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use txn::{Isolation, LockMode, Locked, Txn, Wait};
+
+/// The schema of tables whose name has no other.
+pub const PUBLIC: &str = "public";
+/// Schemas whose tables are computed, not stored.
+pub const VIRTUAL_SCHEMAS: [&str; 3] = ["pg_catalog", "information_schema", "atoll"];
+/// Tries of a short internal transaction before its conflict is reported.
+const TRIES: usize = 50;
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub enum Object {
+    Table(Arc<Table>),
+    Sequence(Arc<Sequence>),
+    /// An index of this table.
+    Index(Arc<Table>),
+}
+
+/// A node's copy of the catalog.
+pub struct Catalog {
+    client: txn::Client,
+    cache: RwLock<Cache>,
+    /// Grows whenever a cached definition is forgotten: plans made before may be out of date.
+    generation: AtomicU64,
+}
+
+#[derive(Default)]
+struct Cache {
+    names: HashMap<String, HashMap<String, Object>>,
+}
+
+/// Definitions that a transaction has changed and not committed: only it sees them.
+#[derive(Clone, Default)]
+pub struct Overlay {
+    names: HashMap<(String, String), Option<Name>>,
+    tables: HashMap<u32, Arc<Table>>,
+    sequences: HashMap<u32, Arc<Sequence>>,
+}
+
+impl Overlay {
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.tables.is_empty() && self.sequences.is_empty()
+    }
+
+    pub fn has_table(&self, id: u32) -> bool {
+        self.tables.contains_key(&id)
+    }
+
+    pub fn sequence(&self, id: u32) -> Option<&Arc<Sequence>> {
+        self.sequences.get(&id)
+    }
+
+    pub fn sequence_ids(&self) -> impl Iterator<Item = u32> {
+        self.sequences.keys().copied()
+    }
+
+    /// Ids of the tables changed.
+    pub fn table_ids(&self) -> impl Iterator<Item = u32> {
+        self.tables.keys().copied()
+    }
+}
+
+impl Catalog {
+    pub fn new(client: txn::Client) -> Catalog {
+        Catalog { client, cache: RwLock::default(), generation: AtomicU64::new(1) }
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Forgets everything cached under the table's id.
+    pub fn forget_table(&self, id: u32) {
+        let mut cache = self.cache.write();
+        for names in cache.names.values_mut() {
+            names.retain(|_, object| match object {
+                Object::Table(table) | Object::Index(table) => table.id != id,
+                Object::Sequence(_) => true,
+            });
+        }
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Forgets what a committed transaction changed.
+    pub fn forget(&self, overlay: &Overlay) {
+        let mut cache = self.cache.write();
+        for names in cache.names.values_mut() {
+            names.retain(|_, object| match object {
+                Object::Table(table) | Object::Index(table) => {
+                    !overlay.tables.contains_key(&table.id)
+                }
+                Object::Sequence(sequence) => !overlay.sequences.contains_key(&sequence.id),
+            });
+        }
+        for (schema, name) in overlay.names.keys() {
+            if let Some(names) = cache.names.get_mut(schema) {
+                names.remove(name);
+            }
+        }
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Forgets one cached name, such as a sequence's that turned out to be gone.
+    pub fn forget_name(&self, schema: &str, name: &str) {
+        if let Some(names) = self.cache.write().names.get_mut(schema) {
+            names.remove(name);
+        }
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What `schema.name` stands for, as far as this transaction sees.
+    pub async fn find(
+        &self,
+        overlay: &Overlay,
+        schema: &str,
+        name: &str,
+    ) -> Result<Option<Object>> {
+        if !overlay.is_empty() {
+            let key = (schema.to_owned(), name.to_owned());
+            match overlay.names.get(&key) {
+                Some(None) => return Ok(None),
+                Some(Some(entry)) => {
+                    if let Some(object) = self.overlaid(overlay, entry) {
+                        return Ok(Some(object));
+                    }
+                }
+                None => {}
+            }
+        }
+        let cached = self.cached(schema, name);
+        let object = match cached {
+            Some(object) => object,
+            None => match self.load(schema, name).await? {
+                Some(object) => object,
+                None => return Ok(None),
+            },
+        };
+        // A change of this transaction may hide behind an unchanged name.
+        Ok(Some(match object {
+            Object::Table(table) => {
+                Object::Table(overlay.tables.get(&table.id).cloned().unwrap_or(table))
+            }
+            Object::Index(table) => {
+                Object::Index(overlay.tables.get(&table.id).cloned().unwrap_or(table))
+            }
+            Object::Sequence(sequence) => {
+                Object::Sequence(overlay.sequences.get(&sequence.id).cloned().unwrap_or(sequence))
+            }
+        }))
+    }
+
+    /// A cached name, without any round trip.
+    pub fn cached(&self, schema: &str, name: &str) -> Option<Object> {
+        self.cache.read().names.get(schema)?.get(name).cloned()
+    }
+
+    fn overlaid(&self, overlay: &Overlay, entry: &Name) -> Option<Object> {
+        match entry.kind {
+            Kind::Table => overlay.tables.get(&entry.id).cloned().map(Object::Table),
+            Kind::Index => overlay.tables.get(&entry.table).cloned().map(Object::Index),
+            Kind::Sequence => overlay.sequences.get(&entry.id).cloned().map(Object::Sequence),
+        }
+    }
+
+    async fn load(&self, schema: &str, name: &str) -> Result<Option<Object>> {
+        let mut txn = self.client.begin(Isolation::ReadCommitted);
+        let loaded = Self::read_object(&mut txn, schema, name).await;
+        txn.rollback().await;
+        let object = loaded?;
+        if let Some(object) = &object {
+            let mut cache = self.cache.write();
+            let names = cache.names.entry(schema.to_owned()).or_default();
+            names.insert(name.to_owned(), object.clone());
+        }
+        Ok(object)
+    }
+
+    async fn read_object(txn: &mut Txn, schema: &str, name: &str) -> Result<Option<Object>> {
+        // One snapshot for the name and for what it names.
+        txn.snapshot().await?;
+        let found = txn.get(&[rows::name_key(schema, name)]).await?;
+        let Some(Some(row)) = found.into_iter().next() else { return Ok(None) };
+        let entry: Name = rows::decode(&row.value)?;
+        let key = match entry.kind {
+            Kind::Table => rows::table_key(entry.id),
+            Kind::Index => rows::table_key(entry.table),
+            Kind::Sequence => rows::sequence_key(entry.id),
+        };
+        let found = txn.get(&[key]).await?;
+        let Some(Some(row)) = found.into_iter().next() else { return Ok(None) };
+        Ok(Some(match entry.kind {
+            Kind::Table => Object::Table(rows::decode::<Table>(&row.value)?.seal()),
+            Kind::Index => Object::Index(rows::decode::<Table>(&row.value)?.seal()),
+            Kind::Sequence => Object::Sequence(Arc::new(rows::decode(&row.value)?)),
+        }))
+    }
+
+    // ---- listing, for the views
+
+    async fn list<T: serde::de::DeserializeOwned>(
+        &self,
+        reader: &txn::Reader,
+        relation: RelationId,
+    ) -> Result<Vec<T>> {
+        let mut scan = reader.scan(relation.range(), false, None);
+        let mut all = Vec::new();
+        loop {
+            let batch = scan.next().await?;
+            if batch.is_empty() {
+                return Ok(all);
+            }
+            for (_, row) in batch {
+                all.push(rows::decode(&row.value)?);
+            }
+        }
+    }
+
+    /// Every table as of the reader's snapshot.
+    pub async fn tables(&self, reader: &txn::Reader) -> Result<Vec<Arc<Table>>> {
+        let tables: Vec<Table> = self.list(reader, rows::TABLES).await?;
+        Ok(tables.into_iter().map(Table::seal).collect())
+    }
+
+    pub async fn sequences(&self, reader: &txn::Reader) -> Result<Vec<Arc<Sequence>>> {
+        Ok(self.list(reader, rows::SEQUENCES).await?.into_iter().map(Arc::new).collect())
+    }
+
+    pub async fn users(&self, reader: &txn::Reader) -> Result<Vec<Arc<User>>> {
+        Ok(self.list(reader, rows::USERS).await?.into_iter().map(Arc::new).collect())
+    }
+
+    pub async fn schemas(&self, reader: &txn::Reader) -> Result<Vec<Arc<Schema>>> {
+        Ok(self.list(reader, rows::SCHEMAS).await?.into_iter().map(Arc::new).collect())
+    }
+
+    pub async fn user(&self, name: &str) -> Result<Option<User>> {
+        self.read_one(rows::user_key(name)).await
+    }
+
+    pub async fn schema(&self, name: &str) -> Result<Option<Schema>> {
+        self.read_one(rows::schema_key(name)).await
+    }
+
+    async fn read_one<T: serde::de::DeserializeOwned>(&self, key: base::Key) -> Result<Option<T>> {
+        let mut txn = self.client.begin(Isolation::ReadCommitted);
+        let found = txn.get(&[key]).await;
+        txn.rollback().await;
+        match found?.into_iter().next() {
+            Some(Some(row)) => rows::decode(&row.value).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    // ---- changing, inside the user's transaction
+
+    /// Locks a name against others who would create, rename or drop it.
+    pub async fn lock_name(txn: &mut Txn, schema: &str, name: &str) -> Result<Option<Name>> {
+        Self::lock_one(txn, rows::name_key(schema, name)).await
+    }
+
+    pub async fn lock_table(txn: &mut Txn, id: u32) -> Result<Option<Table>> {
+        Self::lock_one(txn, rows::table_key(id)).await
+    }
+
+    pub async fn lock_sequence(txn: &mut Txn, id: u32) -> Result<Option<Sequence>> {
+        Self::lock_one(txn, rows::sequence_key(id)).await
+    }
+
+    pub async fn lock_user(txn: &mut Txn, name: &str) -> Result<Option<User>> {
+        Self::lock_one(txn, rows::user_key(name)).await
+    }
+
+    pub async fn lock_schema(txn: &mut Txn, name: &str) -> Result<Option<Schema>> {
+        Self::lock_one(txn, rows::schema_key(name)).await
+    }
+
+    async fn lock_one<T: serde::de::DeserializeOwned>(
+        txn: &mut Txn,
+        key: base::Key,
+    ) -> Result<Option<T>> {
+        let locked = txn.lock(&[key], LockMode::Exclusive, Wait::Block).await?;
+        match locked.into_iter().next() {
+            Some(Locked::Held { row: Some(row) }) => rows::decode(&row.value).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Writes a name that was locked; none removes it.
+    pub fn put_name(
+        txn: &mut Txn,
+        overlay: &mut Overlay,
+        schema: &str,
+        name: &str,
+        entry: Option<Name>,
+    ) -> Result<()> {
+        let key = rows::name_key(schema, name);
+        match &entry {
+            Some(entry) => txn.put(key, rows::encode(entry)?),
+            None => txn.delete(key),
+        }
+        overlay.names.insert((schema.to_owned(), name.to_owned()), entry);
+        Ok(())
+    }
+
+    /// Writes a table whose row was locked, or whose id is fresh and locked likewise.
+    pub fn put_table(txn: &mut Txn, overlay: &mut Overlay, table: Table) -> Result<Arc<Table>> {
+        txn.put(rows::table_key(table.id), rows::encode(&table)?);
+        let table = table.seal();
+        overlay.tables.insert(table.id, table.clone());
+        Ok(table)
+    }
+
+    pub fn put_sequence(txn: &mut Txn, overlay: &mut Overlay, sequence: Sequence) -> Result<()> {
+        txn.put(rows::sequence_key(sequence.id), rows::encode(&sequence)?);
+        overlay.sequences.insert(sequence.id, Arc::new(sequence));
+        Ok(())
+    }
+
+    /// Draws `n` fresh ids for tables, relations, indexes and sequences, in a transaction of its
+    /// own: ids that the user's transaction gives up are not used again.
+    pub async fn allocate(&self, n: u32) -> Result<u32> {
+        retry(|| async {
+            let mut txn = self.client.begin(Isolation::ReadCommitted);
+            let next: u32 =
+                Self::lock_one(&mut txn, rows::next_id_key()).await?.unwrap_or(rows::FIRST_ID);
+            let after = next.checked_add(n).ok_or_else(|| {
+                Error::new(state::LIMIT_EXCEEDED, "the catalog has run out of object ids")
+            })?;
+            txn.put(rows::next_id_key(), rows::encode(&after)?);
+            txn.commit().await?;
+            Ok(next)
+        })
+        .await
+    }
+
+    pub fn client(&self) -> &txn::Client {
+        &self.client
+    }
+}
+
+/// Runs a short internal transaction again while it conflicts.
+pub async fn retry<T, F, Fut>(mut attempt: F) -> Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match attempt().await {
+            Err(error)
+                if tries < TRIES
+                    && matches!(error.state(), state::SERIALIZATION_FAILURE | state::DEADLOCK) => {}
+            outcome => return outcome,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! One node's SQL engine: what all its sessions share.
+//!
+//! The catalog's cache, blocks of sequence values, plans by their text, statistics of statements,
+//! and the list of sessions that a cancel request looks in. Everything here is a cache or a
+//! count: losing it costs time, never data.
+
+mod plans;
+mod sequences;
+mod statistics;
+
+pub use sequences::Sequences;
+pub use statistics::{StatementStat, Stopwatch, normalise};
+
+use crate::catalog::{Catalog, PUBLIC, Schema, User, retry, rows};
+use crate::error::{Result, state};
+use crate::session::{Canceler, Session};
+use base::Env;
+use parking_lot::Mutex;
+pub(crate) use plans::PlanKey;
+use plans::Plans;
+use statistics::Statistics;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use txn::Isolation;
+
+/// How clients prove who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// Whoever connects is who they say.
+    Trust,
+    /// SCRAM-SHA-256 against the verifier stored with the user.
+    Scram,
+}
+
+/// The user that a fresh cluster has.
+pub const FIRST_USER: &str = "atoll";
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    env: Env,
+    client: txn::Client,
+    catalog: Catalog,
+    node: Arc<dyn crate::views::Source>,
+    auth: Auth,
+    sequences: Sequences,
+    plans: Plans,
+    statistics: Statistics,
+    sessions: Mutex<HashMap<i32, (i32, Canceler)>>,
+    next_pid: AtomicI32,
+}
+
+impl Engine {
+    pub fn new(
+        env: Env,
+        client: txn::Client,
+        node: Arc<dyn crate::views::Source>,
+        auth: Auth,
+    ) -> Engine {
+        Engine {
+            inner: Arc::new(Inner {
+                catalog: Catalog::new(client.clone()),
+                sequences: Sequences::new(client.clone()),
+                plans: Plans::default(),
+                statistics: Statistics::default(),
+                sessions: Mutex::default(),
+                next_pid: AtomicI32::new(1),
+                env,
+                client,
+                node,
+                auth,
+            }),
+        }
+    }
+
+    pub fn session(&self, user: String, database: String) -> Session {
+        let pid = self.inner.next_pid.fetch_add(1, Ordering::Relaxed) & i32::MAX;
+        let secret = self.inner.env.random() as i32;
+        let session = Session::new(self.clone(), user, database, pid, secret);
+        self.inner.sessions.lock().insert(pid, (secret, session.canceler()));
+        session
+    }
+
+    pub(crate) fn forget_session(&self, pid: i32) {
+        self.inner.sessions.lock().remove(&pid);
+    }
+
+    /// Creates the catalog's first rows. Idempotent; any node may call it.
+    pub async fn bootstrap(&self) -> Result<()> {
+        retry(|| async {
+            let mut txn = self.inner.client.begin(Isolation::ReadCommitted);
+            let mut is_new = false;
+            if Catalog::lock_schema(&mut txn, PUBLIC).await?.is_none() {
+                let schema = Schema { id: 2200, name: PUBLIC.into(), owner: FIRST_USER.into() };
+                txn.put(rows::schema_key(PUBLIC), rows::encode(&schema)?);
+                is_new = true;
+            }
+            if Catalog::lock_user(&mut txn, FIRST_USER).await?.is_none() && is_new {
+                let user = User {
+                    id: 10,
+                    name: FIRST_USER.into(),
+                    verifier: None,
+                    superuser: true,
+                    login: true,
+                };
+                txn.put(rows::user_key(FIRST_USER), rows::encode(&user)?);
+            }
+            txn.commit().await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// One step of removing what dropped and truncated tables left; see [`crate::catalog::Sweep`].
+    pub async fn sweep(&self) -> Result<crate::catalog::Sweep> {
+        match self.inner.catalog.sweep().await {
+            // Somebody else sweeps at the same time.
+            Err(error)
+                if matches!(error.state(), state::SERIALIZATION_FAILURE | state::DEADLOCK) =>
+            {
+                Ok(crate::catalog::Sweep::default())
+            }
+            outcome => outcome,
+        }
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.inner.env
+    }
+
+    pub fn client(&self) -> &txn::Client {
+        &self.inner.client
+    }
+
+    pub fn auth(&self) -> Auth {
+        self.inner.auth
+    }
+
+    pub fn node(&self) -> &Arc<dyn crate::views::Source> {
+        &self.inner.node
+    }
+
+    pub fn catalog(&self) -> &Catalog {
+        &self.inner.catalog
+    }
+
+    pub fn sequences(&self) -> &Sequences {
+        &self.inner.sequences
+    }
+
+    pub(crate) fn plans(&self) -> &Plans {
+        &self.inner.plans
+    }
+
+    pub(crate) fn statistics(&self) -> &Statistics {
+        &self.inner.statistics
+    }
+
+    /// What `atoll.statements` shows.
+    pub fn statements(&self) -> Vec<StatementStat> {
+        self.inner.statistics.all()
+    }
+
+    /// A user's SCRAM verifier and right to log in; none: no such user.
+    pub async fn user(&self, name: &str) -> Result<Option<Arc<User>>> {
+        Ok(self.inner.catalog.user(name).await?.map(Arc::new))
+    }
+
+    /// Cancels what the session with this process number runs, if the secret is right.
+    pub fn cancel(&self, pid: i32, secret: i32) {
+        if let Some((known, canceler)) = self.inner.sessions.lock().get(&pid)
+            && *known == secret
+        {
+            canceler.cancel();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A planned query's expressions, corrected after DataFusion has settled their types.
+//!
+//! DataFusion inserts casts and compares decimals by their digits. Two things must change before
+//! its optimizer runs: values of the type [`NUMERIC`](shape::NUMERIC) lose their display scale where
+//! they are compared, and casts that Arrow does differently from PostgreSQL (text to and from
+//! anything, rounding to integers, time zones) are done by [`crate::types::cast`].
+
+use super::{failure, numeric, shape};
+use crate::types::{Type, Zone, cast};
+use datafusion::arrow::datatypes::{DataType, FieldRef};
+use datafusion::common::DFSchema;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::expr::{Between, InList, ScalarFunction};
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::utils::merge_schema;
+use datafusion::logical_expr::{
+    BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator,
+    ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TryCast, Volatility,
+};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+type Df<T> = Result<T, DataFusionError>;
+
+/// Corrects every expression of an analyzed plan.
+pub fn correct(plan: LogicalPlan, zone: &Zone) -> Df<LogicalPlan> {
+    let corrected = plan.transform_up_with_subqueries(|plan| {
+        let mut schema = merge_schema(&plan.inputs());
+        if let LogicalPlan::TableScan(scan) = &plan {
+            let source = scan.source.schema();
+            schema.merge(&DFSchema::try_from_qualified_schema(scan.table_name.clone(), &source)?);
+        }
+        let names = NamePreserver::new(&plan);
+        plan.map_expressions(|expr| {
+            let name = names.save(&expr);
+            let expr = expr.transform_up(|expr| correct_one(expr, &schema, zone))?;
+            Ok(expr.update_data(|expr| name.restore(expr)))
+        })?
+        .map_data(LogicalPlan::recompute_schema)
+    })?;
+    Ok(corrected.data)
+}
+
+fn correct_one(expr: Expr, schema: &DFSchema, zone: &Zone) -> Df<Transformed<Expr>> {
+    let is_numeric =
+        |expr: &Expr| Ok::<_, DataFusionError>(expr.get_type(schema)? == shape::NUMERIC);
+    let strip = |expr: Expr| match is_numeric(&expr)? {
+        true => Ok::<_, DataFusionError>(call(numeric::strip(), vec![expr])),
+        false => Ok(expr),
+    };
+    Ok(match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op, right })
+            if compares(op) && (is_numeric(&left)? || is_numeric(&right)?) =>
+        {
+            let (left, right) = (strip(*left)?, strip(*right)?);
+            Transformed::yes(Expr::BinaryExpr(BinaryExpr::new(Box::new(left), op, Box::new(right))))
+        }
+        Expr::Negative(inner) if is_numeric(&inner)? => {
+            Transformed::yes(call(numeric::operation(numeric::Op::Neg), vec![*inner]))
+        }
+        Expr::Between(Between { expr, negated, low, high }) if is_numeric(&expr)? => {
+            let (expr, low, high) = (strip(*expr)?, strip(*low)?, strip(*high)?);
+            let between = Between::new(Box::new(expr), negated, Box::new(low), Box::new(high));
+            Transformed::yes(Expr::Between(between))
+        }
+        Expr::InList(InList { expr, list, negated }) if is_numeric(&expr)? => {
+            let list = list.into_iter().map(&strip).collect::<Df<Vec<_>>>()?;
+            Transformed::yes(Expr::InList(InList::new(Box::new(strip(*expr)?), list, negated)))
+        }
+        Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field }) => {
+            let from = expr.get_type(schema)?;
+            if is_arrows(&from, field.data_type()) {
+                return Ok(Transformed::no(Expr::Cast(Cast { expr, field })));
+            }
+            let (_, from) = expr.to_field(schema)?;
+            Transformed::yes(call(Conversion::udf(&from, &field, zone), vec![*expr]))
+        }
+        other => Transformed::no(other),
+    })
+}
+
+fn compares(op: Operator) -> bool {
+    use Operator::*;
+    matches!(op, Eq | NotEq | Lt | LtEq | Gt | GtEq | IsDistinctFrom | IsNotDistinctFrom)
+}
+
+/// Whether Arrow's cast does what PostgreSQL's does.
+fn is_arrows(from: &DataType, to: &DataType) -> bool {
+    use DataType::*;
+    let exact = |ty: &DataType| ty.is_integer() || matches!(ty, Decimal128(..));
+    let float = |ty: &DataType| matches!(ty, Float32 | Float64);
+    let width = |ty: &DataType| ty.primitive_width().unwrap_or_default();
+    match (from, to) {
+        (a, b) if a == b => true,
+        (Null, _) => true,
+        (a, b) if *a == shape::NUMERIC || *b == shape::NUMERIC => false,
+        (a, b) if a.is_integer() && b.is_integer() => width(a) <= width(b),
+        (a, Decimal128(..)) if a.is_integer() => true,
+        (Decimal128(_, a), Decimal128(_, b)) => a <= b,
+        (a, b) if exact(a) && float(b) => true,
+        (Float32, Float64) => true,
+        (Decimal128(..) | Decimal256(..), Decimal256(..)) => true,
+        (Date32, Timestamp(_, None)) => true,
+        (Utf8, LargeUtf8 | Utf8View) | (LargeUtf8 | Utf8View, Utf8) => true,
+        // Element by element.
+        (List(a), List(b)) => is_arrows(a.data_type(), b.data_type()),
+        // DataFusion's own business.
+        (Timestamp(_, None), Timestamp(_, None)) => true,
+        (Timestamp(_, Some(_)), Timestamp(_, Some(_))) => true,
+        (Interval(_), Interval(_)) | (Duration(_), _) | (_, Duration(_)) => true,
+        (Date32, Int32) | (Int32, Date32) => true,
+        (Date32, Date64) | (Date64, Date32) => true,
+        _ => false,
+    }
+}
+
+pub fn call(function: Arc<ScalarUDF>, args: Vec<Expr>) -> Expr {
+    Expr::ScalarFunction(ScalarFunction::new_udf(function, args))
+}
+
+/// A cast done PostgreSQL's way, value by value.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Conversion {
+    from: Type,
+    to: Type,
+    to_arrow: DataType,
+    zone: Zone,
+    name: String,
+    signature: Signature,
+}
+
+impl Hash for Conversion {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+        self.to_arrow.hash(state);
+    }
+}
+
+impl Conversion {
+    pub fn udf(from: &FieldRef, to: &FieldRef, zone: &Zone) -> Arc<ScalarUDF> {
+        let (from, _) = shape::type_of(from);
+        // A cast's field keeps what it was cast from in its metadata: only the Arrow type counts.
+        let to_arrow = to.data_type().clone();
+        let to = match &to_arrow {
+            ty if *ty == shape::NUMERIC => Type::Numeric(None),
+            ty => shape::type_of_arrow(ty),
+        };
+        let name = format!("cast_{}_as_{}", from.short_name(), to.short_name());
+        let signature = Signature::any(1, Volatility::Stable);
+        let conversion = Conversion { from, to, to_arrow, zone: *zone, name, signature };
+        Arc::new(ScalarUDF::new_from_impl(conversion))
+    }
+}
+
+impl ScalarUDFImpl for Conversion {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Df<DataType> {
+        Ok(self.to_arrow.clone())
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Df<ColumnarValue> {
+        let arg = &args.args[0];
+        let is_scalar = matches!(arg, ColumnarValue::Scalar(_));
+        let array = arg.to_array(if is_scalar { 1 } else { args.number_rows })?;
+        let mut out = shape::Builder::new(&self.to, array.len());
+        let mut failed = None;
+        let mut take = |datum| {
+            if failed.is_none() {
+                let cast = cast::cast(datum, &self.from, &self.to, &self.zone, true);
+                failed = cast.and_then(|datum| out.push(&datum)).err();
+            }
+        };
+        shape::each(&array, &self.from, &mut take).map_err(failure::through)?;
+        if let Some(error) = failed {
+            return Err(failure::through(error));
+        }
+        let result = out.finish().map_err(failure::through)?;
+        // Arrow types that share one SQL type (int4 and uint16, say).
+        let result = datafusion::arrow::compute::cast(&result, &self.to_arrow)?;
+        match is_scalar {
+            true => {
+                let value = datafusion::common::ScalarValue::try_from_array(&result, 0)?;
+                Ok(ColumnarValue::Scalar(value))
+            }
+            false => Ok(ColumnarValue::Array(result)),
+        }
+    }
+}

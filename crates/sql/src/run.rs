@@ -1,0 +1,319 @@
+//! Running plans inside a transaction.
+//!
+//! [`Exec`] is what one statement has at hand: the transaction, the definitions it sees, and its
+//! sequences. Reads go by the statement's snapshot, changes by the newest state of rows that were
+//! locked first:
+//!
+//! 1. find candidates (a key that is known needs no look-up; else a scan at the snapshot),
+//! 2. lock them, which returns their newest state,
+//! 3. check the condition again on rows that changed since the snapshot,
+//! 4. compute the new rows, lock every further key they touch (moved rows, index entries),
+//! 5. check uniqueness on what the locks showed, and buffer the writes.
+//!
+//! Each lock call covers a whole chunk of rows, so a statement over a thousand rows takes a few
+//! round trips and not a thousand.
+
+pub mod change;
+pub mod copy;
+pub mod ddl;
+mod explain;
+pub mod rows;
+pub mod select;
+
+pub use explain::explain;
+
+use crate::bind::{Slot, SlotKind};
+use crate::catalog::{Object, Overlay};
+use crate::engine::Engine;
+use crate::error::{Error, Result, state};
+use crate::expr::Context;
+use crate::parse;
+use crate::plan::{self, Plan};
+use crate::query::{self, QueryContext};
+use crate::session::{Column, RowStream, View};
+use crate::types::{Datum, Type};
+use base::Key;
+use datafusion::sql::sqlparser::ast;
+use futures::StreamExt;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use txn::{LockMode, Locked, Txn, Wait};
+
+/// Rows that one lock call covers.
+pub const CHUNK_ROWS: usize = 2_000;
+/// Values that `IN (SELECT …)` may gather.
+const LIST_VALUES_MAX: usize = 1_000_000;
+
+/// What `currval` and `lastval` answer from.
+#[derive(Clone, Debug, Default)]
+pub struct Drawn {
+    by_sequence: HashMap<u32, i64>,
+    last: Option<i64>,
+}
+
+pub struct Exec<'a> {
+    pub engine: &'a Engine,
+    pub view: &'a Arc<View>,
+    pub txn: &'a mut Txn,
+    pub overlay: &'a mut Overlay,
+    pub drawn: &'a mut Drawn,
+    /// Hidden row ids given out by this transaction.
+    pub n_hidden: &'a mut u32,
+    /// Zero: no limit.
+    pub lock_timeout: Duration,
+}
+
+impl Exec<'_> {
+    /// Declares the tables that a plan goes by.
+    pub fn declare(&mut self, plan: &Plan) {
+        for table in &plan.tables {
+            self.txn.use_table(table.id, table.version, &table.ranges);
+        }
+    }
+
+    pub async fn lock(&mut self, keys: &[Key], mode: LockMode, wait: Wait) -> Result<Vec<Locked>> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.lock_timeout.is_zero() {
+            return Ok(self.txn.lock(keys, mode, wait).await?);
+        }
+        let env = self.engine.env().clone();
+        match env.timeout(self.lock_timeout, self.txn.lock(keys, mode, wait)).await {
+            Some(locked) => Ok(locked?),
+            None => Err(Error::new(
+                state::LOCK_NOT_AVAILABLE,
+                "canceling statement due to lock timeout",
+            )),
+        }
+    }
+
+    // ---- slots
+
+    /// Computes a plan's slots.
+    pub async fn slots(&mut self, plan: &Plan, params: &[Datum]) -> Result<Vec<Datum>> {
+        let mut values = Vec::with_capacity(plan.slots.len());
+        for slot in &plan.slots {
+            let value = self.slot(slot, plan, params, &values).await?;
+            values.push(value);
+        }
+        Ok(values)
+    }
+
+    /// Draws the sequences' values anew, for the next row.
+    pub async fn redraw(
+        &mut self,
+        plan: &Plan,
+        params: &[Datum],
+        slots: &mut [Datum],
+    ) -> Result<()> {
+        for (idx, slot) in plan.slots.iter().enumerate() {
+            if matches!(slot.kind, SlotKind::NextVal | SlotKind::NextOf(_)) {
+                slots[idx] = self.slot(slot, plan, params, slots).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn slot(
+        &mut self,
+        slot: &Slot,
+        plan: &Plan,
+        params: &[Datum],
+        slots: &[Datum],
+    ) -> Result<Datum> {
+        let mut args = Vec::with_capacity(slot.args.len());
+        for arg in &slot.args {
+            let cx = Context { row: &[], params, slots, view: self.view };
+            args.push(arg.value(&cx)?);
+        }
+        let strict = matches!(
+            slot.kind,
+            SlotKind::NextVal | SlotKind::CurrVal | SlotKind::SetVal | SlotKind::Sleep
+        );
+        if strict && args.iter().any(Datum::is_null) {
+            return Ok(Datum::Null);
+        }
+        Ok(match &slot.kind {
+            SlotKind::NextOf(id) => Datum::Int8(self.next(*id).await?),
+            SlotKind::NextVal => {
+                let name = args[0].as_str().unwrap_or_default();
+                let sequence = self.sequence(name).await?;
+                match self.next(sequence.id).await {
+                    // The cached name led to a sequence that is gone; perhaps there is a new one.
+                    Err(error) if error.state() == state::UNDEFINED_TABLE => {
+                        let catalog = self.engine.catalog();
+                        catalog.forget_name(&sequence.schema, &sequence.name);
+                        let id = self.sequence(name).await?.id;
+                        Datum::Int8(self.next(id).await?)
+                    }
+                    drawn => Datum::Int8(drawn?),
+                }
+            }
+            SlotKind::CurrVal => {
+                let sequence = self.sequence(args[0].as_str().unwrap_or_default()).await?;
+                let value = self.drawn.by_sequence.get(&sequence.id).copied();
+                Datum::Int8(value.ok_or_else(|| {
+                    Error::new(
+                        state::NOT_IN_PREREQUISITE_STATE,
+                        format!(
+                            "currval of sequence \"{}\" is not yet defined in this session",
+                            sequence.name
+                        ),
+                    )
+                })?)
+            }
+            SlotKind::LastVal => Datum::Int8(self.drawn.last.ok_or_else(|| {
+                Error::new(
+                    state::NOT_IN_PREREQUISITE_STATE,
+                    "lastval is not yet defined in this session",
+                )
+            })?),
+            SlotKind::SetVal => {
+                let id = self.sequence(args[0].as_str().unwrap_or_default()).await?.id;
+                let value = args[1].as_i64().unwrap_or_default();
+                let is_called = args.get(2).and_then(Datum::as_bool).unwrap_or(true);
+                let engine = self.engine.clone();
+                engine.sequences().set(id, value, is_called, self.txn, self.overlay).await?;
+                if is_called {
+                    self.drawn.by_sequence.insert(id, value);
+                }
+                Datum::Int8(value)
+            }
+            SlotKind::ExportSnapshot => Datum::text(self.txn.snapshot().await?.to_string()),
+            SlotKind::Sleep => {
+                let seconds = args[0].as_f64().unwrap_or_default().clamp(0.0, 1e6);
+                self.engine.env().sleep(Duration::from_secs_f64(seconds)).await;
+                Datum::text("")
+            }
+            SlotKind::Scalar(query) => {
+                let rows = self.gather(query, plan, params, 1).await?;
+                rows.into_iter().next().unwrap_or_default()
+            }
+            SlotKind::Exists(query) => {
+                let mut stream = self.run_query(query, plan, params).await?.1;
+                let mut found = false;
+                while let Some(batch) = stream.next().await {
+                    if !batch?.is_empty() {
+                        found = true;
+                        break;
+                    }
+                }
+                Datum::Bool(found)
+            }
+            SlotKind::List(query) => {
+                Datum::Array(self.gather(query, plan, params, LIST_VALUES_MAX).await?.into())
+            }
+        })
+    }
+
+    /// The first column of a subquery's rows.
+    async fn gather(
+        &mut self,
+        query: &ast::Query,
+        plan: &Plan,
+        params: &[Datum],
+        max: usize,
+    ) -> Result<Vec<Datum>> {
+        let mut stream = self.run_query(query, plan, params).await?.1;
+        let mut values = Vec::new();
+        while let Some(batch) = stream.next().await {
+            for row in batch? {
+                if values.len() == max {
+                    return Err(if max == 1 {
+                        Error::new(
+                            state::CARDINALITY_VIOLATION,
+                            "more than one row returned by a subquery used as an expression",
+                        )
+                    } else {
+                        Error::new(
+                            state::LIMIT_EXCEEDED,
+                            format!("a subquery in IN returned more than {max} rows"),
+                        )
+                    });
+                }
+                values.extend(row.into_iter().next());
+            }
+        }
+        Ok(values)
+    }
+
+    /// Runs a query in DataFusion at the statement's snapshot.
+    pub async fn run_query(
+        &mut self,
+        query: &ast::Query,
+        plan: &Plan,
+        params: &[Datum],
+    ) -> Result<(Arc<[Column]>, RowStream)> {
+        let cx = self.query_context(plan).await?;
+        query::run(&cx, query, &plan.params, params).await
+    }
+
+    pub async fn query_context(&mut self, plan: &Plan) -> Result<QueryContext> {
+        let tables = plan
+            .tables
+            .iter()
+            .map(|table| ((table.schema.clone(), table.name.clone()), table.clone()))
+            .collect();
+        let view = Arc::new(self.view.with_tables(tables));
+        let reader = Some(self.txn.reader().await?);
+        Ok(QueryContext { engine: self.engine.clone(), reader, view })
+    }
+
+    // ---- sequences
+
+    async fn next(&mut self, id: u32) -> Result<i64> {
+        let engine = self.engine.clone();
+        let value = engine.sequences().next(id, self.txn, self.overlay).await?;
+        self.drawn.by_sequence.insert(id, value);
+        self.drawn.last = Some(value);
+        Ok(value)
+    }
+
+    /// A sequence by the name that nextval and its kin were given.
+    async fn sequence(&mut self, name: &str) -> Result<Arc<crate::catalog::Sequence>> {
+        let parsed = parse::expression(name)?;
+        let parts = match &parsed {
+            ast::Expr::Identifier(part) => vec![parse::ident(part)],
+            ast::Expr::CompoundIdentifier(parts) => parts.iter().map(parse::ident).collect(),
+            _ => Vec::new(),
+        };
+        let (schema, short) = match &parts[..] {
+            [name] => (None, name.as_str()),
+            [.., schema, name] => (Some(schema.as_str()), name.as_str()),
+            [] => {
+                return Err(Error::new("42602", format!("invalid name syntax: \"{name}\"")));
+            }
+        };
+        match plan::find(self.engine, self.overlay, self.view, schema, short).await? {
+            Some(Object::Sequence(sequence)) => Ok(sequence),
+            Some(_) => {
+                Err(Error::new(state::WRONG_OBJECT_TYPE, format!("\"{short}\" is not a sequence")))
+            }
+            None => Err(plan::undefined_table(schema, short)),
+        }
+    }
+}
+
+/// A stream of one batch.
+pub fn one_batch(rows: Vec<Vec<Datum>>) -> RowStream {
+    Box::pin(futures::stream::once(async move { Ok(rows) }))
+}
+
+/// Waits for a stream's first batch, so that what fails at once fails before the first row is
+/// sent.
+pub async fn primed(mut stream: RowStream) -> Result<RowStream> {
+    match stream.next().await {
+        None => Ok(Box::pin(futures::stream::empty())),
+        Some(first) => {
+            let first = first?;
+            Ok(Box::pin(futures::stream::once(async move { Ok(first) }).chain(stream)))
+        }
+    }
+}
+
+/// A single text column.
+pub fn text_column(name: &str) -> Arc<[Column]> {
+    Arc::from([Column { name: name.to_owned(), ty: Type::Text, table: None, attnum: 0 }])
+}

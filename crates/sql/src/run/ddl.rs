@@ -1,0 +1,200 @@
+//! Definitions: tables, indexes, sequences, schemas, users.
+//!
+//! A definition is changed by rewriting its catalog row in the user's own transaction and, for a
+//! table, raising its version ([`txn::Txn::change_schema`]): that waits for all who work with the
+//! older definition and refuses all who come with it after the commit. Nothing here is visible to
+//! others before the commit, and a rollback undoes it.
+
+pub mod alter;
+pub mod index;
+pub mod objects;
+pub mod table;
+
+use super::Exec;
+use crate::catalog::{Catalog, Kind, Name, PUBLIC, Table, VIRTUAL_SCHEMAS};
+use crate::error::{Error, Result, state};
+use crate::parse;
+use crate::plan::undefined_table;
+use base::KeyRange;
+use datafusion::sql::sqlparser::ast;
+use std::sync::Arc;
+
+/// PostgreSQL cuts names at 63 bytes; a made-up one is cut here.
+const NAME_BYTES_MAX: usize = 63;
+
+impl Exec<'_> {
+    /// The schema for a new object, checked to exist, and its name.
+    pub async fn new_name(&mut self, name: &ast::ObjectName) -> Result<(String, String)> {
+        let (schema, short) = parse::qualified(name)?;
+        let schema = match schema {
+            Some(schema) => schema,
+            None => self
+                .view
+                .search_path
+                .iter()
+                .find(|schema| !VIRTUAL_SCHEMAS.contains(&schema.as_str()))
+                .cloned()
+                .unwrap_or_else(|| PUBLIC.to_owned()),
+        };
+        self.check_schema(&schema).await?;
+        if short.len() > NAME_BYTES_MAX {
+            return Err(Error::new(
+                "42622",
+                format!("identifier \"{short}\" is longer than {NAME_BYTES_MAX} bytes"),
+            ));
+        }
+        Ok((schema, short))
+    }
+
+    async fn check_schema(&mut self, schema: &str) -> Result<()> {
+        if VIRTUAL_SCHEMAS.contains(&schema) {
+            return Err(Error::new(
+                state::INSUFFICIENT_PRIVILEGE,
+                format!("permission denied to create in schema \"{schema}\""),
+            )
+            .detail("Its tables are computed by the system."));
+        }
+        if schema == PUBLIC {
+            return Ok(());
+        }
+        match self.engine.catalog().schema(schema).await? {
+            Some(_) => Ok(()),
+            // Perhaps created by this very transaction.
+            None => match Catalog::lock_schema(self.txn, schema).await? {
+                Some(_) => Ok(()),
+                None => Err(Error::new(
+                    state::NO_SUCH_SCHEMA,
+                    format!("schema \"{schema}\" does not exist"),
+                )),
+            },
+        }
+    }
+
+    /// Locks an existing name by the search path; none: there is no such object.
+    pub async fn lock_existing(
+        &mut self,
+        name: &ast::ObjectName,
+    ) -> Result<Option<(String, String, Name)>> {
+        let (schema, short) = parse::qualified(name)?;
+        let schemas: Vec<String> = match schema {
+            Some(schema) => vec![schema],
+            None => self.view.search_path.to_vec(),
+        };
+        for schema in schemas {
+            if VIRTUAL_SCHEMAS.contains(&schema.as_str()) {
+                continue;
+            }
+            // A cheap look first: locking the names of all schemas of the path would serialise
+            // unrelated work.
+            if self.engine.catalog().find(self.overlay, &schema, &short).await?.is_none() {
+                continue;
+            }
+            if let Some(entry) = Catalog::lock_name(self.txn, &schema, &short).await? {
+                return Ok(Some((schema, short, entry)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Locks a table's name and row, and returns its newest definition.
+    pub async fn lock_table(&mut self, name: &ast::ObjectName) -> Result<Option<Table>> {
+        match self.lock_existing(name).await? {
+            None => Ok(None),
+            Some((_, _, Name { kind: Kind::Table, id, .. })) => {
+                Ok(Catalog::lock_table(self.txn, id).await?)
+            }
+            Some((_, short, _)) => {
+                Err(Error::new(state::WRONG_OBJECT_TYPE, format!("\"{short}\" is not a table")))
+            }
+        }
+    }
+
+    pub async fn lock_table_or_fail(&mut self, name: &ast::ObjectName) -> Result<Table> {
+        match self.lock_table(name).await? {
+            Some(table) => Ok(table),
+            None => {
+                let (schema, short) = parse::qualified(name)?;
+                Err(undefined_table(schema.as_deref(), &short))
+            }
+        }
+    }
+
+    /// Claims a name for a new object; an error if it is taken.
+    pub async fn claim(&mut self, schema: &str, name: &str, entry: Name) -> Result<()> {
+        if Catalog::lock_name(self.txn, schema, name).await?.is_some() {
+            return Err(Error::new(
+                state::DUPLICATE_TABLE,
+                format!("relation \"{name}\" already exists"),
+            ));
+        }
+        Catalog::put_name(self.txn, self.overlay, schema, name, Some(entry))
+    }
+
+    pub async fn release(&mut self, schema: &str, name: &str) -> Result<()> {
+        Catalog::lock_name(self.txn, schema, name).await?;
+        Catalog::put_name(self.txn, self.overlay, schema, name, None)
+    }
+
+    /// A name made of parts that nobody uses yet: `t_a_key`, `t_a_key1`, …
+    pub async fn free_name(
+        &mut self,
+        schema: &str,
+        parts: &[&str],
+        suffix: &str,
+    ) -> Result<String> {
+        for attempt in 0..1_000 {
+            let number = if attempt == 0 { String::new() } else { attempt.to_string() };
+            let mut stem = parts.join("_");
+            let room = NAME_BYTES_MAX.saturating_sub(suffix.len() + number.len() + 1);
+            while stem.len() > room {
+                stem.pop();
+            }
+            let name = format!("{stem}_{suffix}{number}");
+            if self.engine.catalog().find(self.overlay, schema, &name).await?.is_none()
+                && Catalog::lock_name(self.txn, schema, &name).await?.is_none()
+            {
+                return Ok(name);
+            }
+        }
+        Err(Error::internal("no free name was found in a thousand tries"))
+    }
+
+    /// Puts a changed definition into force: `before` are the ranges of the older one.
+    pub async fn redefine(&mut self, mut table: Table, before: &[KeyRange]) -> Result<Arc<Table>> {
+        table.version += 1;
+        let table = Catalog::put_table(self.txn, self.overlay, table)?;
+        let mut ranges = before.to_vec();
+        ranges.extend(table.ranges.iter().filter(|range| !before.contains(range)).cloned());
+        self.txn.change_schema(table.id, table.version, &ranges).await?;
+        self.txn.use_table(table.id, table.version, &table.ranges);
+        Ok(table)
+    }
+
+    /// Takes the table for this transaction alone, so that what is read next stays true. The
+    /// current version keeps its force until [`Exec::redefine`].
+    pub async fn exclude(&mut self, table: &Table) -> Result<()> {
+        let ranges = ranges_of(table);
+        self.txn.use_table(table.id, table.version, &ranges);
+        for range in ranges {
+            self.txn.lock_range(range, txn::LockMode::Exclusive).await?;
+        }
+        if self.txn.isolation() != txn::Isolation::ReadCommitted {
+            return Err(Error::new(
+                state::FEATURE_NOT_SUPPORTED,
+                "this change of a table reads all its rows and runs at READ COMMITTED only",
+            )
+            .hint("Begin the transaction with ISOLATION LEVEL READ COMMITTED."));
+        }
+        // A snapshot from before the lock might miss what committed while it was waited for.
+        self.txn.begin_statement();
+        Ok(())
+    }
+}
+
+/// The ranges of a definition that was read but not sealed.
+pub fn ranges_of(table: &Table) -> Vec<KeyRange> {
+    std::iter::once(table.relation)
+        .chain(table.indexes.iter().map(|index| index.relation))
+        .map(|relation| relation.range())
+        .collect()
+}

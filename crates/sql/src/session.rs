@@ -1,0 +1,389 @@
+//! One client's session: its transaction, its settings, its prepared statements.
+//!
+//! The wire layer hands over one statement at a time. [`Session::prepare`] parses and plans it,
+//! [`Session::execute`] runs it inside the open transaction block or, outside of one, in an
+//! implicit transaction that [`Session::finish`] ends: after the last statement of a simple query,
+//! at Sync in the extended protocol.
+//!
+//! ```text
+//!           execute                        BEGIN
+//!   idle ------------> implicit      idle -------> block --- error ---> failed block
+//!    ^                    |            ^             |                      |
+//!    +------ finish ------+            +--- COMMIT --+------- ROLLBACK -----+
+//! ```
+//!
+//! A statement that was planned with a definition that has changed since is planned and run again,
+//! which nobody sees: its writes are taken back to where it began, and no row of it has been sent.
+
+mod copy;
+mod execute;
+mod settings;
+mod transaction;
+
+pub use crate::parse::ParsedStatement;
+pub use copy::{CopyIn, CopyOut, CopyStream};
+pub use settings::Settings;
+
+use crate::catalog::Table;
+use crate::engine::{Engine, Stopwatch};
+use crate::error::{Error, Result, state};
+use crate::parse;
+use crate::plan::Plan;
+use crate::run::Drawn;
+use crate::types::{Row, Type, Zone};
+use base::Env;
+use futures::Stream;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Notify;
+use transaction::Open;
+
+/// A column of a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    pub ty: Type,
+    /// The table's id and the column's number in it, when the column is one of a table's.
+    pub table: Option<u32>,
+    pub attnum: i16,
+}
+
+/// Batches of rows.
+pub type RowStream = Pin<Box<dyn Stream<Item = Result<Vec<Row>>> + Send>>;
+
+/// How a statement that returned rows ends: the wire counts the rows and writes the tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TagKind {
+    /// `SELECT 5`.
+    Select,
+    /// `INSERT 0 5`, `UPDATE 5`, `DELETE 5`: the rows returned are the rows changed.
+    Insert,
+    Update,
+    Delete,
+    /// A fixed tag: `EXPLAIN`, `SHOW`.
+    Fixed(&'static str),
+}
+
+impl TagKind {
+    pub fn tag(&self, n_rows: u64) -> String {
+        match self {
+            TagKind::Select => format!("SELECT {n_rows}"),
+            TagKind::Insert => format!("INSERT 0 {n_rows}"),
+            TagKind::Update => format!("UPDATE {n_rows}"),
+            TagKind::Delete => format!("DELETE {n_rows}"),
+            TagKind::Fixed(tag) => (*tag).to_owned(),
+        }
+    }
+}
+
+/// What a statement answers.
+pub enum Outcome {
+    Rows {
+        columns: Arc<[Column]>,
+        rows: RowStream,
+        tag: TagKind,
+    },
+    Done {
+        tag: String,
+    },
+    CopyIn(CopyIn),
+    CopyOut(CopyOut),
+    /// The empty statement.
+    Empty,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionStatus {
+    Idle,
+    InBlock,
+    Failed,
+}
+
+impl TransactionStatus {
+    /// ReadyForQuery's letter.
+    pub fn letter(self) -> u8 {
+        match self {
+            TransactionStatus::Idle => b'I',
+            TransactionStatus::InBlock => b'T',
+            TransactionStatus::Failed => b'E',
+        }
+    }
+}
+
+/// What the client is told beside the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// `severity` is NOTICE, WARNING, INFO…
+    Message { severity: &'static str, state: &'static str, message: String },
+    /// ParameterStatus: a reported setting has a new value.
+    Setting { name: String, value: String },
+}
+
+/// A planned statement. Cheap to clone.
+#[derive(Clone)]
+pub struct Prepared {
+    pub params: Vec<Type>,
+    /// None: it returns no rows.
+    pub columns: Option<Arc<[Column]>>,
+    source: ParsedStatement,
+    hints: Vec<Option<Type>>,
+    plan: Arc<Plan>,
+    watch: Arc<Stopwatch>,
+}
+
+/// Cancels what a session runs, from anywhere.
+#[derive(Clone, Default)]
+pub struct Canceler {
+    inner: Arc<CancelState>,
+}
+
+#[derive(Default)]
+struct CancelState {
+    requested: AtomicBool,
+    notify: Notify,
+}
+
+impl Canceler {
+    /// The statement that runs now, if there is one, fails with 57014.
+    pub fn cancel(&self) {
+        self.inner.requested.store(true, Ordering::Release);
+        self.inner.notify.notify_waiters();
+    }
+
+    /// A new statement begins: an older request is not meant for it.
+    fn arm(&self) {
+        self.inner.requested.store(false, Ordering::Release);
+    }
+
+    async fn requested(&self) {
+        loop {
+            let notified = self.inner.notify.notified();
+            if self.inner.requested.load(Ordering::Acquire) {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+fn canceled() -> Error {
+    Error::new(state::QUERY_CANCELED, "canceling statement due to user request")
+}
+
+/// What a statement may know of the session that asks: see [`crate::query::QueryContext`].
+#[derive(Clone)]
+pub struct View {
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    pub search_path: Arc<[String]>,
+    pub zone: Zone,
+    /// The transaction's start, microseconds since 1970.
+    pub now_us: i64,
+    pub pid: i32,
+    pub txn_id: u64,
+    pub env: Env,
+    settings: Arc<Settings>,
+    /// The stored tables that the statement names, by schema and name.
+    tables: HashMap<(String, String), Arc<Table>>,
+}
+
+impl View {
+    /// A table that the statement names; own uncommitted definitions included. Without a schema the
+    /// search path is followed.
+    pub fn table(&self, schema: Option<&str>, name: &str) -> Option<Arc<Table>> {
+        let find = |schema: &str| {
+            self.tables.values().find(|table| table.name == name && table.schema == schema).cloned()
+        };
+        match schema {
+            Some(schema) => find(schema),
+            None => self.search_path.iter().find_map(|schema| find(schema)),
+        }
+    }
+
+    pub fn setting(&self, name: &str) -> Option<String> {
+        self.settings.get(name)
+    }
+
+    /// Name, value and description of all settings.
+    pub fn settings(&self) -> Vec<(String, String, String)> {
+        self.settings.all()
+    }
+
+    pub fn with_tables(&self, tables: HashMap<(String, String), Arc<Table>>) -> View {
+        View { tables, ..self.clone() }
+    }
+
+    /// For work that no session asked for.
+    pub fn internal(engine: &Engine) -> View {
+        View::of(engine.env().clone(), Arc::from(crate::engine::FIRST_USER))
+    }
+
+    fn of(env: Env, user: Arc<str>) -> View {
+        let settings = Arc::new(Settings::new(user.clone()));
+        View {
+            user,
+            database: Arc::from("atoll"),
+            search_path: settings.search_path.clone(),
+            zone: settings.zone,
+            now_us: env.wall_us(),
+            pid: 0,
+            txn_id: 0,
+            env,
+            settings,
+            tables: HashMap::new(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> View {
+        let net = Arc::new(base::env::MemoryNet::default());
+        View::of(Env::seeded(1, net), Arc::from("ada"))
+    }
+}
+
+pub struct Session {
+    engine: Engine,
+    user: Arc<str>,
+    database: Arc<str>,
+    pid: i32,
+    secret: i32,
+    settings: Arc<Settings>,
+    open: Option<Open>,
+    prepared: HashMap<String, Prepared>,
+    drawn: Drawn,
+    notices: Vec<Notice>,
+    cancel: Canceler,
+}
+
+impl Session {
+    pub(crate) fn new(
+        engine: Engine,
+        user: String,
+        database: String,
+        pid: i32,
+        secret: i32,
+    ) -> Session {
+        let user: Arc<str> = Arc::from(user);
+        Session {
+            settings: Arc::new(Settings::new(user.clone())),
+            engine,
+            user,
+            database: Arc::from(database),
+            pid,
+            secret,
+            open: None,
+            prepared: HashMap::new(),
+            drawn: Drawn::default(),
+            notices: Vec::new(),
+            cancel: Canceler::default(),
+        }
+    }
+
+    /// A simple-query string's statements.
+    pub fn split(sql: &str) -> Result<Vec<ParsedStatement>> {
+        parse::split(sql)
+    }
+
+    pub fn status(&self) -> TransactionStatus {
+        match &self.open {
+            Some(open) if open.block && open.failed => TransactionStatus::Failed,
+            Some(open) if open.block => TransactionStatus::InBlock,
+            _ => TransactionStatus::Idle,
+        }
+    }
+
+    pub fn setting(&self, name: &str) -> Option<String> {
+        match name.to_ascii_lowercase().as_str() {
+            "transaction_isolation" => {
+                let isolation =
+                    self.open.as_ref().map_or(self.settings.isolation, |open| open.txn.isolation());
+                Some(settings::isolation_name(isolation).to_owned())
+            }
+            "transaction_read_only" => {
+                let on = self.open.as_ref().map_or(self.settings.read_only, |open| open.read_only);
+                Some((if on { "on" } else { "off" }).to_owned())
+            }
+            _ => self.settings.get(name),
+        }
+    }
+
+    /// A setting from the startup message. One that is not known is passed over with a warning, so
+    /// that drivers which send more than they need still connect.
+    pub fn set_at_start(&mut self, name: &str, value: &str) -> Result<()> {
+        let mut settings = (*self.settings).clone();
+        match settings.set(name, Some(value)) {
+            Ok(_) => {
+                self.settings = Arc::new(settings);
+                Ok(())
+            }
+            Err(error) if error.state() == state::UNDEFINED_OBJECT => {
+                self.warn(error.message.clone());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn zone(&self) -> Zone {
+        self.settings.zone
+    }
+
+    /// What to tell the client before the answer to what it just asked.
+    pub fn notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    pub fn canceler(&self) -> Canceler {
+        self.cancel.clone()
+    }
+
+    /// `pg_backend_pid()`, and the secret that a cancel request must know.
+    pub fn pid(&self) -> (i32, i32) {
+        (self.pid, self.secret)
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    fn note(&mut self, message: impl Into<String>) {
+        let (severity, state) = ("NOTICE", state::SUCCESSFUL);
+        self.notices.push(Notice::Message { severity, state, message: message.into() });
+    }
+
+    fn warn(&mut self, message: impl Into<String>) {
+        let (severity, state) = ("WARNING", state::WARNING);
+        self.notices.push(Notice::Message { severity, state, message: message.into() });
+    }
+
+    /// The session as its next statement sees it.
+    fn view(&self) -> Arc<View> {
+        match &self.open {
+            Some(open) => open.view.clone(),
+            None => Arc::new(self.make_view(0, self.engine.env().wall_us())),
+        }
+    }
+
+    fn make_view(&self, txn_id: u64, now_us: i64) -> View {
+        View {
+            user: self.user.clone(),
+            database: self.database.clone(),
+            search_path: self.settings.search_path.clone(),
+            zone: self.settings.zone,
+            now_us,
+            pid: self.pid,
+            txn_id,
+            env: self.engine.env().clone(),
+            settings: self.settings.clone(),
+            tables: HashMap::new(),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.engine.forget_session(self.pid);
+    }
+}

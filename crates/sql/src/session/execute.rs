@@ -1,0 +1,835 @@
+//! Preparing and executing statements.
+
+use super::transaction::Open;
+use super::{
+    Column, Outcome, ParsedStatement, Prepared, RowStream, Session, TagKind, View, canceled,
+};
+use crate::catalog::Overlay;
+use crate::codec;
+use crate::engine::Engine;
+use crate::error::{Error, Result, state};
+use crate::parse::{self, DropKind, Statement};
+use crate::plan::change::quoted;
+use crate::plan::{Kind, Plan, Planner};
+use crate::run::change::Changed;
+use crate::run::ddl::index::{Building, build_online};
+use crate::run::{Drawn, Exec, explain, one_batch, primed, text_column};
+use crate::types::{Datum, Type};
+use datafusion::sql::sqlparser::ast;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use std::sync::Arc;
+use std::time::Duration;
+use txn::Isolation;
+
+/// Times that a statement is planned anew because a definition changed under it.
+const PLANS_MAX: usize = 20;
+
+impl Session {
+    /// Plans one statement. `hints` are the parameters' types as far as the client says.
+    pub async fn prepare(&mut self, sql: &str, hints: &[Option<Type>]) -> Result<Prepared> {
+        let mut statements = parse::split(sql)?;
+        let statement = match statements.len() {
+            0 => ParsedStatement::new(""),
+            1 => statements.remove(0),
+            _ => {
+                return Err(Error::new(
+                    state::SYNTAX_ERROR,
+                    "cannot insert multiple commands into a prepared statement",
+                ));
+            }
+        };
+        self.prepare_with(statement, hints).await
+    }
+
+    /// The same for a statement that [`Session::split`] found.
+    pub async fn prepare_parsed(&mut self, statement: &ParsedStatement) -> Result<Prepared> {
+        self.prepare_with(statement.clone(), &[]).await
+    }
+
+    async fn prepare_with(
+        &mut self,
+        source: ParsedStatement,
+        hints: &[Option<Type>],
+    ) -> Result<Prepared> {
+        let cancel = self.cancel.clone();
+        cancel.arm();
+        // Boxed: the future is large, and whoever awaits it need not know its type.
+        let work: BoxFuture<'_, Result<Arc<Plan>>> = Box::pin(self.plan(&source, hints));
+        let plan = tokio::select! {
+            biased;
+            plan = work => plan,
+            () = cancel.requested() => Err(canceled()),
+        };
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.failed();
+                return Err(error);
+            }
+        };
+        let watch = self.engine.statistics().watch(&source.text);
+        Ok(Prepared {
+            params: plan.params.clone(),
+            columns: plan.columns.clone(),
+            source,
+            hints: hints.to_vec(),
+            plan,
+            watch,
+        })
+    }
+
+    /// A plan that is true now: from the cache, or made.
+    async fn plan(
+        &mut self,
+        source: &ParsedStatement,
+        hints: &[Option<Type>],
+    ) -> Result<Arc<Plan>> {
+        let key = crate::engine::PlanKey {
+            text: source.text.clone(),
+            search_path: self.settings.search_path.clone(),
+            hints: hints.to_vec(),
+        };
+        let is_shared = self.open.as_ref().is_none_or(|open| open.overlay.is_empty());
+        if is_shared
+            && let Some(plan) = self.engine.plans().get(&key, self.engine.catalog().generation())
+        {
+            return Ok(plan);
+        }
+        let tree = source.tree()?;
+        let plan = Arc::new(self.plan_tree(tree, hints).await?);
+        if is_shared && !matches!(plan.kind, Kind::Utility) {
+            self.engine.plans().put(key, &plan);
+        }
+        Ok(plan)
+    }
+
+    async fn plan_tree(&mut self, tree: Arc<Statement>, hints: &[Option<Type>]) -> Result<Plan> {
+        let failed = self.open.as_ref().is_some_and(|open| open.block && open.failed);
+        let empty = Overlay::default();
+        let view = self.view();
+        let overlay = self.open.as_ref().map_or(&empty, |open| &open.overlay);
+        let planner = Planner::new(&self.engine, overlay, &view, hints);
+        let utility = |params: Vec<Type>, columns: Option<Arc<[Column]>>| Plan {
+            kind: Kind::Utility,
+            params,
+            columns,
+            slots: Vec::new(),
+            tables: Vec::new(),
+            generation: 0,
+            is_private: true,
+            tree: tree.clone(),
+        };
+        Ok(match &*tree {
+            // Its execution is refused anyway; looking names up would only hide that.
+            _ if failed && !ends_failure(&tree) => return Err(aborted()),
+            Statement::Query(_)
+            | Statement::Insert(_)
+            | Statement::Update(_)
+            | Statement::Delete(_) => planner.plan(tree).await?,
+            Statement::Explain { statement, .. } => {
+                let inner = planner.plan(Arc::new((**statement).clone())).await?;
+                utility(inner.params, Some(text_column("QUERY PLAN")))
+            }
+            Statement::Show(name) if name == "all" => {
+                let column = |name: &str| Column {
+                    name: name.to_owned(),
+                    ty: Type::Text,
+                    table: None,
+                    attnum: 0,
+                };
+                let columns = ["name", "setting", "description"].map(column);
+                utility(Vec::new(), Some(Arc::from(columns)))
+            }
+            Statement::Show(name) => utility(Vec::new(), Some(text_column(name))),
+            Statement::Execute { name, .. } => {
+                let prepared = self.prepared.get(name).ok_or_else(|| no_prepared(name))?;
+                utility(Vec::new(), prepared.columns.clone())
+            }
+            _ => utility(Vec::new(), None),
+        })
+    }
+
+    /// Runs a statement in the open transaction; an implicit one is begun if there is none. The
+    /// rows must be drained or dropped, then [`Session::finish`] is called.
+    pub async fn execute(&mut self, prepared: &Prepared, params: Vec<Datum>) -> Result<Outcome> {
+        let env = self.engine.env().clone();
+        let begin = env.now();
+        let cancel = self.cancel.clone();
+        cancel.arm();
+        let timeout = self.settings.statement_timeout;
+        let running: BoxFuture<'_, Result<Outcome>> = Box::pin(self.dispatch(prepared, params));
+        let work = async {
+            tokio::select! {
+                biased;
+                outcome = running => outcome,
+                () = cancel.requested() => Err(canceled()),
+            }
+        };
+        let outcome = if timeout.is_zero() {
+            work.await
+        } else {
+            env.timeout(timeout, work).await.unwrap_or_else(|| {
+                Err(Error::new(
+                    state::QUERY_CANCELED,
+                    "canceling statement due to statement timeout",
+                ))
+            })
+        };
+        prepared.watch.record(env.now().duration_since(begin).as_micros() as u64);
+        match outcome {
+            Ok(Outcome::Rows { columns, rows, tag }) => {
+                Ok(Outcome::Rows { columns, rows: self.guarded(rows), tag })
+            }
+            Ok(outcome) => Ok(outcome),
+            Err(error) => {
+                self.failed();
+                Err(error)
+            }
+        }
+    }
+
+    /// A stream that a cancel request ends.
+    fn guarded(&self, rows: RowStream) -> RowStream {
+        let cancel = self.cancel.clone();
+        let state = Some((rows, cancel));
+        Box::pin(futures::stream::unfold(state, |state| async move {
+            let (mut rows, cancel) = state?;
+            let next = tokio::select! {
+                biased;
+                next = rows.next() => next?,
+                () = cancel.requested() => return Some((Err(canceled()), None)),
+            };
+            Some((next, Some((rows, cancel))))
+        }))
+    }
+
+    async fn dispatch(&mut self, prepared: &Prepared, params: Vec<Datum>) -> Result<Outcome> {
+        let tree = &prepared.plan.tree;
+        if self.open.as_ref().is_some_and(|open| open.block && open.failed) && !ends_failure(tree) {
+            return Err(aborted());
+        }
+        if params.len() != prepared.params.len() {
+            return Err(Error::new(
+                state::PROTOCOL_VIOLATION,
+                format!(
+                    "bind message supplies {} parameters, but the statement requires {}",
+                    params.len(),
+                    prepared.params.len()
+                ),
+            ));
+        }
+        match prepared.plan.kind {
+            Kind::Utility => self.utility(tree.clone(), params).await,
+            _ => self.data(prepared, params.into()).await,
+        }
+    }
+
+    // ---- queries and changes
+
+    async fn data(&mut self, prepared: &Prepared, params: Arc<[Datum]>) -> Result<Outcome> {
+        for attempt in 0.. {
+            let plan = self.current(prepared).await?;
+            match self.attempt(&plan, &params).await {
+                Err(error) if attempt < PLANS_MAX && self.may_run_again(&error) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Error::internal("an endless loop ended"))
+    }
+
+    /// The plan that the statement was prepared with, or a new one if that is out of date.
+    async fn current(&mut self, prepared: &Prepared) -> Result<Arc<Plan>> {
+        let is_plain = self.open.as_ref().is_none_or(|open| open.overlay.is_empty());
+        let plan = &prepared.plan;
+        if is_plain && !plan.is_private && plan.generation == self.engine.catalog().generation() {
+            return Ok(plan.clone());
+        }
+        // The types that the client was told stay.
+        let hints: Vec<Option<Type>> = if prepared.hints.len() == prepared.params.len() {
+            prepared.hints.clone()
+        } else {
+            prepared.params.iter().cloned().map(Some).collect()
+        };
+        let plan = self.plan(&prepared.source, &hints).await?;
+        let shape = |columns: &Option<Arc<[Column]>>| -> Option<Vec<Type>> {
+            columns.as_ref().map(|list| list.iter().map(|column| column.ty.clone()).collect())
+        };
+        if shape(&plan.columns) != shape(&prepared.columns) {
+            return Err(Error::new(
+                state::FEATURE_NOT_SUPPORTED,
+                "cached plan must not change result type",
+            ));
+        }
+        Ok(plan)
+    }
+
+    /// After an error: true if the statement is to be planned and run again.
+    fn may_run_again(&mut self, error: &Error) -> bool {
+        let Some(table) = error.schema_changed() else { return false };
+        self.engine.catalog().forget_table(table);
+        let engine = self.engine.clone();
+        let Some(open) = &mut self.open else { return false };
+        match open.txn.isolation() {
+            Isolation::ReadCommitted => true,
+            // Nothing was read yet: the transaction may as well begin now.
+            isolation if open.n_statements == 0 && open.overlay.is_empty() => {
+                open.txn = engine.client().begin(isolation);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    async fn attempt(&mut self, plan: &Arc<Plan>, params: &Arc<[Datum]>) -> Result<Outcome> {
+        let lock_timeout = self.settings.lock_timeout;
+        self.open();
+        if !matches!(plan.kind, Kind::Select(_) | Kind::Query(_)) {
+            self.refuse_read_only(match plan.kind {
+                Kind::Insert(_) => "INSERT",
+                Kind::Update(_) => "UPDATE",
+                _ => "DELETE",
+            })?;
+        }
+        let engine = self.engine.clone();
+        let Some(open) = &mut self.open else {
+            return Err(Error::internal("a statement lost its transaction"));
+        };
+        open.txn.begin_statement();
+        let savepoint = open.txn.savepoint();
+        let view = open.view.clone();
+        let mut exec = exec_of(&engine, &view, open, &mut self.drawn, lock_timeout);
+        exec.declare(plan);
+        match run_plan(&mut exec, plan, params).await {
+            Ok(outcome) => {
+                open.n_statements += 1;
+                Ok(outcome)
+            }
+            Err(error) => {
+                open.txn.rollback_to(savepoint);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn refuse_read_only(&self, what: &str) -> Result<()> {
+        if self.open.as_ref().is_some_and(|open| open.read_only) {
+            return Err(Error::new(
+                state::READ_ONLY_TRANSACTION,
+                format!("cannot execute {what} in a read-only transaction"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Plans and runs a tree that comes from inside another statement.
+    pub(super) async fn run_tree(&mut self, tree: Arc<Statement>) -> Result<Outcome> {
+        for attempt in 0.. {
+            let plan = Arc::new(self.plan_tree(tree.clone(), &[]).await?);
+            match self.attempt(&plan, &Arc::from([])).await {
+                Err(error) if attempt < PLANS_MAX && self.may_run_again(&error) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Error::internal("an endless loop ended"))
+    }
+
+    // ---- everything else
+
+    async fn utility(&mut self, tree: Arc<Statement>, params: Vec<Datum>) -> Result<Outcome> {
+        let done = |tag: &str| Ok(Outcome::Done { tag: tag.to_owned() });
+        match &*tree {
+            Statement::Empty => Ok(Outcome::Empty),
+            Statement::Begin(modes) => {
+                self.begin_block(modes)?;
+                done("BEGIN")
+            }
+            Statement::Commit { chain } => {
+                let tag = self.commit(*chain).await?;
+                done(tag)
+            }
+            Statement::Rollback { chain } => {
+                self.rollback(*chain).await?;
+                done("ROLLBACK")
+            }
+            Statement::Savepoint(name) => {
+                self.savepoint(name.clone())?;
+                done("SAVEPOINT")
+            }
+            Statement::RollbackTo(name) => {
+                self.rollback_to(name)?;
+                done("ROLLBACK")
+            }
+            Statement::Release(name) => {
+                self.release(name)?;
+                done("RELEASE")
+            }
+            Statement::SetTransaction(modes) => {
+                self.set_modes(modes)?;
+                done("SET")
+            }
+            Statement::SetCharacteristics(modes) => {
+                self.set_characteristics(modes)?;
+                done("SET")
+            }
+            Statement::SetSnapshot(text) => {
+                self.set_snapshot(text)?;
+                done("SET")
+            }
+            Statement::Set { name, value, local } => {
+                self.set(name, value.as_deref(), *local)?;
+                done(if value.is_some() { "SET" } else { "RESET" })
+            }
+            Statement::ResetAll => {
+                self.reset_all();
+                done("RESET")
+            }
+            Statement::Show(name) => self.show(name),
+            Statement::Discard(tag) => {
+                if *tag == "DISCARD ALL" {
+                    if self.open.as_ref().is_some_and(|open| open.block) {
+                        return Err(Error::new(
+                            state::ACTIVE_TRANSACTION,
+                            "DISCARD ALL cannot run inside a transaction block",
+                        ));
+                    }
+                    self.reset_all();
+                    self.prepared.clear();
+                    self.drawn = Default::default();
+                }
+                done(tag)
+            }
+            Statement::Prepare { name, types, statement } => {
+                if self.prepared.contains_key(name) {
+                    return Err(Error::new(
+                        state::DUPLICATE_STATEMENT,
+                        format!("prepared statement \"{name}\" already exists"),
+                    ));
+                }
+                let hints: Vec<Option<Type>> = types.iter().cloned().map(Some).collect();
+                let prepared = Box::pin(self.prepare_with((**statement).clone(), &hints)).await?;
+                self.prepared.insert(name.clone(), prepared);
+                done("PREPARE")
+            }
+            Statement::Execute { name, args } => {
+                let prepared = self.prepared.get(name).cloned().ok_or_else(|| no_prepared(name))?;
+                if args.len() != prepared.params.len() {
+                    return Err(Error::new(
+                        state::SYNTAX_ERROR,
+                        format!("wrong number of parameters for prepared statement \"{name}\""),
+                    )
+                    .detail(format!(
+                        "Expected {} parameters but got {}.",
+                        prepared.params.len(),
+                        args.len()
+                    )));
+                }
+                let types = prepared.params.clone();
+                let values = self.constants(args, &types)?;
+                Box::pin(self.dispatch(&prepared, values)).await
+            }
+            Statement::Deallocate(None) => {
+                self.prepared.clear();
+                done("DEALLOCATE ALL")
+            }
+            Statement::Deallocate(Some(name)) => {
+                self.prepared.remove(name).ok_or_else(|| no_prepared(name))?;
+                done("DEALLOCATE")
+            }
+            Statement::Explain { analyze, statement } => {
+                self.explain(statement, *analyze, params).await
+            }
+            Statement::Copy(copy) => self.copy(copy).await,
+            Statement::Split { table, rows } => self.split_table(table, rows).await,
+            Statement::Nothing(tag) => done(tag),
+            Statement::CreateTable(create) if create.query.is_some() => {
+                self.create_table_as(create).await
+            }
+            _ => self.define(&tree).await,
+        }
+    }
+
+    fn show(&mut self, name: &str) -> Result<Outcome> {
+        let columns;
+        let rows = if name == "all" {
+            let column = |name: &str| Column {
+                name: name.to_owned(),
+                ty: Type::Text,
+                table: None,
+                attnum: 0,
+            };
+            columns = Arc::from(["name", "setting", "description"].map(column));
+            let row = |(name, value, about): (String, String, String)| {
+                vec![Datum::text(name), Datum::text(value), Datum::text(about)]
+            };
+            self.settings.all().into_iter().map(row).collect()
+        } else {
+            let value = self.setting(name).ok_or_else(|| {
+                Error::new(
+                    state::UNDEFINED_OBJECT,
+                    format!("unrecognized configuration parameter \"{name}\""),
+                )
+            })?;
+            columns = text_column(name);
+            vec![vec![Datum::text(value)]]
+        };
+        Ok(Outcome::Rows { columns, rows: one_batch(rows), tag: TagKind::Fixed("SHOW") })
+    }
+
+    /// Constant expressions as values of these types.
+    fn constants(&mut self, exprs: &[ast::Expr], types: &[Type]) -> Result<Vec<Datum>> {
+        self.with_exec(|exec| {
+            exprs.iter().zip(types).map(|(expr, ty)| exec.constant(expr, ty)).collect()
+        })
+    }
+
+    fn with_exec<T>(&mut self, work: impl FnOnce(&mut Exec<'_>) -> Result<T>) -> Result<T> {
+        let lock_timeout = self.settings.lock_timeout;
+        self.open();
+        let engine = self.engine.clone();
+        let Some(open) = &mut self.open else {
+            return Err(Error::internal("a statement lost its transaction"));
+        };
+        let view = open.view.clone();
+        let mut exec = exec_of(&engine, &view, open, &mut self.drawn, lock_timeout);
+        work(&mut exec)
+    }
+
+    async fn explain(
+        &mut self,
+        statement: &Statement,
+        analyze: bool,
+        params: Vec<Datum>,
+    ) -> Result<Outcome> {
+        let tree = Arc::new(statement.clone());
+        let hints = vec![None; params.len()];
+        let plan = Arc::new(Box::pin(self.plan_tree(tree, &hints)).await?);
+        let is_general = matches!(plan.kind, Kind::Query(_));
+        let lock_timeout = self.settings.lock_timeout;
+        self.open();
+        let engine = self.engine.clone();
+        let Some(open) = &mut self.open else {
+            return Err(Error::internal("a statement lost its transaction"));
+        };
+        open.txn.begin_statement();
+        let view = open.view.clone();
+        let mut exec = exec_of(&engine, &view, open, &mut self.drawn, lock_timeout);
+        exec.declare(&plan);
+        let mut lines = explain(&mut exec, &plan, &params, analyze).await?;
+        if analyze && !is_general {
+            let begin = engine.env().now();
+            let outcome = Box::pin(self.attempt(&plan, &Arc::from(params))).await?;
+            let mut n_rows = 0;
+            match outcome {
+                Outcome::Rows { mut rows, .. } => {
+                    while let Some(batch) = rows.next().await {
+                        n_rows += batch?.len() as u64;
+                    }
+                }
+                Outcome::Done { tag } => {
+                    let count = tag.rsplit(' ').next().and_then(|count| count.parse().ok());
+                    n_rows = count.unwrap_or(0);
+                }
+                _ => {}
+            }
+            let ms = engine.env().now().duration_since(begin).as_secs_f64() * 1e3;
+            lines.push(format!("Rows: {n_rows}"));
+            lines.push(format!("Execution Time: {ms:.3} ms"));
+        }
+        let rows = lines.into_iter().map(|line| vec![Datum::text(line)]).collect();
+        Ok(Outcome::Rows {
+            columns: text_column("QUERY PLAN"),
+            rows: one_batch(rows),
+            tag: TagKind::Fixed("EXPLAIN"),
+        })
+    }
+
+    /// ALTER TABLE … SPLIT AT: no part of the transaction, it changes where rows are, not what
+    /// they are.
+    async fn split_table(
+        &mut self,
+        name: &ast::ObjectName,
+        rows: &[Vec<ast::Expr>],
+    ) -> Result<Outcome> {
+        let engine = self.engine.clone();
+        let empty = Overlay::default();
+        let view = self.view();
+        let overlay = self.open.as_ref().map_or(&empty, |open| &open.overlay);
+        let table = Planner::new(&engine, overlay, &view, &[]).target(name).await?;
+        let idxs = table.primary_idxs();
+        if table.is_keyless() {
+            return Err(Error::new(
+                state::INVALID_TABLE_DEFINITION,
+                format!("table \"{}\" has no primary key to split by", table.name),
+            ));
+        }
+        for row in rows {
+            if row.is_empty() || row.len() > idxs.len() {
+                return Err(Error::new(
+                    state::SYNTAX_ERROR,
+                    format!(
+                        "SPLIT AT takes 1 to {} values, those of the first columns of the primary key",
+                        idxs.len()
+                    ),
+                ));
+            }
+            let types: Vec<Type> =
+                idxs.iter().take(row.len()).map(|idx| table.columns[*idx].ty.clone()).collect();
+            let values = self.constants(row, &types)?;
+            let mut key = codec::key_prefix(table.relation, 16);
+            values.iter().for_each(|value| codec::encode_key(value, &mut key));
+            engine.client().split(key.into()).await?;
+        }
+        Ok(Outcome::Done { tag: "ALTER TABLE".to_owned() })
+    }
+
+    /// CREATE TABLE … AS: a table of the query's columns, then an INSERT of its rows.
+    async fn create_table_as(&mut self, create: &ast::CreateTable) -> Result<Outcome> {
+        let Some(query) = &create.query else {
+            return Err(Error::internal("CREATE TABLE AS has no query"));
+        };
+        self.open();
+        let empty = Overlay::default();
+        let view = self.view();
+        let overlay = self.open.as_ref().map_or(&empty, |open| &open.overlay);
+        let mut planner = Planner::new(&self.engine, overlay, &view, &[]);
+        let (_, columns) = planner.describe(query).await?;
+        let given = &create.columns;
+        if given.len() > columns.len() {
+            return Err(Error::new(
+                state::SYNTAX_ERROR,
+                "CREATE TABLE AS specifies too many column names",
+            ));
+        }
+        let definitions: Vec<String> = columns
+            .iter()
+            .enumerate()
+            .map(|(idx, column)| {
+                let name = given.get(idx).map_or(column.name.clone(), |c| parse::ident(&c.name));
+                let ty = if column.ty == Type::Name { Type::Text } else { column.ty.clone() };
+                format!("{} {}", quoted(&name), ty.name())
+            })
+            .collect();
+        let exists = if create.if_not_exists { "IF NOT EXISTS " } else { "" };
+        let sql = format!("CREATE TABLE {exists}{} ({})", create.name, definitions.join(", "));
+        let outcome = Box::pin(self.define(&parse::parse(&sql)?)).await?;
+        let existed = self.notices.iter().any(|notice| {
+            matches!(notice, super::Notice::Message { message, .. } if message.ends_with("already exists, skipping"))
+        });
+        if existed {
+            return Ok(outcome);
+        }
+        let sql = format!("INSERT INTO {} {query}", create.name);
+        match self.run_tree(Arc::new(parse::parse(&sql)?)).await? {
+            Outcome::Done { tag } => {
+                let count = tag.rsplit(' ').next().unwrap_or("0");
+                Ok(Outcome::Done { tag: format!("SELECT {count}") })
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Runs a definition, again if another one came between.
+    async fn define(&mut self, tree: &Statement) -> Result<Outcome> {
+        let tag = tag_of(tree);
+        // Built online only where the statement is alone: its steps commit one by one.
+        let online = self.open.is_none();
+        if let Statement::CreateIndex(create) = tree
+            && create.concurrently
+            && !online
+        {
+            return Err(Error::new(
+                state::ACTIVE_TRANSACTION,
+                "CREATE INDEX CONCURRENTLY cannot run inside a transaction block",
+            ));
+        }
+        let mut attempt = 0;
+        let defined = loop {
+            attempt += 1;
+            match self.define_once(tree, tag, online).await {
+                Err(error) if attempt < PLANS_MAX && self.may_run_again(&error) => {}
+                outcome => break outcome?,
+            }
+        };
+        defined.notices.into_iter().for_each(|notice| self.note(notice));
+        if let Some((table, index)) = defined.building {
+            self.finish(false).await?;
+            build_online(&self.engine, table, index).await?;
+        }
+        Ok(Outcome::Done { tag: tag.to_owned() })
+    }
+
+    async fn define_once(&mut self, tree: &Statement, tag: &str, online: bool) -> Result<Defined> {
+        let lock_timeout = self.settings.lock_timeout;
+        self.open();
+        self.refuse_read_only(tag)?;
+        let engine = self.engine.clone();
+        let Some(open) = &mut self.open else {
+            return Err(Error::internal("a statement lost its transaction"));
+        };
+        open.txn.begin_statement();
+        let savepoint = open.txn.savepoint();
+        let overlay = open.overlay.clone();
+        let view = open.view.clone();
+        let mut exec = exec_of(&engine, &view, open, &mut self.drawn, lock_timeout);
+        match define(&mut exec, tree, online).await {
+            Ok(defined) => {
+                open.n_statements += 1;
+                Ok(defined)
+            }
+            Err(error) => {
+                open.txn.rollback_to(savepoint);
+                open.overlay = overlay;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What a definition left to say and to do.
+#[derive(Default)]
+struct Defined {
+    notices: Vec<String>,
+    /// Table and index, to be built online once this transaction has committed.
+    building: Option<(u32, u32)>,
+}
+
+async fn define(exec: &mut Exec<'_>, tree: &Statement, online: bool) -> Result<Defined> {
+    let mut defined = Defined::default();
+    let notice = match tree {
+        Statement::CreateTable(create) => exec.create_table(create).await?,
+        Statement::AlterTable(alter) => exec.alter_table(alter).await?,
+        Statement::CreateIndex(create) => match exec.create_index(create, online).await? {
+            Building::Done(notice) => notice,
+            Building::Online { table, index } => {
+                defined.building = Some((table, index));
+                None
+            }
+        },
+        Statement::Truncate { tables, restart } => {
+            for name in tables {
+                let table = exec.lock_table_or_fail(name).await?;
+                exec.truncate(table, *restart).await?;
+            }
+            None
+        }
+        Statement::Drop { kind, names, if_exists, cascade } => {
+            defined.notices = exec.drop_objects(*kind, names, *if_exists, *cascade).await?;
+            None
+        }
+        Statement::CreateSchema { name, if_not_exists } => {
+            exec.create_schema(name, *if_not_exists).await?
+        }
+        Statement::CreateSequence { name, if_not_exists, options } => {
+            exec.create_sequence(name, *if_not_exists, options).await?
+        }
+        Statement::AlterSequence { name, if_exists, options } => {
+            exec.alter_sequence(name, *if_exists, options).await?
+        }
+        Statement::RenameIndex { name, to } => {
+            exec.rename_index(name, to).await?;
+            None
+        }
+        Statement::CreateUser { name, options } => {
+            exec.create_user(name, options).await?;
+            None
+        }
+        Statement::AlterUser { name, options } => {
+            exec.alter_user(name, options).await?;
+            None
+        }
+        Statement::DropUser { names, if_exists } => {
+            defined.notices = exec.drop_users(names, *if_exists).await?;
+            None
+        }
+        other => return Err(Error::internal(format!("no one runs {other:?}"))),
+    };
+    defined.notices.extend(notice);
+    Ok(defined)
+}
+
+fn tag_of(tree: &Statement) -> &'static str {
+    match tree {
+        Statement::CreateTable(_) => "CREATE TABLE",
+        Statement::AlterTable(_) => "ALTER TABLE",
+        Statement::CreateIndex(_) => "CREATE INDEX",
+        Statement::Truncate { .. } => "TRUNCATE TABLE",
+        Statement::Drop { kind, .. } => match kind {
+            DropKind::Table => "DROP TABLE",
+            DropKind::Index => "DROP INDEX",
+            DropKind::Sequence => "DROP SEQUENCE",
+            DropKind::Schema => "DROP SCHEMA",
+            DropKind::View => "DROP VIEW",
+        },
+        Statement::CreateSchema { .. } => "CREATE SCHEMA",
+        Statement::CreateSequence { .. } => "CREATE SEQUENCE",
+        Statement::AlterSequence { .. } => "ALTER SEQUENCE",
+        Statement::RenameIndex { .. } => "ALTER INDEX",
+        Statement::CreateUser { .. } => "CREATE ROLE",
+        Statement::AlterUser { .. } => "ALTER ROLE",
+        Statement::DropUser { .. } => "DROP ROLE",
+        _ => "OK",
+    }
+}
+
+/// What a statement works with, from the session's parts.
+fn exec_of<'a>(
+    engine: &'a Engine,
+    view: &'a Arc<View>,
+    open: &'a mut Open,
+    drawn: &'a mut Drawn,
+    lock_timeout: Duration,
+) -> Exec<'a> {
+    Exec {
+        engine,
+        view,
+        txn: &mut open.txn,
+        overlay: &mut open.overlay,
+        drawn,
+        n_hidden: &mut open.n_hidden,
+        lock_timeout,
+    }
+}
+
+async fn run_plan(exec: &mut Exec<'_>, plan: &Arc<Plan>, params: &Arc<[Datum]>) -> Result<Outcome> {
+    let changed = |changed: Changed, tag: TagKind| match &plan.columns {
+        Some(columns) => {
+            Outcome::Rows { columns: columns.clone(), rows: one_batch(changed.returned), tag }
+        }
+        None => Outcome::Done { tag: tag.tag(changed.n_rows) },
+    };
+    let columns = || plan.columns.clone().unwrap_or_else(|| Arc::from([]));
+    Ok(match &plan.kind {
+        Kind::Select(select) => {
+            let rows = exec.select(plan, select, params).await?;
+            Outcome::Rows { columns: columns(), rows: primed(rows).await?, tag: TagKind::Select }
+        }
+        Kind::Query(query) => {
+            let rows = exec.run_query(query, plan, params).await?.1;
+            Outcome::Rows { columns: columns(), rows: primed(rows).await?, tag: TagKind::Select }
+        }
+        Kind::Insert(insert) => changed(exec.insert(plan, insert, params).await?, TagKind::Insert),
+        Kind::Update(update) => changed(exec.update(plan, update, params).await?, TagKind::Update),
+        Kind::Delete(delete) => changed(exec.delete(plan, delete, params).await?, TagKind::Delete),
+        Kind::Utility => return Err(Error::internal("a utility statement was run as a plan")),
+    })
+}
+
+/// Statements that a failed block still takes.
+fn ends_failure(tree: &Statement) -> bool {
+    matches!(tree, Statement::Commit { .. } | Statement::Rollback { .. } | Statement::RollbackTo(_))
+}
+
+fn aborted() -> Error {
+    Error::new(
+        state::FAILED_TRANSACTION,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
+}
+
+fn no_prepared(name: &str) -> Error {
+    Error::new(
+        state::INVALID_STATEMENT_NAME,
+        format!("prepared statement \"{name}\" does not exist"),
+    )
+}

@@ -1,0 +1,148 @@
+//! The PostgreSQL wire protocol, version 3.0, for every driver there is.
+//!
+//! One task per connection reads messages, runs them in order against one [`Session`] and writes the
+//! answers. Answers gather in one buffer that goes out at ReadyForQuery, at Flush, or when it has
+//! grown large: a pipelined batch costs one write. While a statement runs the connection is read
+//! on, up to a bound, so that a client that goes away cancels what it waits for.
+//!
+//! The codec is our own ([`request`], [`reply`]) rather than the `pgwire` crate's: its decoders turn
+//! wrong UTF-8 into other text, allocate for every field and trust counts that a client sends,
+//! and its session loop writes per message.
+//!
+//! What protects the node from its clients: a limit on connections, a time-out for the startup, bounds on
+//! message lengths (small ones before authentication), bounded buffers, and a body parser that
+//! cannot read past a message. A client that breaks the protocol gets one error and is closed.
+//!
+//! Absent: protocol 2, COPY in binary, replication, NOTIFY, GSS encryption, protocol 3.2's longer
+//! cancel keys (a client that asks for 3.2 is told 3.0).
+//!
+//! [`Session`]: crate::session::Session
+
+mod connection;
+mod reply;
+mod request;
+pub mod scram;
+
+use crate::engine::Engine;
+use crate::error::{Error, state};
+use base::env::{Listener, Stream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What a listener grants.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub n_connections_max: usize,
+    /// From the connection's begin to the end of authentication.
+    pub startup: Duration,
+    /// How long a shutdown lets a running statement go on.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            n_connections_max: 1000,
+            startup: Duration::from_secs(10),
+            shutdown_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What all connections of a listener share.
+struct Server {
+    engine: Engine,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    limits: Limits,
+    n_connections: AtomicUsize,
+    shutdown: watch::Receiver<bool>,
+    /// Makes up the verifiers of users who do not exist.
+    secret: u64,
+}
+
+/// Serves clients until `shutdown` turns true and the last of them has been told.
+pub async fn serve(
+    engine: Engine,
+    mut listener: Box<dyn Listener>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    limits: Limits,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let env = engine.env().clone();
+    let server = Arc::new(Server {
+        secret: env.random(),
+        engine,
+        tls: tls.map(tokio_rustls::TlsAcceptor::from),
+        limits,
+        n_connections: AtomicUsize::new(0),
+        shutdown: shutdown.clone(),
+    });
+    let mut clients = Vec::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = shutdown.wait_for(|stop| *stop) => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, mostly: others may close theirs.
+                tracing::warn!(%error, "cannot accept a SQL connection");
+                env.sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let place = Place::take(&server);
+        let task = client(server.clone(), stream, place);
+        clients.retain(|client: &base::env::JoinHandle<()>| !client.is_finished());
+        clients.push(env.spawn("sql connection", task));
+    }
+    drop(listener);
+    for client in clients {
+        if let Err(error) = client.await {
+            tracing::error!(%error, "a SQL connection ended badly");
+        }
+    }
+}
+
+/// A connection's place among those allowed.
+struct Place {
+    server: Arc<Server>,
+    /// Which connection it is, from 1.
+    n: usize,
+}
+
+impl Place {
+    fn take(server: &Arc<Server>) -> Place {
+        let n = 1 + server.n_connections.fetch_add(1, Ordering::Relaxed);
+        Place { server: server.clone(), n }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.n <= self.server.limits.n_connections_max {
+            return Ok(());
+        }
+        let message = "sorry, too many clients already";
+        let n = self.server.limits.n_connections_max;
+        Err(Error::new(state::TOO_MANY_CONNECTIONS, message)
+            .hint(format!("This node takes {n} connections: connect to another node.")))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.server.n_connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn client(server: Arc<Server>, stream: Stream, place: Place) {
+    match connection::run(&server, stream, &place).await {
+        Ok(()) => {}
+        Err(connection::Gone::Closed) => tracing::debug!("a SQL client went away"),
+        Err(connection::Gone::Refused(error)) => {
+            tracing::debug!(?error, "a SQL connection was refused");
+        }
+    }
+}

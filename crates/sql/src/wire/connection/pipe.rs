@@ -1,0 +1,189 @@
+//! A connection's bytes: bounded buffers, whole messages in, answers out in few writes.
+
+use crate::error::{Error, state};
+use crate::wire::{Server, reply, request};
+use base::Env;
+use base::env::Stream;
+use bytes::{Bytes, BytesMut};
+use std::future::Future;
+use std::pin::pin;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+/// The output is sent on when it has grown to this.
+const OUTPUT_BYTES: usize = 64 * 1024;
+/// What is read ahead of a running statement.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// A buffer larger than this is given back once it is empty.
+const KEPT_BYTES: usize = 256 * 1024;
+
+/// Why a connection is over.
+pub enum Gone {
+    Closed,
+    /// The client was sent this as its last message.
+    Refused(Error),
+}
+
+impl From<std::io::Error> for Gone {
+    fn from(_: std::io::Error) -> Gone {
+        Gone::Closed
+    }
+}
+
+pub type Flow<T> = std::result::Result<T, Gone>;
+
+pub fn shutting_down() -> Error {
+    Error::new(state::UNAVAILABLE, "terminating connection due to administrator command")
+        .hint("This node is stopping: connect to another node.")
+}
+
+/// The byte stream with its buffers.
+pub struct Pipe {
+    pub stream: Stream,
+    pub input: BytesMut,
+    pub output: Vec<u8>,
+    pub shutdown: watch::Receiver<bool>,
+    pub env: Env,
+    grace: std::time::Duration,
+}
+
+impl Pipe {
+    pub fn new(stream: Stream, server: &Server) -> Pipe {
+        Pipe {
+            stream,
+            input: BytesMut::new(),
+            output: Vec::new(),
+            shutdown: server.shutdown.clone(),
+            env: server.engine.env().clone(),
+            grace: server.limits.shutdown_grace,
+        }
+    }
+
+    /// Reads some more. The end of the stream is an error: nobody leaves in the middle.
+    pub async fn read(&mut self) -> Flow<()> {
+        self.input.reserve(8 * 1024);
+        match self.stream.read_buf(&mut self.input).await? {
+            0 => Err(Gone::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    pub async fn flush(&mut self) -> Flow<()> {
+        if !self.output.is_empty() {
+            let Pipe { stream, output, shutdown, env, grace, .. } = self;
+            let written = async {
+                stream.write_all(output).await?;
+                stream.flush().await
+            };
+            // A client that reads no more must not keep a stopping server.
+            let given_up = async {
+                stopped(shutdown).await;
+                env.sleep(*grace).await;
+            };
+            tokio::select! {
+                biased;
+                written = written => written?,
+                () = given_up => return Err(Gone::Closed),
+            }
+            self.output.clear();
+            if self.output.capacity() > KEPT_BYTES {
+                self.output = Vec::new();
+            }
+        }
+        Ok(())
+    }
+
+    pub async fn flush_if_large(&mut self) -> Flow<()> {
+        if self.output.len() >= OUTPUT_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    /// The next message. Idle here, a shutdown ends the connection.
+    pub async fn next(&mut self) -> Flow<(u8, Bytes)> {
+        loop {
+            let message = request::split(&mut self.input, request::MESSAGE_BYTES_MAX);
+            if let Some(message) = message.map_err(Gone::Refused)? {
+                return Ok(message);
+            }
+            if self.input.is_empty() && self.input.capacity() > KEPT_BYTES {
+                self.input = BytesMut::new();
+            }
+            self.input.reserve(8 * 1024);
+            let n = tokio::select! {
+                n = self.stream.read_buf(&mut self.input) => n?,
+                _ = stopped(&mut self.shutdown) => return Err(Gone::Refused(shutting_down())),
+            };
+            if n == 0 {
+                return Err(Gone::Closed);
+            }
+        }
+    }
+
+    /// The next message of the authentication, which must be a password's.
+    pub async fn password(&mut self) -> Flow<Bytes> {
+        loop {
+            match request::split(&mut self.input, request::STARTUP_BYTES_MAX) {
+                Ok(Some((b'p', body))) => return Ok(body),
+                Ok(Some((tag, _))) => {
+                    let message = format!("expected password response, got message type {tag}");
+                    return Err(Gone::Refused(request::violation(message)));
+                }
+                Ok(None) => self.read().await?,
+                Err(error) => return Err(Gone::Refused(error)),
+            }
+        }
+    }
+
+    pub async fn encrypt(&mut self, acceptor: &tokio_rustls::TlsAcceptor) -> Flow<()> {
+        // The placeholder is never read: it is replaced below or the connection ends.
+        let (placeholder, _) = tokio::io::duplex(1);
+        let plain = std::mem::replace(&mut self.stream, Box::new(placeholder));
+        self.stream = Box::new(acceptor.accept(plain).await?);
+        Ok(())
+    }
+
+    /// Sends the last error. The client may have stopped reading, which must not hold us.
+    pub async fn refuse(&mut self, error: Error) -> Gone {
+        reply::error(&mut self.output, "FATAL", &error);
+        let env = self.env.clone();
+        let sent = env.timeout(std::time::Duration::from_secs(1), async {
+            self.flush().await?;
+            Ok::<(), Gone>(self.stream.shutdown().await?)
+        });
+        match sent.await {
+            Some(Ok(())) => Gone::Refused(error),
+            _ => Gone::Closed,
+        }
+    }
+
+    /// Runs `work` while watching the client: one that is gone has nobody to answer to, so the
+    /// work is dropped. What it sends meanwhile waits in the input, up to a bound.
+    pub async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Flow<T> {
+        let mut work = pin!(work);
+        loop {
+            if self.input.len() >= READ_AHEAD_BYTES {
+                return Ok(work.await);
+            }
+            self.input.reserve(4 * 1024);
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                n = self.stream.read_buf(&mut self.input) => if n? == 0 {
+                    return Err(Gone::Closed);
+                },
+                _ = stopped(&mut self.shutdown) => {
+                    return match self.env.timeout(self.grace, work).await {
+                        Some(done) => Ok(done),
+                        None => Err(Gone::Refused(shutting_down())),
+                    };
+                }
+            }
+        }
+    }
+}
+
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    if shutdown.wait_for(|stop| *stop).await.is_err() {
+        // Nobody is left who could stop us.
+        std::future::pending::<()>().await;
+    }
+}

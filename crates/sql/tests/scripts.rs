@@ -1,0 +1,226 @@
+//! Stories in SQL: statements in, rows and tags out.
+//!
+//! Each file in `tests/scripts` runs against a fresh one-node cluster. A line `a> SELECT 1` runs a
+//! statement in session `a`; the lines that follow, up to an empty one, are what it must answer.
+//! `a& UPDATE …` starts a statement that is expected to wait, and `a.` awaits its answer. Lines
+//! that begin with `#` tell the story. To record the answers anew, on purpose: `RECORD=1 cargo
+//! test -p sql --test scripts`.
+
+use base::Env;
+use sql::session::{Notice, Outcome, Session};
+use sql::types::{Datum, Type, text};
+use sql::views::{AtollView, Source};
+use sql::{Auth, Engine, Error};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+struct NoNode;
+
+#[async_trait::async_trait]
+impl Source for NoNode {
+    async fn rows(&self, _view: AtollView) -> Vec<Vec<Datum>> {
+        Vec::new()
+    }
+}
+
+fn shown_error(error: &Error) -> String {
+    let mut out = format!("ERROR {}: {}\n", error.state, error.message);
+    if let Some(detail) = &error.detail {
+        writeln!(out, "DETAIL: {detail}").unwrap();
+    }
+    out
+}
+
+async fn run(session: &mut Session, sql: &str) -> String {
+    let mut out = String::new();
+    match run_all(session, sql, &mut out).await {
+        Ok(()) => {
+            if let Err(error) = session.finish(false).await {
+                out.push_str(&shown_error(&error));
+            }
+        }
+        Err(error) => {
+            out.push_str(&shown_error(&error));
+            session.finish(true).await.unwrap();
+        }
+    }
+    out
+}
+
+async fn run_all(session: &mut Session, sql: &str, out: &mut String) -> Result<(), Error> {
+    use futures::StreamExt;
+    // COPY FROM's data follows the statement behind a `<<`, `\n` standing for line ends.
+    let (sql, data) = sql.split_once(" << ").unwrap_or((sql, ""));
+    for statement in Session::split(sql)? {
+        let prepared = session.prepare_parsed(&statement).await?;
+        let outcome = session.execute(&prepared, Vec::new()).await;
+        for notice in session.notices() {
+            if let Notice::Message { severity, message, .. } = notice {
+                writeln!(out, "{severity}: {message}").unwrap();
+            }
+        }
+        match outcome? {
+            Outcome::Rows { columns, mut rows, tag } => {
+                let types: Vec<Type> = columns.iter().map(|column| column.ty.clone()).collect();
+                let mut n_rows = 0;
+                while let Some(batch) = rows.next().await {
+                    let batch = match batch {
+                        Ok(batch) => batch,
+                        Err(error) => {
+                            session.failed();
+                            return Err(error);
+                        }
+                    };
+                    for row in batch {
+                        n_rows += 1;
+                        let cells: Vec<String> = row
+                            .iter()
+                            .zip(&types)
+                            .map(|(datum, ty)| match datum {
+                                Datum::Null => "NULL".to_owned(),
+                                datum => text::to_string(datum, ty, &session.zone()),
+                            })
+                            .collect();
+                        writeln!(out, "{}", cells.join("|")).unwrap();
+                    }
+                }
+                writeln!(out, "{}", tag.tag(n_rows)).unwrap();
+            }
+            Outcome::Done { tag } => writeln!(out, "{tag}").unwrap(),
+            Outcome::Empty => writeln!(out, "(empty)").unwrap(),
+            Outcome::CopyIn(mut copy) => {
+                let bytes = data.replace("\\n", "\n").replace("\\t", "\t");
+                let tag = match copy.data(bytes.as_bytes()).await {
+                    Ok(()) => session.copy_end(copy).await?,
+                    Err(error) => {
+                        session.copy_fail(copy, &error.message).await;
+                        return Err(error);
+                    }
+                };
+                writeln!(out, "{tag}").unwrap();
+            }
+            Outcome::CopyOut(mut copy) => {
+                while let Some(lines) = copy.lines.next().await {
+                    out.push_str(std::str::from_utf8(&lines?).unwrap());
+                }
+                let n_rows = copy.n_rows.load(std::sync::atomic::Ordering::Relaxed);
+                writeln!(out, "COPY {n_rows}").unwrap();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How long a statement that must wait is watched not to answer.
+const WATCHED: Duration = Duration::from_millis(150);
+
+async fn play(script: &str, engine: &Engine, env: &Env) -> String {
+    let mut sessions: BTreeMap<String, Session> = BTreeMap::new();
+    let mut waiting: BTreeMap<String, JoinHandle<(Session, String)>> = BTreeMap::new();
+    let mut out = String::new();
+    for block in script.split("\n\n") {
+        let mut statement = String::new();
+        for line in block.lines() {
+            if line.starts_with('#') && statement.is_empty() {
+                writeln!(out, "{line}").unwrap();
+                continue;
+            }
+            let is_statement = line.split_once(['>', '&']).is_some_and(|(name, _)| {
+                !name.is_empty() && name.len() <= 2 && name.bytes().all(|b| b.is_ascii_lowercase())
+            });
+            let is_await = line.len() <= 3 && line.ends_with('.');
+            if !(is_statement || is_await) {
+                // An earlier answer, or the statement's next line.
+                if statement.is_empty() || !line.starts_with("    ") {
+                    continue;
+                }
+            }
+            statement = line.to_owned();
+            let continued: Vec<&str> = block
+                .lines()
+                .skip_while(|other| *other != line)
+                .skip(1)
+                .take_while(|next| next.starts_with("    "))
+                .collect();
+            if line.starts_with("    ") {
+                continue;
+            }
+            for next in &continued {
+                statement.push('\n');
+                statement.push_str(next);
+            }
+            writeln!(out, "{statement}").unwrap();
+            if is_await {
+                let name = line.trim_end_matches('.');
+                let (session, answer) = waiting.remove(name).unwrap().await.unwrap();
+                sessions.insert(name.to_owned(), session);
+                out.push_str(&answer);
+                continue;
+            }
+            let at = statement.find(['>', '&']).unwrap();
+            let name = statement[..at].to_owned();
+            let sql = statement[at + 1..].trim().to_owned();
+            let mut session = sessions
+                .remove(&name)
+                .unwrap_or_else(|| engine.session("atoll".into(), "atoll".into()));
+            if statement.as_bytes()[at] == b'&' {
+                #[allow(clippy::disallowed_methods)]
+                let mut task = tokio::spawn(async move {
+                    let answer = run(&mut session, &sql).await;
+                    (session, answer)
+                });
+                match env.timeout(WATCHED, &mut task).await {
+                    None => writeln!(out, "(waits)").unwrap(),
+                    Some(_) => panic!("{statement}: was to wait, but answered"),
+                }
+                waiting.insert(name, task);
+            } else {
+                out.push_str(&run(&mut session, &sql).await);
+                sessions.insert(name, session);
+            }
+        }
+        out.push('\n');
+    }
+    format!("{}\n", out.trim_end())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stories_end_as_recorded() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let mut failures = Vec::new();
+    let mut paths: Vec<_> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !name.contains(&only) {
+            continue;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let solo = txn::testing::solo(dir.path()).await.unwrap();
+        let engine =
+            Engine::new(solo.env.clone(), solo.client.clone(), Arc::new(NoNode), Auth::Trust);
+        engine.bootstrap().await.unwrap();
+        let script = std::fs::read_to_string(&path).unwrap();
+        let played = play(&script, &engine, &solo.env).await;
+        if std::env::var("RECORD").is_ok() {
+            std::fs::write(&path, &played).unwrap();
+        } else if played != script {
+            let diff = script
+                .lines()
+                .zip(played.lines())
+                .find(|(want, got)| want != got)
+                .map(|(want, got)| format!("recorded {want:?}\n     got {got:?}"))
+                .unwrap_or_else(|| "one ends before the other".to_owned());
+            failures.push(format!("{name}:\n{diff}\n---\n{played}"));
+        }
+        drop(engine);
+        solo.stop().await;
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}

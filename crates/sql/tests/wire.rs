@@ -1,0 +1,408 @@
+//! Frames in, frames out: what clients and strangers send, and what the server answers.
+
+use base::env::{Net, TcpNet};
+use sql::views::{AtollView, Source};
+use sql::wire::{self, Limits};
+use sql::{Auth, Datum, Engine};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+struct Alone;
+
+#[async_trait::async_trait]
+impl Source for Alone {
+    async fn rows(&self, _: AtollView) -> Vec<Vec<Datum>> {
+        Vec::new()
+    }
+}
+
+struct Served {
+    _dir: tempfile::TempDir,
+    at: SocketAddr,
+    stop: watch::Sender<bool>,
+    engine: Engine,
+    env: base::Env,
+}
+
+async fn serve(auth: Auth, limits: Limits) -> Served {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = txn::testing::solo(dir.path()).await.unwrap();
+    let engine = Engine::new(solo.env.clone(), solo.client.clone(), Arc::new(Alone), auth);
+    engine.bootstrap().await.unwrap();
+    let listener = TcpNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let at = listener.local();
+    let (stop, stopped) = watch::channel(false);
+    let serving = wire::serve(engine.clone(), listener, None, limits, stopped);
+    solo.env.spawn("server", serving);
+    Served { _dir: dir, at, stop, engine, env: solo.env }
+}
+
+/// A client that speaks in bytes.
+struct Raw {
+    stream: TcpStream,
+}
+
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut message = vec![tag];
+    message.extend((body.len() as u32 + 4).to_be_bytes());
+    message.extend(body);
+    message
+}
+
+fn startup(settings: &[u8]) -> Vec<u8> {
+    let mut message = (settings.len() as u32 + 9).to_be_bytes().to_vec();
+    message.extend(196_608_u32.to_be_bytes());
+    message.extend(settings);
+    message.push(0);
+    message
+}
+
+impl Raw {
+    async fn connect(served: &Served) -> Raw {
+        Raw { stream: TcpStream::connect(served.at).await.unwrap() }
+    }
+
+    async fn login(served: &Served) -> Raw {
+        let mut raw = Raw::connect(served).await;
+        raw.send(&startup(b"user\0atoll\0database\0atoll\0")).await;
+        raw.until(b'Z').await;
+        raw
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+    }
+
+    /// One message: its tag and its body. None at the end.
+    async fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
+        let wait = Duration::from_secs(20);
+        let tag = tokio::time::timeout(wait, self.stream.read_u8()).await.expect("an answer");
+        let tag = tag.ok()?;
+        let length = self.stream.read_u32().await.ok()? as usize;
+        let mut body = vec![0; length - 4];
+        self.stream.read_exact(&mut body).await.ok()?;
+        Some((tag, body))
+    }
+
+    /// Everything up to a message with this tag, each as its tag and, for some, its content.
+    async fn until(&mut self, last: u8) -> Vec<String> {
+        let mut seen = Vec::new();
+        while let Some((tag, body)) = self.receive().await {
+            seen.push(shown(tag, &body));
+            if tag == last {
+                break;
+            }
+        }
+        seen
+    }
+
+    async fn to_the_end(&mut self) -> Vec<String> {
+        self.until(0).await
+    }
+}
+
+/// `E 42601`, `C SELECT 1`, `D 1 x`, `Z I`, or just the tag.
+fn shown(tag: u8, body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body).into_owned();
+    let content = match tag {
+        b'E' => text.split('\0').find_map(|field| field.strip_prefix('C')).unwrap_or("").to_owned(),
+        b'C' | b'Z' => text.trim_end_matches('\0').to_owned(),
+        b'D' => {
+            let n = u16::from_be_bytes([body[0], body[1]]);
+            let mut at = 2;
+            let mut values = Vec::new();
+            for _ in 0..n {
+                let length = i32::from_be_bytes(body[at..at + 4].try_into().unwrap());
+                at += 4;
+                let length = usize::try_from(length).unwrap_or(0);
+                values.push(String::from_utf8_lossy(&body[at..at + length]).into_owned());
+                at += length;
+            }
+            values.join(" ")
+        }
+        _ => String::new(),
+    };
+    format!("{} {content}", tag as char).trim_end().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_told_once_and_closed() {
+    let limits = Limits { startup: Duration::from_millis(300), ..Limits::default() };
+    let served = serve(Auth::Trust, limits).await;
+    for (bytes, state) in [
+        (&b"GET / HTTP/1.0\r\n\r\n"[..], "08P01"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\xff", "08P01"),
+        (b"\0\0\0\x08\0\x03\0\0", "08P01"),
+        (b"\0\0\0\x09\0\x02\0\0\0", "0A000"),
+        (b"\0\0\0\x09\0\x03\0\0\0", "28000"),
+        // Half a message, and no more.
+        (b"\0\0\0\x20\0\x03\0\0use", "57014"),
+        (b"", "57014"),
+    ] {
+        let mut raw = Raw::connect(&served).await;
+        raw.send(bytes).await;
+        assert_eq!(raw.to_the_end().await, [format!("E {state}")], "{bytes:?}");
+    }
+    let mut raw = Raw::connect(&served).await;
+    raw.send(&startup(b"user\0nobody\0")).await;
+    assert_eq!(raw.to_the_end().await, ["E 28000"]);
+
+    for (bytes, state) in
+        [(&b"Q\x7f\xff\xff\xff"[..], "08P01"), (b"Q\0\0\0\x03", "08P01"), (b"!\0\0\0\x04", "08P01")]
+    {
+        let mut raw = Raw::login(&served).await;
+        raw.send(bytes).await;
+        assert_eq!(raw.to_the_end().await, [format!("E {state}")], "{bytes:?}");
+    }
+    let mut raw = Raw::login(&served).await;
+    raw.send(&message(b'Q', b"SELECT 1\0")).await;
+    assert_eq!(raw.until(b'Z').await, ["T", "D 1", "C SELECT 1", "Z I"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn encryption_is_declined_and_the_connection_goes_on() {
+    let served = serve(Auth::Trust, Limits::default()).await;
+    let mut raw = Raw::connect(&served).await;
+    for code in [80_877_104_u32, 80_877_103] {
+        let mut request = 8_u32.to_be_bytes().to_vec();
+        request.extend(code.to_be_bytes());
+        raw.send(&request).await;
+        assert_eq!(raw.stream.read_u8().await.unwrap(), b'N');
+    }
+    raw.send(&startup(b"user\0atoll\0options\0-c search_path=public\0")).await;
+    assert_eq!(raw.until(b'Z').await.last().map(String::as_str), Some("Z I"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn simple_queries_share_one_transaction() {
+    let served = serve(Auth::Trust, Limits::default()).await;
+    let mut raw = Raw::login(&served).await;
+    for (sql, answer) in [
+        ("", &["I", "Z I"][..]),
+        (" ; ", &["I", "Z I"]),
+        ("CREATE TABLE t (a int PRIMARY KEY)", &["C CREATE TABLE", "Z I"]),
+        // The first insert goes with the second.
+        ("INSERT INTO t VALUES (1); INSERT INTO t VALUES (1)", &["C INSERT 0 1", "E 23505", "Z I"]),
+        ("SELECT * FROM t", &["T", "C SELECT 0", "Z I"]),
+        ("BEGIN; INSERT INTO t VALUES (1)", &["C BEGIN", "C INSERT 0 1", "Z T"]),
+        ("SELECT 1/0", &["E 22012", "Z E"]),
+        ("SELECT 1", &["E 25P02", "Z E"]),
+        ("COMMIT", &["C ROLLBACK", "Z I"]),
+        ("INSERT INTO t VALUES (2), (3) RETURNING a", &["T", "D 2", "D 3", "C INSERT 0 2", "Z I"]),
+        (
+            "SELECT a FROM t GROUP BY a ORDER BY a; SELECT 'x', NULL",
+            &["T", "D 2", "D 3", "C SELECT 2", "T", "D x ", "C SELECT 1", "Z I"],
+        ),
+    ] {
+        raw.send(&message(b'Q', format!("{sql}\0").as_bytes())).await;
+        let mut seen = raw.until(b'Z').await;
+        for line in &mut seen {
+            if line == "D x" {
+                line.push(' ');
+            }
+        }
+        assert_eq!(seen, answer, "{sql}");
+    }
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+fn bind(portal: &str, statement: &str, values: &[&str]) -> Vec<u8> {
+    let mut body = format!("{portal}\0{statement}\0\0\0").into_bytes();
+    body.extend((values.len() as u16).to_be_bytes());
+    for value in values {
+        body.extend((value.len() as u32).to_be_bytes());
+        body.extend(value.as_bytes());
+    }
+    body.extend([0, 0]);
+    message(b'B', &body)
+}
+
+fn execute(portal: &str, n_rows_max: u32) -> Vec<u8> {
+    let mut body = format!("{portal}\0").into_bytes();
+    body.extend(n_rows_max.to_be_bytes());
+    message(b'E', &body)
+}
+
+fn sync() -> Vec<u8> {
+    message(b'S', b"")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_extended_protocol_pipelines_suspends_and_skips() {
+    let served = serve(Auth::Trust, Limits::default()).await;
+    let mut raw = Raw::login(&served).await;
+    raw.send(&message(b'Q', b"CREATE TABLE t (a int PRIMARY KEY)\0")).await;
+    raw.until(b'Z').await;
+
+    // A whole pipeline in one write.
+    let insert = parse("ins", "INSERT INTO t VALUES ($1)");
+    let mut pipeline = insert.clone();
+    for value in ["1", "2", "3"] {
+        pipeline.extend([bind("", "ins", &[value]), execute("", 0)].concat());
+    }
+    pipeline.extend(sync());
+    raw.send(&pipeline).await;
+    let answer = raw.until(b'Z').await;
+    assert_eq!(answer[..3], ["1", "2", "C INSERT 0 1"]);
+    assert_eq!((answer.len(), answer.last().unwrap().as_str()), (8, "Z I"));
+
+    // After an error everything up to Sync is skipped, and what came before is undone.
+    let broken = [
+        bind("", "ins", &["4"]),
+        execute("", 0),
+        bind("", "ins", &["1"]),
+        execute("", 0),
+        bind("", "ins", &["5"]),
+        execute("", 0),
+        sync(),
+    ];
+    raw.send(&broken.concat()).await;
+    assert_eq!(raw.until(b'Z').await, ["2", "C INSERT 0 1", "2", "E 23505", "Z I"]);
+
+    // A portal gives its rows in portions.
+    let portions = [
+        parse("", "SELECT a FROM t ORDER BY a"),
+        bind("p", "", &[]),
+        message(b'D', b"Pp\0"),
+        execute("p", 2),
+        execute("p", 2),
+        sync(),
+    ];
+    raw.send(&portions.concat()).await;
+    let answer = raw.until(b'Z').await;
+    assert_eq!(answer, ["1", "2", "T", "D 1", "D 2", "s", "D 3", "C SELECT 1", "Z I"]);
+
+    // Names that are not there, twice a name, a wrong count.
+    for (messages, state) in [
+        (vec![bind("", "nowhere", &[])], "26000"),
+        (vec![execute("nowhere", 0)], "34000"),
+        (vec![insert.clone()], "42P05"),
+        (vec![bind("", "ins", &[])], "08P01"),
+        (vec![bind("", "ins", &["x"])], "22P02"),
+        (vec![parse("", "SELEC 1")], "42601"),
+    ] {
+        raw.send(&[messages.concat(), sync()].concat()).await;
+        assert_eq!(raw.until(b'Z').await, [format!("E {state}"), "Z I".to_owned()]);
+    }
+    // Flush answers without Sync.
+    raw.send(&[parse("f", "SELECT 1"), message(b'H', b"")].concat()).await;
+    assert_eq!(raw.until(b'1').await, ["1"]);
+    raw.send(&[message(b'D', b"Sf\0"), message(b'C', b"Sf\0"), sync()].concat()).await;
+    assert_eq!(raw.until(b'Z').await, ["t", "T", "3", "Z I"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copy_goes_in_and_out_and_survives_errors() {
+    let served = serve(Auth::Trust, Limits::default()).await;
+    let mut raw = Raw::login(&served).await;
+    raw.send(&message(b'Q', b"CREATE TABLE t (a int PRIMARY KEY, b text)\0")).await;
+    raw.until(b'Z').await;
+    let copy_in = || message(b'Q', b"COPY t FROM STDIN\0");
+    let data = |text: &str| message(b'd', text.as_bytes());
+    let done = || message(b'c', b"");
+
+    // Lines may be cut anywhere.
+    raw.send(&[copy_in(), data("1\tx\n2"), data("\ty\n"), done()].concat()).await;
+    assert_eq!(raw.until(b'Z').await, ["G", "C COPY 2", "Z I"]);
+    raw.send(&[copy_in(), data("3\tz\n"), message(b'f', b"enough\0")].concat()).await;
+    assert_eq!(raw.until(b'Z').await, ["G", "E 57014", "Z I"]);
+    // What still comes after the error is passed over.
+    raw.send(&[copy_in(), data("no number\tz\n"), data("4\tq\n"), done()].concat()).await;
+    let answer = raw.until(b'Z').await;
+    assert_eq!((answer[0].as_str(), answer[1].as_str()), ("G", "E 22P02"));
+    raw.send(&message(b'Q', b"COPY t TO STDOUT\0")).await;
+    assert_eq!(raw.until(b'Z').await, ["H", "d", "d", "c", "C COPY 2", "Z I"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_request_needs_the_secret() {
+    let served = serve(Auth::Trust, Limits::default()).await;
+    let mut raw = Raw::connect(&served).await;
+    raw.send(&startup(b"user\0atoll\0")).await;
+    let key = loop {
+        match raw.receive().await.unwrap() {
+            (b'K', key) => break key,
+            _ => continue,
+        }
+    };
+    raw.until(b'Z').await;
+    let long = "SELECT count(*) FROM generate_series(1, 100000) a(x), generate_series(1, 100000) b(y) \
+                WHERE a.x * b.y = 7";
+    raw.send(&message(b'Q', format!("{long}\0").as_bytes())).await;
+    let cancel = async |key: &[u8]| {
+        let mut request = 16_u32.to_be_bytes().to_vec();
+        request.extend(80_877_102_u32.to_be_bytes());
+        request.extend(key);
+        let mut other = Raw::connect(&served).await;
+        other.send(&request).await;
+        assert_eq!(other.to_the_end().await, [""; 0]);
+    };
+    let mut wrong = key.clone();
+    wrong[7] ^= 1;
+    cancel(&wrong).await;
+    let mut byte = [0];
+    let quiet = tokio::time::timeout(Duration::from_millis(300), raw.stream.peek(&mut byte)).await;
+    assert!(quiet.is_err(), "a wrong secret must not cancel");
+    cancel(&key).await;
+    assert_eq!(raw.until(b'Z').await, ["E 57014", "Z I"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passwords_are_proved_not_sent() {
+    let served = serve(Auth::Scram, Limits::default()).await;
+    let mut session = served.engine.session("atoll".into(), "atoll".into());
+    for sql in ["CREATE USER ann PASSWORD 'pencil'", "CREATE USER bob"] {
+        let prepared = session.prepare(sql, &[]).await.unwrap();
+        session.execute(&prepared, Vec::new()).await.unwrap();
+        session.finish(false).await.unwrap();
+    }
+    let login = async |user: &str, password: &str| {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host("127.0.0.1")
+            .port(served.at.port())
+            .user(user)
+            .password(password)
+            .dbname("atoll");
+        let (client, connection) = match config.connect(tokio_postgres::NoTls).await {
+            Ok(connected) => connected,
+            Err(error) => return Err(error.code().map(|code| code.code().to_owned())),
+        };
+        served.env.spawn("client", async move { drop(connection.await) });
+        Ok(client.query_one("SELECT 1 + $1::int", &[&1_i32]).await.unwrap().get::<_, i32>(0))
+    };
+    assert_eq!(login("ann", "pencil").await, Ok(2));
+    // A wrong password, a user without one, and nobody: one answer.
+    for (user, password) in [("ann", "pencils"), ("bob", ""), ("bob", "x"), ("nobody", "pencil")] {
+        assert_eq!(login(user, password).await, Err(Some("28P01".to_owned())), "{user}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_says_so_and_a_stopping_one_too() {
+    let limits = Limits { n_connections_max: 2, ..Limits::default() };
+    let served = serve(Auth::Trust, limits).await;
+    let mut first = Raw::login(&served).await;
+    let second = Raw::login(&served).await;
+    let mut third = Raw::connect(&served).await;
+    third.send(&startup(b"user\0atoll\0")).await;
+    assert_eq!(third.to_the_end().await, ["E 53300"]);
+    drop((second, third));
+    // The places are free again once the server has seen them go.
+    loop {
+        let mut raw = Raw::connect(&served).await;
+        raw.send(&startup(b"user\0atoll\0")).await;
+        if raw.until(b'Z').await.last().is_some_and(|last| last == "Z I") {
+            break;
+        }
+    }
+    served.stop.send(true).unwrap();
+    assert_eq!(first.to_the_end().await, ["E 57P01"]);
+}

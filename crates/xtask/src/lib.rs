@@ -1,0 +1,3 @@
+//! What the project's commands and the tests of real clusters share.
+
+pub mod postgres;

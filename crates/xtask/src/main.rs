@@ -1,0 +1,108 @@
+//! The project's own commands: `cargo xtask test` reads and judges, `cargo xtask fix` writes,
+//! `cargo xtask bench` measures. It builds in seconds and links nothing of the product.
+
+mod bench;
+mod tools;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "Checks, mends and measures Atoll.")]
+struct Xtask {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the tests need, then run every check.
+    Test {
+        /// Leave out what starts real clusters.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Format, and apply the lints' suggestions.
+    Fix,
+    /// Measure against PostgreSQL in the same run.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// TPC-B, select-only and COPY: PostgreSQL 15, Atoll in one zone, Atoll in three zones.
+    Sql(bench::Options),
+}
+
+fn main() -> Result<()> {
+    match Xtask::parse().command {
+        Task::Test { quick } => test(quick),
+        Task::Fix => {
+            run(cargo().args(["fmt", "--all"]))?;
+            run(cargo().args(["clippy", "--release", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"]))
+        }
+        Task::Bench { bench: Bench::Sql(options) } => bench::run(&options),
+    }
+}
+
+fn test(quick: bool) -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    for group in [&LOWER[..], &UPPER] {
+        let clippy = ["clippy", "--release", "--all-targets"];
+        run(cargo().args(clippy).args(packages(group)).args(["--", "-D", "warnings"]))?;
+    }
+    run(cargo().args(["test", "--release", "--no-fail-fast"]).args(packages(&LOWER)))?;
+    if quick {
+        return run(cargo().args(["test", "--release", "--package", "sql"]));
+    }
+    tools::install()?;
+    // One after the other: each test has the machine, and its clusters' ports, to itself.
+    let upper = ["test", "--release", "--no-fail-fast"];
+    run(cargo().args(upper).args(packages(&UPPER)).args(["--", "--test-threads=1", "--nocapture"]))
+}
+
+/// Their tests want tokio's virtual clock. Tested in one command with the others they would
+/// change a feature of tokio under DataFusion, and with it build DataFusion once more.
+const LOWER: [&str; 7] = ["base", "transport", "storage", "cluster", "consensus", "txn", "xtask"];
+const UPPER: [&str; 2] = ["sql", "node"];
+
+fn packages(names: &[&'static str]) -> impl Iterator<Item = &'static str> {
+    names.iter().flat_map(|name| ["--package", *name])
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors().nth(2).unwrap_or(own).to_path_buf()
+}
+
+/// Where cargo puts the binaries of the release profile.
+fn release_dir() -> Result<PathBuf> {
+    let output = cargo().args(["metadata", "--format-version=1", "--no-deps"]).output()?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    match metadata["target_directory"].as_str() {
+        Some(dir) => Ok(Path::new(dir).join("release")),
+        None => bail!("cargo metadata names no target directory"),
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+    let name = format!("{} {}", command.get_program().to_string_lossy(), words.join(" "));
+    eprintln!("== {name}");
+    let status = command.status()?;
+    if !status.success() {
+        bail!("{name}: {status}");
+    }
+    Ok(())
+}
