@@ -46,7 +46,9 @@ impl Env {
     }
 
     fn new(rng: SmallRng, net: Arc<dyn Net>) -> Env {
-        Env { inner: Arc::new(Inner { rng: Mutex::new(rng), net, halted: watch::Sender::new(None) }) }
+        Env {
+            inner: Arc::new(Inner { rng: Mutex::new(rng), net, halted: watch::Sender::new(None) }),
+        }
     }
 
     /// A clock that never goes back. Comparable within this process only.

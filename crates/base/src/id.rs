@@ -39,7 +39,11 @@ impl TxnId {
     pub fn new(node: NodeId, boot: u64, counter: u64) -> TxnId {
         let counter = counter & ((1 << Self::COUNTER_BITS) - 1);
         let boot = boot & ((1 << Self::BOOT_BITS) - 1);
-        TxnId((node.0 << (Self::COUNTER_BITS + Self::BOOT_BITS)) | (boot << Self::COUNTER_BITS) | counter)
+        TxnId(
+            (node.0 << (Self::COUNTER_BITS + Self::BOOT_BITS))
+                | (boot << Self::COUNTER_BITS)
+                | counter,
+        )
     }
 
     /// The node that began the transaction and coordinates its commit.

@@ -12,7 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 const N_VOTERS_MAX: usize = 5;
 
 /// The voters that `tablet` should have; none if the present ones are as good.
-pub fn wanted(tablet: TabletId, voters: &BTreeSet<NodeId>, topology: &Topology) -> Option<BTreeSet<NodeId>> {
+pub fn wanted(
+    tablet: TabletId,
+    voters: &BTreeSet<NodeId>,
+    topology: &Topology,
+) -> Option<BTreeSet<NodeId>> {
     let mut by_zone: BTreeMap<&Zone, Vec<NodeId>> = BTreeMap::new();
     for row in topology.members() {
         by_zone.entry(&row.zone).or_default().push(row.id);

@@ -79,7 +79,9 @@ impl Supervision {
                 *heard = now;
                 Vec::new()
             }
-            (State::Running { heard, .. }, Event::Tick) if now >= *heard + STUCK && !self.killed => {
+            (State::Running { heard, .. }, Event::Tick)
+                if now >= *heard + STUCK && !self.killed =>
+            {
                 self.killed = true;
                 vec![Action::Kill]
             }
@@ -104,7 +106,9 @@ impl Supervision {
                 actions.extend(self.over(code.unwrap_or(0)));
                 actions
             }
-            (State::Stopping { since }, Event::Tick) if now >= *since + STOPPING && !self.killed => {
+            (State::Stopping { since }, Event::Tick)
+                if now >= *since + STOPPING && !self.killed =>
+            {
                 self.killed = true;
                 vec![Action::Kill]
             }
@@ -144,7 +148,11 @@ mod tests {
         let mut story = Story::new();
         assert_eq!(story.at(0, Event::Tick), [Action::Start]);
         assert_eq!(story.at(20_000, Event::Ended(None)), [Action::Report]);
-        assert_eq!(story.at(20_000, Event::Tick), [Action::Start], "a steady worker starts at once");
+        assert_eq!(
+            story.at(20_000, Event::Tick),
+            [Action::Start],
+            "a steady worker starts at once"
+        );
         assert_eq!(story.at(20_100, Event::Ended(Some(101))), [Action::Report]);
         assert_eq!(story.at(20_150, Event::Tick), [], "one that keeps crashing waits longer");
         assert_eq!(story.at(20_200, Event::Tick), [Action::Start]);

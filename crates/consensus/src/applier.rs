@@ -6,10 +6,10 @@ use crate::{Entry, Machine, Position};
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
+use openraft::EntryPayload;
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotOf, StoredMembershipOf};
-use openraft::EntryPayload;
 use std::io;
 use std::sync::Arc;
 use storage::{Batch, Store};
@@ -81,7 +81,8 @@ impl Applier {
         };
         self.store.apply(batch)?;
         self.machine.applied(position);
-        self.applied_term.send_if_modified(|term| std::mem::replace(term, position.term) != position.term);
+        self.applied_term
+            .send_if_modified(|term| std::mem::replace(term, position.term) != position.term);
         Ok(answer)
     }
 
@@ -144,7 +145,9 @@ impl RaftStateMachine<Types> for Applier {
         Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Types, SnapshotData>>> {
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<SnapshotOf<Types, SnapshotData>>> {
         if self.mark.applied.is_none() {
             return Ok(None);
         }

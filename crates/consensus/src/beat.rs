@@ -48,7 +48,8 @@ impl Groups {
                 Due::Campaign => candidates.push(group.clone()),
                 Due::Beat if !beat => {}
                 Due::Beat => {
-                    if !pulse.is_quiet() && pulse.is_resting(now_us, rest_us) && group.is_settled() {
+                    if !pulse.is_quiet() && pulse.is_resting(now_us, rest_us) && group.is_settled()
+                    {
                         pulse.fall_quiet();
                     }
                     if !pulse.is_quiet() {
@@ -86,7 +87,8 @@ impl Groups {
             let inner = &groups.inner;
             let payload = encode(&Append::Quiet(named));
             let deadline = inner.config.heartbeat;
-            let answer = inner.transport.call(peer, MessageKind::RaftAppend, deadline, payload).await;
+            let answer =
+                inner.transport.call(peer, MessageKind::RaftAppend, deadline, payload).await;
             let unknown: Vec<TabletId> = match answer.map(|answer| decode(&answer)) {
                 Ok(Ok(unknown)) => unknown,
                 // The peer will hear of them again at the next beat.
@@ -108,7 +110,8 @@ impl Groups {
         let groups = self.inner.groups.read();
         let unknown = named.iter().filter(|(tablet, term)| {
             let group = groups.get(tablet);
-            !group.is_some_and(|group| group.inner.pulse.heard_quiet(from, *term, now_us, loyalty_us))
+            !group
+                .is_some_and(|group| group.inner.pulse.heard_quiet(from, *term, now_us, loyalty_us))
         });
         unknown.map(|(tablet, _)| *tablet).collect()
     }

@@ -2,14 +2,14 @@
 
 use crate::lease::Lease;
 use crate::pulse::{Pulse, Standing};
-use crate::types::{Command, Raft, Types};
+use crate::types::{Command, LogId, Raft, Types};
 use crate::{Error, Machine};
 use base::env::Instant;
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
-use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::type_config::TypeConfigExt as _;
 use openraft::type_config::alias::InstantOf;
 use openraft::{ChangeMembers, RaftMetrics, ReadPolicy, ServerState};
@@ -21,9 +21,14 @@ use tokio::sync::watch;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    Follower { term: u64, leader: Option<NodeId> },
+    Follower {
+        term: u64,
+        leader: Option<NodeId>,
+    },
     /// An entry of `term` has been applied here.
-    Leader { term: u64 },
+    Leader {
+        term: u64,
+    },
 }
 
 /// A group as this replica sees it.
@@ -59,6 +64,8 @@ pub(crate) struct Parts {
     pub patience: Duration,
     /// Until then this process may be bound by promises that it forgot with its last end.
     pub silent_until: Option<Instant>,
+    /// The end of the log that this process found on disk.
+    pub last_at_start: Option<LogId>,
     pub pulse: Pulse,
 }
 
@@ -69,6 +76,7 @@ pub(crate) struct Inner {
     pub(crate) raft: Raft,
     pub(crate) role: watch::Sender<Role>,
     pub(crate) pulse: Pulse,
+    pub(crate) last_at_start: Option<LogId>,
     pub(crate) overbid_until_us: AtomicU64,
     lease: Lease,
     /// The term in which leadership is being handed over: nothing new is proposed in it.
@@ -81,6 +89,8 @@ pub(crate) struct Inner {
 
 /// How often it is looked whether a successor has caught up.
 const LOOK: Duration = Duration::from_millis(2);
+/// A successor that does not react is asked again after this long.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Asking a quorum whether one still leads.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// A new member catches up before it votes.
@@ -108,7 +118,18 @@ impl Inner {
 
 impl Group {
     pub(crate) fn new(parts: Parts) -> Group {
-        let Parts { env, me, tablet, raft, epoch, lease, patience, silent_until, pulse } = parts;
+        let Parts {
+            env,
+            me,
+            tablet,
+            raft,
+            epoch,
+            lease,
+            patience,
+            silent_until,
+            last_at_start,
+            pulse,
+        } = parts;
         Group {
             inner: Arc::new(Inner {
                 env,
@@ -117,6 +138,7 @@ impl Group {
                 raft,
                 role: watch::Sender::new(Role::Follower { term: 0, leader: None }),
                 pulse,
+                last_at_start,
                 overbid_until_us: AtomicU64::new(0),
                 lease: Lease::default(),
                 handing_over: AtomicU64::new(0),
@@ -245,11 +267,18 @@ impl Group {
             return Err(failed(format!("node {to} has not caught up")));
         }
         self.inner.lease.give_up(term);
-        let asked = self.inner.raft.trigger().transfer_leader(to.0).await;
-        asked.map_err(|fatal| self.stopped(&fatal))?;
         let mut role = self.role();
-        let gone = self.inner.env.timeout(CONFIRM, role.wait_for(|role| *role != Role::Leader { term }));
-        match gone.await {
+        let gone = role.wait_for(|role| *role != Role::Leader { term });
+        let mut gone = std::pin::pin!(self.inner.env.timeout(CONFIRM, gone));
+        // Asked more than once: a successor that has just restarted may miss the first call.
+        let gone = loop {
+            let asked = self.inner.raft.trigger().transfer_leader(to.0).await;
+            asked.map_err(|fatal| self.stopped(&fatal))?;
+            if let Some(gone) = self.inner.env.timeout(ASK_AGAIN, &mut gone).await {
+                break gone;
+            }
+        };
+        match gone {
             Some(Ok(_)) => Ok(()),
             _ => Err(failed(format!("node {to} did not take over"))),
         }
@@ -259,7 +288,8 @@ impl Group {
     fn has_all(&self, node: NodeId) -> bool {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let matched = metrics.replication.as_ref().and_then(|all| all.get(&node.0).copied().flatten());
+        let matched =
+            metrics.replication.as_ref().and_then(|all| all.get(&node.0).copied().flatten());
         matched.map(|id| id.index) == metrics.last_log_index || node == self.inner.me
     }
 
@@ -315,7 +345,8 @@ impl Group {
         // Learners that an earlier change left behind.
         let left: BTreeSet<u64> = self.status().learners.iter().map(|node| node.0).collect();
         if !left.is_empty() {
-            let removed = self.inner.raft.change_membership(ChangeMembers::RemoveNodes(left), false).await;
+            let removed =
+                self.inner.raft.change_membership(ChangeMembers::RemoveNodes(left), false).await;
             removed.map_err(|error| failed(error.to_string()))?;
         }
         if voters.contains(&me) {
@@ -323,8 +354,13 @@ impl Group {
         }
         // A leader that took itself out would leave its lease behind with nobody bound by it.
         let matched = self.status().matched;
-        let reached = |node: &NodeId| matched.iter().find(|(known, _)| known == node).map(|(_, at)| *at);
-        let to = voters.iter().copied().max_by_key(reached).ok_or_else(|| failed("a group needs a voter".into()))?;
+        let reached =
+            |node: &NodeId| matched.iter().find(|(known, _)| known == node).map(|(_, at)| *at);
+        let to = voters
+            .iter()
+            .copied()
+            .max_by_key(reached)
+            .ok_or_else(|| failed("a group needs a voter".into()))?;
         self.transfer(to).await?;
         Err(Error::NotLeader { leader: Some(to) })
     }
@@ -348,7 +384,11 @@ impl Group {
     }
 
     /// Follows openraft's view of the role and tells the machine, until the group stops.
-    pub(crate) fn run_roles(&self, mut applied_term: watch::Receiver<u64>, machine: Arc<dyn Machine>) {
+    pub(crate) fn run_roles(
+        &self,
+        mut applied_term: watch::Receiver<u64>,
+        machine: Arc<dyn Machine>,
+    ) {
         let group = self.clone();
         self.inner.env.spawn("group role", async move {
             let mut server = group.inner.raft.server_metrics();
@@ -361,7 +401,8 @@ impl Group {
                     let membership = server.membership_config.membership();
                     let me = group.inner.me;
                     let voter = membership.voter_ids().any(|voter| voter == me.0);
-                    let members = membership.voter_ids().chain(membership.learner_ids()).map(NodeId);
+                    let members =
+                        membership.voter_ids().chain(membership.learner_ids()).map(NodeId);
                     let leading = server.state == ServerState::Leader;
                     let standing = Standing {
                         term,

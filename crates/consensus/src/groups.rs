@@ -185,9 +185,15 @@ impl Groups {
         let log = GroupLog::new(tablet, inner.store.log().clone());
         let vote = log.vote().map_err(|error| stopped(error.to_string()))?;
         let purged = log.purged().map_err(|error| stopped(error.to_string()))?;
+        let last_at_start = log.last().map_err(|error| stopped(error.to_string()))?;
         let (applied_term, terms) = tokio::sync::watch::channel(0);
-        let applier =
-            Applier::open(inner.env.clone(), tablet, inner.store.clone(), machine.clone(), applied_term);
+        let applier = Applier::open(
+            inner.env.clone(),
+            tablet,
+            inner.store.clone(),
+            machine.clone(),
+            applied_term,
+        );
         let applier = applier.map_err(|error| stopped(error.to_string()))?;
         let next = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
         if next(purged) > next(applier.applied()) {
@@ -227,6 +233,7 @@ impl Groups {
             lease: inner.config.lease,
             patience: inner.config.election_max,
             silent_until: owes.then(|| now + inner.config.election_max),
+            last_at_start,
             pulse: Pulse::new(campaign_at_us, patience_us),
         });
         group.run_roles(terms, machine);
@@ -235,7 +242,11 @@ impl Groups {
     }
 
     /// A brand-new group's first act, on one of its members. Nothing happens if it has acted.
-    pub async fn initialize(&self, tablet: TabletId, members: &BTreeSet<NodeId>) -> Result<(), Error> {
+    pub async fn initialize(
+        &self,
+        tablet: TabletId,
+        members: &BTreeSet<NodeId>,
+    ) -> Result<(), Error> {
         let group = self.get(tablet).ok_or(Error::NoReplica(tablet))?;
         let stopped = |reason: String| Error::Stopped { tablet, reason };
         let raft = &group.inner.raft;
@@ -280,24 +291,32 @@ impl Groups {
 
     fn register(&self) {
         let weak = self.downgrade();
-        self.inner.transport.handle(MessageKind::RaftAppend, move |from: NodeId, payload: Bytes| -> Answer {
-            let groups = weak.upgrade();
-            Box::pin(async move {
-                match (groups, decode::<Append>(&payload)) {
-                    (Some(groups), Ok(Append::Entries(tablet, rpc))) => {
-                        encode(&groups.append(from, tablet, rpc).await)
+        self.inner.transport.handle(
+            MessageKind::RaftAppend,
+            move |from: NodeId, payload: Bytes| -> Answer {
+                let groups = weak.upgrade();
+                Box::pin(async move {
+                    match (groups, decode::<Append>(&payload)) {
+                        (Some(groups), Ok(Append::Entries(tablet, rpc))) => {
+                            encode(&groups.append(from, tablet, rpc).await)
+                        }
+                        (Some(groups), Ok(Append::Quiet(named))) => {
+                            encode(&groups.hear_quiet(from, &named))
+                        }
+                        (None, _) => encode(&Err::<(), _>("this node is stopping")),
+                        (_, Err(error)) => {
+                            encode(&Err::<(), _>(format!("a message does not decode: {error}")))
+                        }
                     }
-                    (Some(groups), Ok(Append::Quiet(named))) => encode(&groups.hear_quiet(from, &named)),
-                    (None, _) => encode(&Err::<(), _>("this node is stopping")),
-                    (_, Err(error)) => encode(&Err::<(), _>(format!("a message does not decode: {error}"))),
-                }
-            })
-        });
+                })
+            },
+        );
         self.handle(MessageKind::RaftVote, |group, rpc: VoteRequest<Types>| async move {
             if let Some(refusal) = group.refuses(&rpc) {
                 return Ok(refusal);
             }
-            let answer = group.inner.raft.vote(rpc.clone()).await.map_err(|error| error.to_string())?;
+            let answer =
+                group.inner.raft.vote(rpc.clone()).await.map_err(|error| error.to_string())?;
             if answer.vote_granted {
                 group.inner.pulse.patient(group.inner.now_us());
             } else if group.overbids(&rpc, &answer) {
@@ -312,20 +331,24 @@ impl Groups {
             }
             group.inner.raft.pre_vote(rpc).await.map_err(|error| error.to_string())
         });
-        self.handle(MessageKind::RaftTransferLeader, |group, rpc: TransferLeaderRequest<Types>| async move {
-            group.inner.raft.handle_transfer_leader(rpc).await.map_err(|fatal| fatal.to_string())
-        });
+        self.handle(
+            MessageKind::RaftTransferLeader,
+            |group, rpc: TransferLeaderRequest<Types>| async move { group.take_over(rpc).await },
+        );
         let weak = self.downgrade();
-        self.inner.transport.handle(MessageKind::RaftSnapshot, move |from: NodeId, payload: Bytes| -> Answer {
-            let groups = weak.upgrade();
-            Box::pin(async move {
-                let answer = match groups {
-                    Some(groups) => groups.snapshot_message(from, &payload).await,
-                    None => Err("this node is stopping".into()),
-                };
-                encode(&answer)
-            })
-        });
+        self.inner.transport.handle(
+            MessageKind::RaftSnapshot,
+            move |from: NodeId, payload: Bytes| -> Answer {
+                let groups = weak.upgrade();
+                Box::pin(async move {
+                    let answer = match groups {
+                        Some(groups) => groups.snapshot_message(from, &payload).await,
+                        None => Err("this node is stopping".into()),
+                    };
+                    encode(&answer)
+                })
+            },
+        );
     }
 
     fn handle<Q, A, F>(
@@ -423,7 +446,8 @@ impl Groups {
         meta: SnapshotMeta,
         ranges: TabletRanges,
     ) -> Result<SnapshotResponse<Types>, String> {
-        let group = self.get(tablet).ok_or_else(|| format!("tablet {tablet} has no replica here"))?;
+        let group =
+            self.get(tablet).ok_or_else(|| format!("tablet {tablet} has no replica here"))?;
         let snapshot = SnapshotOf::<Types, SnapshotData> {
             meta,
             snapshot: SnapshotData::Incoming { staging, ranges },

@@ -17,17 +17,17 @@
 //! This room knows nothing of transactions: what an entry does is the [`Machine`]'s business.
 //! The traps it guards against stand where the guards are, each with a test of its own.
 
-pub mod groups;
-pub mod group;
-mod lease;
-mod pulse;
-mod beat;
-mod succession;
-mod purge;
-mod log;
 mod applier;
+mod beat;
+pub mod group;
+pub mod groups;
+mod lease;
+mod log;
 mod network;
+mod pulse;
+mod purge;
 mod snapshot;
+mod succession;
 mod types;
 
 pub use group::{Group, Role, Status};
@@ -115,9 +115,7 @@ pub fn seed(batch: &mut Batch, child: TabletId, members: &[NodeId]) {
     let voters = members.iter().map(|node| node.0).collect();
     let id = types::LogId::new(types::LeaderId { term: 0, voted_for: 0 }.to_committed(), 0);
     let membership = openraft::Membership::new_with_defaults(vec![voters], []);
-    let mark = types::Mark {
-        applied: Some(id),
-        membership: types::Membership::new(Some(id), membership),
-    };
+    let mark =
+        types::Mark { applied: Some(id), membership: types::Membership::new(Some(id), membership) };
     batch.applied(child, 0, types::encode(&mark));
 }

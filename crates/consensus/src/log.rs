@@ -41,8 +41,20 @@ impl GroupLog {
         self.load(Slot::Purged)
     }
 
+    /// The id of the last entry there ever was and was not cut off.
+    pub fn last(&self) -> io::Result<Option<LogId>> {
+        let last = match self.log.bounds(self.tablet) {
+            Some((_, last)) => {
+                self.read(last, last + 1, usize::MAX)?.first().map(RaftEntry::log_id)
+            }
+            None => None,
+        };
+        Ok(last.or(self.purged()?))
+    }
+
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
-        let entries = self.log.read(self.tablet, start..end, max_bytes).map_err(io::Error::other)?;
+        let entries =
+            self.log.read(self.tablet, start..end, max_bytes).map_err(io::Error::other)?;
         entries.iter().map(|entry| decode(&entry.bytes)).collect()
     }
 
@@ -97,7 +109,11 @@ impl RaftLogReader<Types> for GroupLog {
         self.vote()
     }
 
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<RaftEntry>> {
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> io::Result<Vec<RaftEntry>> {
         self.read(start, end, BATCH_BYTES_MAX)
     }
 }
@@ -106,12 +122,7 @@ impl RaftLogStorage<Types> for GroupLog {
     type LogReader = GroupLog;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
-        let purged = self.purged()?;
-        let last = match self.log.bounds(self.tablet) {
-            Some((_, last)) => self.read(last, last + 1, usize::MAX)?.first().map(RaftEntry::log_id),
-            None => None,
-        };
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last.or(purged) })
+        Ok(LogState { last_purged_log_id: self.purged()?, last_log_id: self.last()? })
     }
 
     async fn get_log_reader(&mut self) -> GroupLog {

@@ -151,7 +151,12 @@ mod tests {
 
     fn follower() -> Pulse {
         let pulse = Pulse::new(100, 1000);
-        pulse.stand(Standing { term: 3, leader: Some(NodeId(2)), voter: true, ..Standing::default() });
+        pulse.stand(Standing {
+            term: 3,
+            leader: Some(NodeId(2)),
+            voter: true,
+            ..Standing::default()
+        });
         pulse
     }
 

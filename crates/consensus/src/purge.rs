@@ -67,6 +67,8 @@ impl Group {
         let present = heard.iter().filter(|(node, at)| {
             **node != self.inner.me.0 && at.is_some_and(|at| age(*at) < lately)
         });
-        present.map(|(node, _)| replication.get(node).copied().flatten().map_or(0, |id| id.index)).min()
+        present
+            .map(|(node, _)| replication.get(node).copied().flatten().map_or(0, |id| id.index))
+            .min()
     }
 }

@@ -24,8 +24,14 @@ const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
 const INSTALL_DEADLINE: Duration = Duration::from_secs(600);
 
 pub enum SnapshotData {
-    Outgoing { export: Box<Export>, ranges: TabletRanges },
-    Incoming { staging: Staging, ranges: TabletRanges },
+    Outgoing {
+        export: Box<Export>,
+        ranges: TabletRanges,
+    },
+    Incoming {
+        staging: Staging,
+        ranges: TabletRanges,
+    },
     /// Nothing moves: it only says up to where the trees are durable.
     Permission,
 }
@@ -68,7 +74,8 @@ impl Arriving {
 
     fn find(&self, tablet: TabletId, from: NodeId, number: u64) -> Result<Arc<Transfer>, String> {
         let transfers = self.transfers.lock();
-        let found = transfers.get(&tablet).filter(|found| found.from == from && found.number == number);
+        let found =
+            transfers.get(&tablet).filter(|found| found.from == from && found.number == number);
         found.cloned().ok_or_else(|| NONE.into())
     }
 
@@ -124,5 +131,7 @@ pub async fn send(
         call(Message::Chunk { tablet, transfer, chunk }, CHUNK_DEADLINE).await?;
     }
     let end = Message::End { tablet, transfer, vote, meta: snapshot.meta, ranges };
-    call(end, INSTALL_DEADLINE).await?.ok_or_else(|| "the receiver did not answer with its vote".into())
+    call(end, INSTALL_DEADLINE)
+        .await?
+        .ok_or_else(|| "the receiver did not answer with its vote".into())
 }

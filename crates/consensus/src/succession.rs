@@ -18,7 +18,7 @@ use crate::groups::Groups;
 use crate::types::{LogId, Types, Vote};
 use base::NodeId;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::raft::{TransferLeaderRequest, VoteRequest, VoteResponse};
+use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -43,7 +43,9 @@ impl Groups {
             survivors.retain(|voter| *voter != node);
             survivors.sort_unstable();
             let Some(first) = survivors.first().copied() else { continue };
-            let Some(rank) = survivors.iter().position(|voter| *voter == self.inner.me) else { continue };
+            let Some(rank) = survivors.iter().position(|voter| *voter == self.inner.me) else {
+                continue;
+            };
             let overbid_until_us = self.inner.now_us() + OVERBID.as_micros() as u64;
             group.inner.overbid_until_us.store(overbid_until_us, Ordering::Release);
             let env = self.inner.env.clone();
@@ -62,13 +64,40 @@ impl Group {
     /// Drops what was promised to the leader elected by `vote`; `first` campaigns, if it is this
     /// node. Nothing happens if there has been another vote since.
     async fn free(&self, vote: Vote, first: NodeId) {
-        self.inner.pulse.disloyal();
         self.inner.pulse.patient(self.inner.now_us());
-        let last = self.last_log();
-        let request = TransferLeaderRequest::new(vote, first.0, last);
-        if let Err(fatal) = self.inner.raft.handle_transfer_leader(request).await {
-            tracing::debug!(tablet = %self.inner.tablet, %fatal, "cannot let go of a dead leader");
+        let request = TransferLeaderRequest::new(vote, first.0, self.last_log());
+        if let Err(reason) = self.take_over(request).await {
+            tracing::debug!(tablet = %self.inner.tablet, reason, "cannot let go of a dead leader");
         }
+    }
+
+    /// Does what the leader, or the report of its death, asks: drops the promises made to it,
+    /// and campaigns if this node is meant.
+    pub(crate) async fn take_over(
+        &self,
+        request: TransferLeaderRequest<Types>,
+    ) -> Result<TransferLeaderResponse<Types>, String> {
+        let raft = &self.inner.raft;
+        let vote = *request.from_leader();
+        if raft.server_metrics().borrow_watched().vote == vote {
+            self.inner.pulse.disloyal();
+            // openraft waits until the log is known to be on disk, and never learns that of what
+            // was there before this process began. Then campaign without its help, among voters
+            // that were told as well.
+            let last = self.last_log();
+            if *request.to_node_id() == self.inner.me.0
+                && last == self.inner.last_at_start
+                && last.as_ref() >= request.last_log_id()
+            {
+                const NOBODY: u64 = 0;
+                let free = TransferLeaderRequest::new(vote, NOBODY, None);
+                let freed =
+                    raft.handle_transfer_leader(free).await.map_err(|fatal| fatal.to_string())?;
+                self.campaign().await.map_err(|error| error.to_string())?;
+                return Ok(freed);
+            }
+        }
+        raft.handle_transfer_leader(request).await.map_err(|fatal| fatal.to_string())
     }
 
     /// Campaigns if those before this node in the line have not brought a leader.

@@ -55,8 +55,18 @@ pub enum AuthMethod {
 }
 
 const KEYS: [&str; 12] = [
-    "zone", "data", "join", "listen", "sql_listen", "auth", "retention_s", "cache_mib", "log",
-    "tls_authority", "tls_certificate", "tls_key",
+    "zone",
+    "data",
+    "join",
+    "listen",
+    "sql_listen",
+    "auth",
+    "retention_s",
+    "cache_mib",
+    "log",
+    "tls_authority",
+    "tls_certificate",
+    "tls_key",
 ];
 
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +99,8 @@ impl Settings {
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Read { path: path.into(), source })?;
         let syntax = |message: String| Error::Syntax { path: path.into(), message };
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| syntax(error.to_string()))?;
+        let table: toml::Table =
+            text.parse().map_err(|error: toml::de::Error| syntax(error.to_string()))?;
         if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
             return Err(Error::UnknownKey { path: path.into(), key: key.clone() });
         }
@@ -113,7 +124,9 @@ impl Settings {
     /// Checks that it is whole, and puts defaults where nothing is said.
     pub fn complete(self) -> Result<Config, Error> {
         let tls = match (self.tls_authority, self.tls_certificate, self.tls_key) {
-            (Some(authority), Some(certificate), Some(key)) => Some(Tls { authority, certificate, key }),
+            (Some(authority), Some(certificate), Some(key)) => {
+                Some(Tls { authority, certificate, key })
+            }
             (None, None, None) => None,
             (Some(_), ..) => return Err(Error::HalfTls("tls-authority")),
             (_, Some(_), _) => return Err(Error::HalfTls("tls-certificate")),
@@ -168,7 +181,8 @@ pub struct Config {
 
 impl Config {
     pub fn load_tls(&self) -> Result<Option<transport::tls::Tls>, transport::Error> {
-        let load = |tls: &Tls| transport::tls::Tls::load(&tls.authority, &tls.certificate, &tls.key);
+        let load =
+            |tls: &Tls| transport::tls::Tls::load(&tls.authority, &tls.certificate, &tls.key);
         self.tls.as_ref().map(load).transpose()
     }
 
@@ -182,11 +196,26 @@ impl Config {
             row("data", self.data.display().to_string(), "", "where this node keeps its data"),
             row("listen", self.listen.to_string(), "", "where this node listens for its peers"),
             row("sql_listen", self.sql_listen.to_string(), "", "where this node listens for SQL"),
-            row("auth", format!("{:?}", self.auth).to_lowercase(), "", "how clients prove who they are"),
-            row("retention_s", self.retention_s.to_string(), "s", "how long old versions of rows are kept"),
+            row(
+                "auth",
+                format!("{:?}", self.auth).to_lowercase(),
+                "",
+                "how clients prove who they are",
+            ),
+            row(
+                "retention_s",
+                self.retention_s.to_string(),
+                "s",
+                "how long old versions of rows are kept",
+            ),
             row("cache_mib", self.cache_mib.to_string(), "MiB", "memory for blocks read from disk"),
             row("log", self.log.clone(), "", "what is logged"),
-            row("tls", if self.tls.is_some() { "on" } else { "off" }.into(), "", "encryption between nodes"),
+            row(
+                "tls",
+                if self.tls.is_some() { "on" } else { "off" }.into(),
+                "",
+                "encryption between nodes",
+            ),
         ]
     }
 }
@@ -230,7 +259,9 @@ mod tests {
         let error = open.clone().complete().unwrap_err().to_string();
         assert!(error.contains("without TLS"), "{error}");
         let half = Settings { tls_key: Some("k".into()), ..open.clone() };
-        assert!(half.complete().unwrap_err().to_string().contains("--tls-key needs the two others"));
+        assert!(
+            half.complete().unwrap_err().to_string().contains("--tls-key needs the two others")
+        );
         let path = Some(PathBuf::from("f"));
         let guarded = Settings {
             tls_authority: path.clone(),

@@ -122,8 +122,10 @@ impl Home {
 
     /// The old content or the new, never half of it.
     fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), Error> {
-        let text = serde_json::to_vec(value)
-            .map_err(|error| Error::Damaged { path: self.dir.join(name), reason: error.to_string() })?;
+        let text = serde_json::to_vec(value).map_err(|error| Error::Damaged {
+            path: self.dir.join(name),
+            reason: error.to_string(),
+        })?;
         let draft = self.dir.join(format!("{name}.new"));
         let written = || {
             let mut file = File::create(&draft)?;

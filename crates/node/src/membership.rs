@@ -84,34 +84,41 @@ impl Membership {
     /// Answers newcomers and takes reports of deaths.
     pub fn register(self: &Arc<Self>) {
         let this = self.clone();
-        self.parts.transport.handle(MessageKind::Join, move |_: NodeId, payload: Bytes| -> Answer {
-            let this = this.clone();
-            Box::pin(async move {
-                let answer = match postcard::from_bytes::<JoinRequest>(&payload) {
-                    Ok(request) => this.admit(request).await.map_err(|error| error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                };
-                postcard::to_stdvec(&answer).unwrap_or_default().into()
-            })
-        });
+        self.parts.transport.handle(
+            MessageKind::Join,
+            move |_: NodeId, payload: Bytes| -> Answer {
+                let this = this.clone();
+                Box::pin(async move {
+                    let answer = match postcard::from_bytes::<JoinRequest>(&payload) {
+                        Ok(request) => this.admit(request).await.map_err(|error| error.to_string()),
+                        Err(error) => Err(error.to_string()),
+                    };
+                    postcard::to_stdvec(&answer).unwrap_or_default().into()
+                })
+            },
+        );
         let this = self.clone();
-        self.parts.transport.handle(MessageKind::DeathReport, move |_: NodeId, payload: Bytes| -> Answer {
-            if let Ok(report) = postcard::from_bytes::<DeathReport>(&payload)
-                && report.node != this.me()
-                && report.is_news(this.parts.transport.boot_of(report.node))
-            {
-                tracing::info!(node = %report.node, boot = report.boot, "a worker is dead");
-                this.parts.node.report_death(report.node);
-            }
-            Box::pin(std::future::ready(Bytes::new()))
-        });
+        self.parts.transport.handle(
+            MessageKind::DeathReport,
+            move |_: NodeId, payload: Bytes| -> Answer {
+                if let Ok(report) = postcard::from_bytes::<DeathReport>(&payload)
+                    && report.node != this.me()
+                    && report.is_news(this.parts.transport.boot_of(report.node))
+                {
+                    tracing::info!(node = %report.node, boot = report.boot, "a worker is dead");
+                    this.parts.node.report_death(report.node);
+                }
+                Box::pin(std::future::ready(Bytes::new()))
+            },
+        );
     }
 
     /// Gives a newcomer its id, and its place: whoever listened there before is replaced.
     async fn admit(&self, request: JoinRequest) -> Result<JoinAnswer, Error> {
         let mut txn = self.parts.client.begin(Isolation::ReadCommitted);
         let counter = counter_key();
-        let locked = txn.lock(std::slice::from_ref(&counter), LockMode::Exclusive, Wait::Block).await?;
+        let locked =
+            txn.lock(std::slice::from_ref(&counter), LockMode::Exclusive, Wait::Block).await?;
         let newest = match locked.first() {
             Some(txn::Locked::Held { row: Some(row) }) => decode::<u64>(&row.value)?,
             _ => 0,
@@ -171,7 +178,8 @@ impl Membership {
 
     async fn sweep(&self, engine: &sql::Engine, swept: Instant) -> Instant {
         let now = self.parts.env.now();
-        let leads_root = self.parts.groups.get(base::TabletId::ROOT).is_some_and(|root| leads(&root));
+        let leads_root =
+            self.parts.groups.get(base::TabletId::ROOT).is_some_and(|root| leads(&root));
         if now < swept + SWEEP_EVERY {
             return swept;
         }
@@ -237,7 +245,8 @@ fn leads(group: &consensus::Group) -> bool {
 }
 
 async fn read_nodes(txn: &mut Txn) -> Result<Vec<NodeRow>, Error> {
-    let mut scan = txn.reader().await?.scan(KeyRange::prefix(NODES.to_be_bytes().to_vec()), false, None);
+    let mut scan =
+        txn.reader().await?.scan(KeyRange::prefix(NODES.to_be_bytes().to_vec()), false, None);
     let mut rows = Vec::new();
     loop {
         let batch = scan.next().await?;

@@ -87,7 +87,8 @@ impl Views {
             replaced: info.replaced,
             held_by: info.held_by,
         };
-        let boot = self.membership.topology().nodes.get(&self.membership.me()).map_or(0, |row| row.boot);
+        let boot =
+            self.membership.topology().nodes.get(&self.membership.me()).map_or(0, |row| row.boot);
         Inspected { boot, segments: self.store.segments().into_iter().map(segment).collect() }
     }
 

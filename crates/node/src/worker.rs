@@ -164,7 +164,13 @@ async fn start(env: &Env) -> Result<Running, Box<dyn std::error::Error>> {
         topology,
     });
     members.register();
-    let source = views::Views::new(config.clone(), client.clone(), members.clone(), store.clone(), transport.clone());
+    let source = views::Views::new(
+        config.clone(),
+        client.clone(),
+        members.clone(),
+        store.clone(),
+        transport.clone(),
+    );
     source.register();
     serving.serve(config.listen).await?;
     if founders.is_some() {
@@ -175,9 +181,11 @@ async fn start(env: &Env) -> Result<Running, Box<dyn std::error::Error>> {
         AuthMethod::Scram => sql::Auth::Scram,
     };
     let engine = sql::Engine::new(env.clone(), client, source, auth);
-    let listener = env.net().listen(config.sql_listen).await.map_err(|error| {
-        format!("cannot listen for SQL on {}: {error}", config.sql_listen)
-    })?;
+    let listener = env
+        .net()
+        .listen(config.sql_listen)
+        .await
+        .map_err(|error| format!("cannot listen for SQL on {}: {error}", config.sql_listen))?;
     members.run(engine.clone());
     let (shutdown, stopping) = watch::channel(false);
     let limits = sql::wire::Limits::default();
@@ -234,7 +242,8 @@ async fn join(
     let payload = Bytes::from(postcard::to_stdvec(&request)?);
     loop {
         for seed in &config.join {
-            let asked = transport.call_address(*seed, MessageKind::Join, JOIN_TRY, payload.clone()).await;
+            let asked =
+                transport.call_address(*seed, MessageKind::Join, JOIN_TRY, payload.clone()).await;
             let answer: Result<JoinAnswer, String> = match asked {
                 Ok(bytes) => postcard::from_bytes(&bytes)?,
                 Err(error) => Err(error.to_string()),

@@ -29,7 +29,8 @@ async fn send(client: Arc<Client>, statement: String) -> String {
             for message in messages {
                 match message {
                     SimpleQueryMessage::Row(row) => {
-                        let cells: Vec<&str> = (0..row.len()).map(|n| row.get(n).unwrap_or("NULL")).collect();
+                        let cells: Vec<&str> =
+                            (0..row.len()).map(|n| row.get(n).unwrap_or("NULL")).collect();
                         rows.push(cells.join("|"));
                     }
                     SimpleQueryMessage::CommandComplete(n) => n_changed = n,
@@ -105,7 +106,8 @@ async fn play(cluster: &Cluster, script: &str, level: &str) -> String {
 async fn scripts_end_as_recorded() {
     let cluster = Cluster::start(3).await;
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/isolation");
-    let mut names: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut names: Vec<_> =
+        std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.retain(|path| path.extension().is_some_and(|extension| extension == "sql"));
     names.sort();
     let only = std::env::var("ATOLL_SCRIPT").ok();

@@ -103,10 +103,13 @@ async fn client(cluster: Arc<Cluster>, seen: Arc<Seen>, seed: u64) {
 /// The total at one snapshot, and the snapshot.
 async fn total(sql: &Client) -> Result<(i64, String), tokio_postgres::Error> {
     sql.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
-    let row = sql.query_one("SELECT sum(balance)::bigint, pg_export_snapshot() FROM accounts", &[]).await;
+    let read = async {
+        let sum = sql.query_one("SELECT sum(balance)::bigint FROM accounts", &[]).await?.get(0);
+        Ok((sum, sql.query_one("SELECT pg_export_snapshot()", &[]).await?.get(0)))
+    };
+    let read = read.await;
     sql.batch_execute("ROLLBACK").await?;
-    let row = row?;
-    Ok((row.get(0), row.get(1)))
+    read
 }
 
 async fn total_at(sql: &Client, snapshot: &str) -> Result<i64, tokio_postgres::Error> {
@@ -139,7 +142,9 @@ async fn auditor(cluster: Arc<Cluster>, seen: Arc<Seen>) -> u64 {
         }
         let snapshot = &snapshots[rng.random_range(0..snapshots.len())];
         match total_at(&sql, snapshot).await {
-            Ok(sum) => assert_eq!(sum, N_ACCOUNTS * START, "the total changed at old snapshot {snapshot}"),
+            Ok(sum) => {
+                assert_eq!(sum, N_ACCOUNTS * START, "the total changed at old snapshot {snapshot}")
+            }
             Err(error) => assert!(RETRYABLE.contains(&&*state(&error)), "{error:?}"),
         }
     }
@@ -152,19 +157,27 @@ async fn reconcile(cluster: &Cluster, seen: &Seen) {
         let sql = cluster.connect(node).await;
         let mut balances: BTreeMap<i64, i64> = (0..N_ACCOUNTS).map(|id| (id, START)).collect();
         let mut found = BTreeMap::new();
-        for row in sql.query("SELECT id, source, target, amount FROM transfers", &[]).await.unwrap() {
+        for row in sql.query("SELECT id, source, target, amount FROM transfers", &[]).await.unwrap()
+        {
             let (source, target, amount): (i64, i64, i64) = (row.get(1), row.get(2), row.get(3));
             *balances.get_mut(&source).unwrap() -= amount;
             *balances.get_mut(&target).unwrap() += amount;
             found.insert(row.get::<_, i64>(0), (source, target, amount));
         }
         for (id, transfer) in seen.acknowledged.lock().await.iter() {
-            assert_eq!(found.get(id), Some(transfer), "acknowledged transfer {id} is lost (node {node})");
+            assert_eq!(
+                found.get(id),
+                Some(transfer),
+                "acknowledged transfer {id} is lost (node {node})"
+            );
         }
         let unsure = seen.unsure.lock().await;
         let acknowledged = seen.acknowledged.lock().await;
         for id in found.keys() {
-            assert!(acknowledged.contains_key(id) || unsure.contains(id), "transfer {id} was refused and is there");
+            assert!(
+                acknowledged.contains_key(id) || unsure.contains(id),
+                "transfer {id} was refused and is there"
+            );
         }
         for row in sql.query("SELECT id, balance FROM accounts", &[]).await.unwrap() {
             let (id, balance): (i64, i64) = (row.get(0), row.get(1));
@@ -176,23 +189,28 @@ async fn reconcile(cluster: &Cluster, seen: &Seen) {
 /// How long until somebody's transfer is acknowledged that began after now.
 async fn until_served(cluster: &Cluster, avoid: u16) -> Duration {
     let begun = Instant::now();
-    let mut id = 2_000_000_000 + begun.elapsed().as_nanos() as i64;
     loop {
         for node in (1..=cluster.n_nodes).filter(|node| *node != avoid) {
-            id += 1;
             let Ok(sql) = cluster.try_connect(node).await else { continue };
             let touch = "UPDATE accounts SET balance = balance WHERE id IN (1, 17, 33, 49)";
-            if let Ok(Ok(4)) = tokio::time::timeout(Duration::from_secs(1), sql.execute(touch, &[])).await {
+            if let Ok(Ok(4)) =
+                tokio::time::timeout(Duration::from_secs(1), sql.execute(touch, &[])).await
+            {
                 return begun.elapsed();
             }
         }
-        assert!(begun.elapsed() < Duration::from_secs(20), "nothing is served after a kill\n{}", cluster.logs());
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "nothing is served after a kill\n{}",
+            cluster.logs()
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 fn storm(cluster: &Arc<Cluster>, seen: &Arc<Seen>) -> Vec<tokio::task::JoinHandle<()>> {
-    let clients = (0..N_CLIENTS).map(|seed| tokio::spawn(client(cluster.clone(), seen.clone(), seed)));
+    let clients =
+        (0..N_CLIENTS).map(|seed| tokio::spawn(client(cluster.clone(), seen.clone(), seed)));
     clients.collect()
 }
 
@@ -319,7 +337,11 @@ async fn a_paused_leader_serves_nothing_stale_when_it_wakes() {
     lay_out(&cluster).await;
     for node in 1..=3u16 {
         let sleeper = cluster.connect(node).await;
-        let before: i64 = sleeper.query_one("SELECT balance FROM accounts WHERE id = 1", &[]).await.unwrap().get(0);
+        let before: i64 = sleeper
+            .query_one("SELECT balance FROM accounts WHERE id = 1", &[])
+            .await
+            .unwrap()
+            .get(0);
         cluster.chaos(&["pause", &node.to_string()]).unwrap();
         let served = until_served(&cluster, node).await;
         let other = cluster.connect(1 + node % 3).await;

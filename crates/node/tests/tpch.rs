@@ -44,11 +44,15 @@ async fn load(sql: &Client) -> Result<u64> {
     n += copy(sql, "region", RegionGenerator::new(SCALE, 1, 1).iter().map(RegionCsv::new)).await?;
     n += copy(sql, "nation", NationGenerator::new(SCALE, 1, 1).iter().map(NationCsv::new)).await?;
     n += copy(sql, "part", PartGenerator::new(SCALE, 1, 1).iter().map(PartCsv::new)).await?;
-    n += copy(sql, "supplier", SupplierGenerator::new(SCALE, 1, 1).iter().map(SupplierCsv::new)).await?;
-    n += copy(sql, "partsupp", PartSuppGenerator::new(SCALE, 1, 1).iter().map(PartSuppCsv::new)).await?;
-    n += copy(sql, "customer", CustomerGenerator::new(SCALE, 1, 1).iter().map(CustomerCsv::new)).await?;
+    n += copy(sql, "supplier", SupplierGenerator::new(SCALE, 1, 1).iter().map(SupplierCsv::new))
+        .await?;
+    n += copy(sql, "partsupp", PartSuppGenerator::new(SCALE, 1, 1).iter().map(PartSuppCsv::new))
+        .await?;
+    n += copy(sql, "customer", CustomerGenerator::new(SCALE, 1, 1).iter().map(CustomerCsv::new))
+        .await?;
     n += copy(sql, "orders", OrderGenerator::new(SCALE, 1, 1).iter().map(OrderCsv::new)).await?;
-    n += copy(sql, "lineitem", LineItemGenerator::new(SCALE, 1, 1).iter().map(LineItemCsv::new)).await?;
+    n += copy(sql, "lineitem", LineItemGenerator::new(SCALE, 1, 1).iter().map(LineItemCsv::new))
+        .await?;
     Ok(n)
 }
 
@@ -78,7 +82,9 @@ async fn all_queries_answer_as_postgresql_does() {
     println!("{n_rows} rows loaded in {:.1?}", begun.elapsed());
     let mut wrong = Vec::new();
     let mut spent = (Duration::ZERO, Duration::ZERO);
-    for (n, query) in QUERIES.split(';').map(str::trim).filter(|query| !query.is_empty()).enumerate() {
+    for (n, query) in
+        QUERIES.split(';').map(str::trim).filter(|query| !query.is_empty()).enumerate()
+    {
         let begun = Instant::now();
         let expected = answer(&theirs, query).await.unwrap();
         spent.0 += begun.elapsed();
@@ -87,7 +93,12 @@ async fn all_queries_answer_as_postgresql_does() {
             Ok(rows) if rows == expected => {}
             Ok(rows) => {
                 let differs = rows.iter().zip(&expected).find(|(a, b)| a != b);
-                wrong.push(format!("query {}: {} rows, expected {}; {differs:?}", n + 1, rows.len(), expected.len()));
+                wrong.push(format!(
+                    "query {}: {} rows, expected {}; {differs:?}",
+                    n + 1,
+                    rows.len(),
+                    expected.len()
+                ));
             }
             Err(error) => wrong.push(format!("query {}: {error:?}", n + 1)),
         }

@@ -169,7 +169,7 @@ impl Catalog {
         let cached = self.cached(schema, name);
         let object = match cached {
             Some(object) => object,
-            None => match self.load(schema, name).await? {
+            None => match Box::pin(self.load(schema, name)).await? {
                 Some(object) => object,
                 None => return Ok(None),
             },

@@ -563,6 +563,6 @@ mod tests {
         assert_eq!(row, vec![Datum::text("x"), Datum::Int8(5)]);
         decode_row(&table, &stored, Some(&[false, true]), &mut row).unwrap();
         assert_eq!(row, vec![Datum::Null, Datum::Int8(5)]);
-        assert!(decode_row(&table, &stored[..2], None, &mut row).is_err());
+        assert!(decode_row(&table, &stored[..1], None, &mut row).is_err());
     }
 }

@@ -534,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_syntax_error_has_its_place() {
-        let error = parse("SELECT 1 FROM WHERE").unwrap_err();
+        let error = parse("SELECT 1 AS a b").unwrap_err();
         assert_eq!(error.state(), "42601");
         assert_eq!(error.position, Some(15), "{error:?}");
         let error = split("select 1; bogus 2").unwrap_err();

@@ -91,9 +91,9 @@ impl<'a> Planner<'a> {
         let generation = self.engine.catalog().generation();
         let (kind, columns) = match &*tree {
             Statement::Query(query) => self.query(query).await?,
-            Statement::Insert(insert) => self.insert(insert).await?,
-            Statement::Update(update) => self.update(update).await?,
-            Statement::Delete(delete) => self.delete(delete).await?,
+            Statement::Insert(insert) => Box::pin(self.insert(insert)).await?,
+            Statement::Update(update) => Box::pin(self.update(update)).await?,
+            Statement::Delete(delete) => Box::pin(self.delete(delete)).await?,
             _ => (Kind::Utility, None),
         };
         let is_private = self.tables.iter().any(|table| self.overlay.has_table(table.id));
@@ -123,7 +123,7 @@ impl<'a> Planner<'a> {
         }
         self.params = params;
         self.slots.clear();
-        self.general(query).await
+        Box::pin(self.general(query)).await
     }
 
     /// A query for DataFusion.
@@ -141,7 +141,7 @@ impl<'a> Planner<'a> {
         }
         let view = Arc::new(self.view.with_tables(tables));
         let cx = QueryContext { engine: self.engine.clone(), reader: None, view };
-        query::describe(&cx, query, &self.params.types).await
+        Box::pin(query::describe(&cx, query, &self.params.types)).await
     }
 
     fn note(&mut self, table: &Arc<Table>) {

@@ -35,6 +35,7 @@ use crate::types::{Datum, Type};
 use base::Key;
 use datafusion::sql::sqlparser::ast;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,7 +96,7 @@ impl Exec<'_> {
     pub async fn slots(&mut self, plan: &Plan, params: &[Datum]) -> Result<Vec<Datum>> {
         let mut values = Vec::with_capacity(plan.slots.len());
         for slot in &plan.slots {
-            let value = self.slot(slot, plan, params, &values).await?;
+            let value = Box::pin(self.slot(slot, plan, params, &values)).await?;
             values.push(value);
         }
         Ok(values)
@@ -110,7 +111,7 @@ impl Exec<'_> {
     ) -> Result<()> {
         for (idx, slot) in plan.slots.iter().enumerate() {
             if matches!(slot.kind, SlotKind::NextVal | SlotKind::NextOf(_)) {
-                slots[idx] = self.slot(slot, plan, params, slots).await?;
+                slots[idx] = Box::pin(self.slot(slot, plan, params, slots)).await?;
             }
         }
         Ok(())
@@ -247,7 +248,9 @@ impl Exec<'_> {
         params: &[Datum],
     ) -> Result<(Arc<[Column]>, RowStream)> {
         let cx = self.query_context(plan).await?;
-        query::run(&cx, query, &plan.params, params).await
+        // Boxed here and below: what is large and rare must not make every statement's future so.
+        let work: BoxFuture<'_, _> = Box::pin(query::run(&cx, query, &plan.params, params));
+        work.await
     }
 
     pub async fn query_context(&mut self, plan: &Plan) -> Result<QueryContext> {

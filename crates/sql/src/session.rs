@@ -16,6 +16,7 @@
 //! which nobody sees: its writes are taken back to where it began, and no row of it has been sent.
 
 mod copy;
+mod define;
 mod execute;
 mod settings;
 mod transaction;

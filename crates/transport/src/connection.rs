@@ -101,7 +101,8 @@ impl Peer {
         };
         let _forget = Forget { waiting: &connection.waiting, request };
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
-        let frame = Frame { shape: Shape::Request, kind: kind.number(), request, deadline_ms, payload };
+        let frame =
+            Frame { shape: Shape::Request, kind: kind.number(), request, deadline_ms, payload };
         if connection.requests.send(frame).await.is_err() {
             return Err(self.unreachable(&self.closed_because(&connection)));
         }

@@ -67,7 +67,9 @@ async fn bulk_that_nobody_takes_does_not_stand_before_control() {
     let mut stuck = vec![];
     for _ in 0..2000 {
         let one = one.clone();
-        stuck.push(tokio::task::spawn(async move { ask(&one, MessageKind::RaftSnapshot, "sleep").await }));
+        stuck.push(tokio::task::spawn(async move {
+            ask(&one, MessageKind::RaftSnapshot, "sleep").await
+        }));
     }
     tokio::task::yield_now().await;
     assert_eq!(ask(&one, MessageKind::RaftAppend, "vote").await.unwrap(), "vote");

@@ -1,19 +1,23 @@
 //! What operators see and order: splits, and the state behind the schema `atoll`.
 
+use crate::Error;
 use crate::locks::LockRow;
 use crate::message::{
     ActiveRow, CoordinatorRequest, CoordinatorResponse, Fault, ReplicaRow, Request, Response,
     TxnState,
 };
 use crate::node::{FIRST_DATA_RELATION, Node};
-use crate::Error;
 use base::{Key, Scn, TabletId, TxnId};
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Ended transactions that one tablet shows.
 const N_ENDED_MAX: usize = 10_000;
+/// How long a split waits for leaders to settle.
+const PATIENCE: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(20);
 
 pub(crate) async fn split(node: &Arc<Node>, key: Key) -> Result<(), Error> {
     if key < Key::copy_from_slice(&FIRST_DATA_RELATION.to_be_bytes()) {
@@ -21,24 +25,30 @@ pub(crate) async fn split(node: &Arc<Node>, key: Key) -> Result<(), Error> {
     }
     // An SCN is a number that nobody else has.
     let child = TabletId(node.draw().await.map_err(Fault::into_error)?.0);
-    for _ in 0..20 {
+    let deadline = node.env.now() + PATIENCE;
+    loop {
         let (range, tablet) = node.tablet_of(&key).await?;
         if range.start == key {
-            return Ok(());
+            return settled(node, tablet).await;
         }
-        match node.ask(tablet, Request::Split { at: key.clone(), child }).await {
-            Ok(_) => {
-                // The child is found once it is born; look until it is led.
-                node.refresh().await;
-                let (_, tablet) = node.tablet_of(&key).await?;
-                let settled = node.ask(tablet, Request::Locks).await;
-                return settled.map(|_| ()).map_err(Fault::into_error);
-            }
-            Err(Fault::WrongTablet | Fault::NotLeader { .. } | Fault::Lost) => node.refresh().await,
+        let refused = match node.ask(tablet, Request::Split { at: key.clone(), child }).await {
+            // The child is found once it is born; look until it is led.
+            Ok(_) => None,
+            Err(Fault::Failed(error @ Error::Unavailable { .. })) => Some(error),
             Err(Fault::Failed(error)) => return Err(error),
+            Err(fault) => Some(fault.into_error()),
+        };
+        if let Some(error) = refused.filter(|_| node.env.now() > deadline) {
+            return Err(error);
         }
+        node.refresh().await;
+        node.env.sleep(PAUSE).await;
     }
-    Err(Error::unavailable("the tablet's borders kept changing"))
+}
+
+/// Waits until the tablet has a leader.
+async fn settled(node: &Arc<Node>, tablet: TabletId) -> Result<(), Error> {
+    node.ask(tablet, Request::Locks).await.map(|_| ()).map_err(Fault::into_error)
 }
 
 /// One tablet, from all its replicas.
@@ -134,9 +144,8 @@ impl Inspector {
                     TxnState::Ended(Committed(scn)) => ("committed", Some(scn)),
                     TxnState::Ended(Aborted) => ("aborted", None),
                 };
-                let row = rows
-                    .entry(txn)
-                    .or_insert(TransactionRow { txn, state, scn, active: None });
+                let row =
+                    rows.entry(txn).or_insert(TransactionRow { txn, state, scn, active: None });
                 // A record says more than a part that has not heard of it.
                 if scn.is_some() || state == "aborted" {
                     (row.state, row.scn) = (state, scn);

@@ -65,7 +65,9 @@ pub enum Wait {
 #[derive(Clone, Debug)]
 pub enum Locked {
     /// Held now, until the transaction ends. `row` is the newest state (own writes included).
-    Held { row: Option<Row> },
+    Held {
+        row: Option<Row>,
+    },
     Skipped,
 }
 
@@ -290,12 +292,7 @@ impl Txn {
     /// answers in the order asked. At REPEATABLE READ, a row newer than the snapshot is
     /// [`Error::Serialization`] (first updater wins). `put` and `delete` require an exclusive
     /// lock taken here.
-    pub async fn lock(
-        &mut self,
-        keys: &[Key],
-        mode: LockMode,
-        wait: Wait,
-    ) -> Result<Vec<Locked>> {
+    pub async fn lock(&mut self, keys: &[Key], mode: LockMode, wait: Wait) -> Result<Vec<Locked>> {
         let unchanged_since = match self.shared.isolation {
             Isolation::RepeatableRead => Some(self.snapshot().await?),
             _ => None,
@@ -501,7 +498,10 @@ impl Shared {
         };
         drop(waiting);
         let Response::Locked { epoch, rows } = answer else {
-            return Err(Error::Internal { reason: "a lock was answered with something else".into() }.into());
+            return Err(Error::Internal {
+                reason: "a lock was answered with something else".into(),
+            }
+            .into());
         };
         match self.known.lock().grants.insert(tablet, epoch) {
             Some(before) if before != epoch => Err(lost_locks().into()),
@@ -514,7 +514,8 @@ impl Shared {
         let touched = std::mem::take(&mut self.known.lock().touched);
         let txn = self.id;
         self.leave();
-        let release = touched.into_iter().map(|tablet| self.node.ask(tablet, Request::Release { txn }));
+        let release =
+            touched.into_iter().map(|tablet| self.node.ask(tablet, Request::Release { txn }));
         // A leader that does not hear it finds out by itself that this transaction runs no more.
         drop(futures::future::join_all(release).await);
     }

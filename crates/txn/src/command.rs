@@ -102,6 +102,7 @@ pub fn encode<T: Serialize>(value: &T) -> Bytes {
 }
 
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, crate::Error> {
-    postcard::from_bytes(bytes)
-        .map_err(|error| crate::Error::Internal { reason: format!("{what} does not decode: {error}") })
+    postcard::from_bytes(bytes).map_err(|error| crate::Error::Internal {
+        reason: format!("{what} does not decode: {error}"),
+    })
 }

@@ -19,7 +19,9 @@ pub enum Error {
     #[error("canceling statement due to user request")]
     Canceled,
     /// The snapshot lies before the rollback segments' retention (72000).
-    #[error("snapshot too old: SCN {wanted} is no longer kept, the oldest readable SCN is {oldest}")]
+    #[error(
+        "snapshot too old: SCN {wanted} is no longer kept, the oldest readable SCN is {oldest}"
+    )]
     SnapshotTooOld { wanted: Scn, oldest: Scn },
     /// The statement was planned with an older definition of the table than the cluster's: look
     /// the table up again and plan anew. Never shown to a user.

@@ -249,7 +249,8 @@ impl LockTable {
             point.holders.iter().map(|(txn, mode)| held(Target::Key(key.clone()), *txn, *mode))
         });
         let ranges = self.ranges.iter();
-        let ranges = ranges.map(|hold| held(Target::Range(hold.range.clone()), hold.txn, hold.mode));
+        let ranges =
+            ranges.map(|hold| held(Target::Range(hold.range.clone()), hold.txn, hold.mode));
         let waits = self.waiters.iter().map(|(ticket, waiter)| LockRow {
             target: waiter.target.clone(),
             mode: waiter.mode,

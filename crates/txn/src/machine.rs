@@ -5,7 +5,9 @@
 //! proposer is to be told. Replaying an entry over its own effects changes nothing.
 
 use crate::Error;
-use crate::command::{Applied, Changes, Command, Descriptor, Outcome, Reject, SchemaUse, decode, encode};
+use crate::command::{
+    Applied, Changes, Command, Descriptor, Outcome, Reject, SchemaUse, decode, encode,
+};
 use crate::keyspace;
 use base::{Key, KeyRange, Scn, TabletId, TxnId};
 use consensus::Entry;
@@ -111,7 +113,9 @@ pub fn apply(
 ) -> Result<(Applied, Option<Effect>), Error> {
     let command: Command = decode(entry.command, "a command in the log")?;
     let Some(state) = state else {
-        return Err(Error::Internal { reason: format!("tablet {tablet} has entries but no state") });
+        return Err(Error::Internal {
+            reason: format!("tablet {tablet} has entries but no state"),
+        });
     };
     let applied = match command {
         Command::Ceiling { scn } => {

@@ -34,28 +34,66 @@ pub struct Epoch {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
-    Read { at: ReadAt, keys: Vec<Key>, uses: Vec<SchemaUse> },
+    Read {
+        at: ReadAt,
+        keys: Vec<Key>,
+        uses: Vec<SchemaUse>,
+    },
     Scan(ScanRequest),
     Lock(LockRequest),
     /// A transaction that wrote in this tablet alone.
-    Commit { txn: TxnId, epoch: Epoch, changes: Changes },
-    Prepare { txn: TxnId, epoch: Epoch, anchor: TabletId, part: u32, changes: Changes },
+    Commit {
+        txn: TxnId,
+        epoch: Epoch,
+        changes: Changes,
+    },
+    Prepare {
+        txn: TxnId,
+        epoch: Epoch,
+        anchor: TabletId,
+        part: u32,
+        changes: Changes,
+    },
     /// After the SCN was drawn: are the locks that were only read under still held?
-    Check { txn: TxnId, epoch: Epoch },
-    Decide { txn: TxnId, outcome: Outcome, participants: Vec<TabletId> },
-    Resolve { txn: TxnId, outcome: Outcome },
-    Forget { txn: TxnId },
+    Check {
+        txn: TxnId,
+        epoch: Epoch,
+    },
+    Decide {
+        txn: TxnId,
+        outcome: Outcome,
+        participants: Vec<TabletId>,
+    },
+    Resolve {
+        txn: TxnId,
+        outcome: Outcome,
+    },
+    Forget {
+        txn: TxnId,
+    },
     /// Rolls back: gives back all locks.
-    Release { txn: TxnId },
+    Release {
+        txn: TxnId,
+    },
     /// How did this transaction end, as far as this tablet knows? With `fence`, one that has not
     /// committed by now never will.
-    Outcome { txn: TxnId, fence: bool },
+    Outcome {
+        txn: TxnId,
+        fence: bool,
+    },
     /// For deadlock: whom does the transaction wait for here?
-    WaitsFor { txn: TxnId },
-    Split { at: Key, child: TabletId },
+    WaitsFor {
+        txn: TxnId,
+    },
+    Split {
+        at: Key,
+        child: TabletId,
+    },
     Locks,
     /// Outcomes and undecided transactions, for `atoll.transactions`.
-    Transactions { limit: usize },
+    Transactions {
+        limit: usize,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -132,7 +170,9 @@ pub enum TxnState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {
     /// Nothing was done here.
-    NotLeader { leader: Option<NodeId> },
+    NotLeader {
+        leader: Option<NodeId>,
+    },
     /// Nothing was done: the key belongs to another tablet now.
     WrongTablet,
     /// The leadership was lost in the middle: it may have been done.
@@ -147,7 +187,9 @@ impl Fault {
             Fault::Failed(error) => error,
             Fault::NotLeader { .. } => Error::unavailable("a tablet has no leader at the moment"),
             Fault::WrongTablet => Error::unavailable("the borders of a tablet are changing"),
-            Fault::Lost => Error::unavailable("a tablet's leader was lost in the middle of a request"),
+            Fault::Lost => {
+                Error::unavailable("a tablet's leader was lost in the middle of a request")
+            }
         }
     }
 }

@@ -58,6 +58,7 @@ pub struct Node {
     scn_asks: mpsc::Sender<ScnAsk>,
     suspects: Mutex<HashSet<TxnId>>,
     refreshing: tokio::sync::Mutex<()>,
+    opening: tokio::sync::Mutex<()>,
 }
 
 struct ScnAsk {
@@ -104,6 +105,7 @@ impl Node {
             scn_asks,
             suspects: Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
         });
         serve::register(&node);
         node.run_scn_asks(asked);
@@ -154,7 +156,12 @@ impl Node {
         Ok(())
     }
 
+    /// Starts the replica of `id`, once: a replayed split finds its child running already.
     async fn open(self: &Arc<Self>, id: TabletId) -> Result<Arc<Tablet>, Error> {
+        let _one = self.opening.lock().await;
+        if let Some(open) = self.tablet(id) {
+            return Ok(open);
+        }
         let tablet = Tablet::new(self, id)?;
         let started = self.groups.start(id, tablet.clone()).await;
         let group = started.map_err(|error| Error::Internal { reason: error.to_string() })?;
@@ -166,7 +173,7 @@ impl Node {
 
     /// A split made `child` here: start it. One of its members, the same for all, campaigns at
     /// once, so that leaders spread and nobody waits out a time-out.
-    pub(crate) fn adopt(self: &Arc<Self>, child: TabletId, _leads_parent: bool) {
+    pub(crate) fn adopt(self: &Arc<Self>, child: TabletId) {
         let node = self.clone();
         self.env.clone().spawn("new tablet", async move {
             match node.open(child).await {
@@ -204,7 +211,8 @@ impl Node {
                 return;
             }
             let ours: Vec<Arc<Tablet>> = node.tablets.read().values().cloned().collect();
-            let overlap = |ours: &Arc<Tablet>| ours.range().is_some_and(|own| own.overlaps(&row.range));
+            let overlap =
+                |ours: &Arc<Tablet>| ours.range().is_some_and(|own| own.overlaps(&row.range));
             if ours.iter().any(|own| own.id == tablet || overlap(own)) {
                 return;
             }
@@ -249,7 +257,8 @@ impl Node {
 
     pub(crate) fn replica_row(&self, tablet: &Tablet) -> ReplicaRow {
         let status = tablet.group().map(consensus::Group::status).unwrap_or_default();
-        let mut members: Vec<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
+        let mut members: Vec<NodeId> =
+            status.voters.iter().chain(&status.learners).copied().collect();
         members.sort_unstable();
         ReplicaRow {
             node: self.me,
@@ -536,7 +545,8 @@ impl Node {
         outcome: Outcome,
         participants: &[TabletId],
     ) -> Result<(), Fault> {
-        let tell = participants.iter().map(|tablet| self.ask(*tablet, Request::Resolve { txn, outcome }));
+        let tell =
+            participants.iter().map(|tablet| self.ask(*tablet, Request::Resolve { txn, outcome }));
         for told in futures::future::join_all(tell).await {
             told?;
         }
@@ -564,7 +574,10 @@ impl Request {
     fn may_repeat(&self) -> bool {
         !matches!(
             self,
-            Request::Commit { .. } | Request::Prepare { .. } | Request::Check { .. } | Request::Split { .. }
+            Request::Commit { .. }
+                | Request::Prepare { .. }
+                | Request::Check { .. }
+                | Request::Split { .. }
         )
     }
 }

@@ -139,7 +139,10 @@ mod tests {
                 let end = end.map(|end| end.to_owned().into());
                 routes.before(end.as_ref()).map(|(_, tablet)| tablet.0)
             };
-            assert_eq!((before(Some("m")), before(Some("m0")), before(None)), (Some(2), Some(9), Some(9)));
+            assert_eq!(
+                (before(Some("m")), before(Some("m0")), before(None)),
+                (Some(2), Some(9), Some(9))
+            );
         }
     }
 

@@ -320,7 +320,7 @@ impl consensus::Machine for Tablet {
             let Effect::Born { child } = effect;
             self.after_split();
             if let Some(node) = self.node.upgrade() {
-                node.adopt(child, self.is_leader());
+                node.adopt(child);
             }
         }
     }
@@ -329,6 +329,12 @@ impl consensus::Machine for Tablet {
         let rows = self.range().unwrap_or_else(|| KeyRange::new(&b""[..], &b""[..]));
         let expiring = vec![keyspace::outcomes(self.id)];
         TabletRanges { rows, meta: keyspace::all(self.id), expiring }
+    }
+
+    /// Readers of the past must not meet a state that is half the old and half the new.
+    fn replacing(&self) {
+        *self.closed.lock() = Closed::default();
+        *self.state.write() = None;
     }
 
     fn restored(&self) {
@@ -387,10 +393,7 @@ impl Tablet {
     }
 
     /// Hands out `n` SCNs. Root tablet's leader only.
-    pub(crate) async fn draw(
-        self: &Arc<Self>,
-        n: u64,
-    ) -> Result<crate::message::ScnGrant, Fault> {
+    pub(crate) async fn draw(self: &Arc<Self>, n: u64) -> Result<crate::message::ScnGrant, Fault> {
         let epoch = self.leading()?;
         let mut changes = self.changed.subscribe();
         loop {
@@ -399,7 +402,10 @@ impl Tablet {
                 Some(allocator) => {
                     let current = allocator.current();
                     let first = allocator.take(n);
-                    (first.map(|first| crate::message::ScnGrant { first, current }), allocator.wants())
+                    (
+                        first.map(|first| crate::message::ScnGrant { first, current }),
+                        allocator.wants(),
+                    )
                 }
                 None => return Err(self.not_leader()),
             };

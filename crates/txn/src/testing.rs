@@ -30,7 +30,8 @@ pub async fn solo(dir: &Path) -> Result<Solo, Error> {
     let members = BTreeSet::from([me]);
     let (_, watched) = watch::channel(members.clone());
     let boot = env.wall_us() as u64;
-    let parts = Parts { env: env.clone(), store: store.clone(), groups, transport, boot, members: watched };
+    let parts =
+        Parts { env: env.clone(), store: store.clone(), groups, transport, boot, members: watched };
     let node = Node::start(parts, Some(&members)).await?;
     let client = Client::new(node.clone());
     Ok(Solo { env, store, node, client })

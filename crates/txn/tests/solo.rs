@@ -31,7 +31,11 @@ async fn all(txn: &mut Txn, reverse: bool) -> Vec<String> {
             return rows;
         }
         rows.extend(batch.into_iter().map(|(key, row)| {
-            format!("{}={}", String::from_utf8_lossy(&key[4..]), String::from_utf8_lossy(&row.value))
+            format!(
+                "{}={}",
+                String::from_utf8_lossy(&key[4..]),
+                String::from_utf8_lossy(&row.value)
+            )
         }));
     }
 }
@@ -101,7 +105,8 @@ async fn a_blocked_writer_sees_what_it_waited_for_and_nowait_does_not_wait() {
     let mut impatient = solo.client.begin(Isolation::ReadCommitted);
     let refused = impatient.lock(&[key("a")], LockMode::Shared, Wait::NoWait).await;
     assert!(matches!(refused, Err(Error::LockNotAvailable)));
-    let skipped = impatient.lock(&[key("a"), key("z")], LockMode::Exclusive, Wait::Skip).await.unwrap();
+    let skipped =
+        impatient.lock(&[key("a"), key("z")], LockMode::Exclusive, Wait::Skip).await.unwrap();
     assert!(matches!(skipped[..], [Locked::Skipped, Locked::Held { row: None }]));
     impatient.rollback().await;
     let mut second = solo.client.begin(Isolation::ReadCommitted);
@@ -161,7 +166,11 @@ async fn a_definition_changes_with_the_commit_that_changes_it() {
     change.commit().await.unwrap();
     let refused = get(&mut stale, "a").await;
     assert!(matches!(refused, Err(Error::SchemaChanged { table: 7 })), "{refused:?}");
-    assert_eq!(get(&mut old, "a").await.unwrap().unwrap(), "1", "an old snapshot goes by old definitions");
+    assert_eq!(
+        get(&mut old, "a").await.unwrap().unwrap(),
+        "1",
+        "an old snapshot goes by old definitions"
+    );
     let refused = put(&mut old, "a", "2").await;
     assert!(matches!(refused, Err(Error::SchemaChanged { table: 7 })), "{refused:?}");
     let mut fresh = solo.client.begin(Isolation::ReadCommitted);

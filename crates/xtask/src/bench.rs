@@ -1,7 +1,6 @@
 //! `cargo xtask bench sql`: PostgreSQL 15, Atoll in one zone and Atoll in three, on this machine,
 //! in the same run, in turn; medians and ratios. Every system writes durably.
 
-use xtask::postgres::Postgres;
 use crate::{cargo, release_dir, tools};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -9,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use xtask::postgres::Postgres;
 
 #[derive(Args)]
 pub struct Options {
@@ -68,14 +68,25 @@ fn measure(options: &Options, dir: &Path) -> Result<()> {
     for (zones, offset) in OFFSETS {
         let data = dir.join(format!("atoll-{zones}"));
         let mut up = Command::new(&binary);
-        up.args(["up", "--zones", &zones.to_string(), "--port-offset", &offset.to_string(), "--data"]).arg(&data);
+        up.args([
+            "up",
+            "--zones",
+            &zones.to_string(),
+            "--port-offset",
+            &offset.to_string(),
+            "--data",
+        ])
+        .arg(&data);
         let up = up.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("atoll up")?;
         clusters.push((Atoll { up }, data));
     }
     let [postgres, one, three] = names();
     let system = |name, port| System { name, port, tpcb: vec![], select: vec![], copy: vec![] };
-    let mut systems =
-        [system(postgres, POSTGRES_PORT), system(one, 5433 + OFFSETS[0].1), system(three, 5433 + OFFSETS[1].1)];
+    let mut systems = [
+        system(postgres, POSTGRES_PORT),
+        system(one, 5433 + OFFSETS[0].1),
+        system(three, 5433 + OFFSETS[1].1),
+    ];
     for system in &systems {
         wait_for(system.port)?;
     }
@@ -102,10 +113,14 @@ fn measure(options: &Options, dir: &Path) -> Result<()> {
         }
     }
     println!();
-    println!("{:<20} {:>12} {:>7} {:>12} {:>7} {:>14} {:>7}", "median", "TPC-B tps", "ratio", "select tps", "ratio", "COPY rows/s", "ratio");
+    println!(
+        "{:<20} {:>12} {:>7} {:>12} {:>7} {:>14} {:>7}",
+        "median", "TPC-B tps", "ratio", "select tps", "ratio", "COPY rows/s", "ratio"
+    );
     let base = [median(&systems[0].tpcb), median(&systems[0].select), median(&systems[0].copy)];
     for system in &systems {
-        let [tpcb, select, copy] = [median(&system.tpcb), median(&system.select), median(&system.copy)];
+        let [tpcb, select, copy] =
+            [median(&system.tpcb), median(&system.select), median(&system.copy)];
         println!(
             "{:<20} {tpcb:>12.0} {:>7.2} {select:>12.0} {:>7.2} {copy:>14.0} {:>7.2}",
             system.name,
@@ -151,7 +166,10 @@ fn pgbench(port: u16, words: &[&str]) -> Result<f64> {
         bail!("pgbench {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr));
     }
     let tps = text.lines().find_map(|line| line.strip_prefix("tps = "));
-    Ok(tps.and_then(|rest| rest.split_whitespace().next()).and_then(|tps| tps.parse().ok()).unwrap_or(0.0))
+    Ok(tps
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|tps| tps.parse().ok())
+        .unwrap_or(0.0))
 }
 
 /// The rows of pgbench_accounts, as `pgbench -i` writes them.
@@ -168,7 +186,9 @@ fn accounts(dir: &Path, scale: u32) -> Result<PathBuf> {
 /// Rows a second of one COPY into an empty table with a primary key.
 fn copy(port: u16, file: &Path, scale: u32) -> Result<f64> {
     let psql = |sql: &str| -> Result<()> {
-        let output = client("psql", port).args(["-v", "ON_ERROR_STOP=1", "-q", "-c", sql, "atoll"]).output()?;
+        let output = client("psql", port)
+            .args(["-v", "ON_ERROR_STOP=1", "-q", "-c", sql, "atoll"])
+            .output()?;
         if !output.status.success() {
             bail!("psql -c {sql:?}: {}", String::from_utf8_lossy(&output.stderr));
         }
@@ -198,8 +218,13 @@ fn report_memory(data: &Path, when: &str) -> Result<()> {
     for pid in workers(data)? {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib: u64 = kib.and_then(|rest| rest.split_whitespace().next()).unwrap_or("0").parse()?;
-        println!("{}: a worker {when} holds {} MiB", data.file_name().unwrap_or_default().to_string_lossy(), kib / 1024);
+        let kib: u64 =
+            kib.and_then(|rest| rest.split_whitespace().next()).unwrap_or("0").parse()?;
+        println!(
+            "{}: a worker {when} holds {} MiB",
+            data.file_name().unwrap_or_default().to_string_lossy(),
+            kib / 1024
+        );
     }
     Ok(())
 }
@@ -217,8 +242,10 @@ fn idle_cost(data: &Path) -> Result<()> {
         for pid in &pids {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
             // After the name, which may hold blanks: state is the first field, utime the 12th.
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-            sum += fields.get(11).unwrap_or(&"0").parse::<u64>()? + fields.get(12).unwrap_or(&"0").parse::<u64>()?;
+            let fields: Vec<&str> =
+                stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+            sum += fields.get(11).unwrap_or(&"0").parse::<u64>()?
+                + fields.get(12).unwrap_or(&"0").parse::<u64>()?;
         }
         Ok(sum)
     };

@@ -18,12 +18,14 @@ struct Xtask {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the tests need, then run every check.
+    /// Run the checks of every room by itself.
     Test {
-        /// Leave out what starts real clusters.
+        /// Also install PostgreSQL and the drivers, and run SQL and real clusters against them.
         #[arg(long)]
-        quick: bool,
+        clusters: bool,
     },
+    /// Judge the format and the lints.
+    Lint,
     /// Format, and apply the lints' suggestions.
     Fix,
     /// Measure against PostgreSQL in the same run.
@@ -41,29 +43,42 @@ enum Bench {
 
 fn main() -> Result<()> {
     match Xtask::parse().command {
-        Task::Test { quick } => test(quick),
+        Task::Test { clusters } => test(clusters),
+        Task::Lint => lint(),
         Task::Fix => {
             run(cargo().args(["fmt", "--all"]))?;
-            run(cargo().args(["clippy", "--release", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"]))
+            run(cargo().args([
+                "clippy",
+                "--release",
+                "--workspace",
+                "--all-targets",
+                "--fix",
+                "--allow-dirty",
+                "--allow-staged",
+            ]))
         }
         Task::Bench { bench: Bench::Sql(options) } => bench::run(&options),
     }
 }
 
-fn test(quick: bool) -> Result<()> {
-    run(cargo().args(["fmt", "--all", "--check"]))?;
-    for group in [&LOWER[..], &UPPER] {
-        let clippy = ["clippy", "--release", "--all-targets"];
-        run(cargo().args(clippy).args(packages(group)).args(["--", "-D", "warnings"]))?;
-    }
+fn test(clusters: bool) -> Result<()> {
     run(cargo().args(["test", "--release", "--no-fail-fast"]).args(packages(&LOWER)))?;
-    if quick {
-        return run(cargo().args(["test", "--release", "--package", "sql"]));
+    if !clusters {
+        return Ok(());
     }
     tools::install()?;
     // One after the other: each test has the machine, and its clusters' ports, to itself.
     let upper = ["test", "--release", "--no-fail-fast"];
     run(cargo().args(upper).args(packages(&UPPER)).args(["--", "--test-threads=1", "--nocapture"]))
+}
+
+fn lint() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    for group in [&LOWER[..], &UPPER] {
+        let clippy = ["clippy", "--release", "--all-targets"];
+        run(cargo().args(clippy).args(packages(group)).args(["--", "-D", "warnings"]))?;
+    }
+    Ok(())
 }
 
 /// Their tests want tokio's virtual clock. Tested in one command with the others they would
@@ -97,7 +112,8 @@ fn release_dir() -> Result<PathBuf> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+    let words: Vec<_> =
+        command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
     let name = format!("{} {}", command.get_program().to_string_lossy(), words.join(" "));
     eprintln!("== {name}");
     let status = command.status()?;

@@ -32,22 +32,49 @@ impl Postgres {
         Command::new("chown").arg("postgres").arg(dir).status().ok();
         let data = dir.join("pg");
         let quiet = |command: &mut Command| -> Result<()> {
-            let output = command.stdin(Stdio::null()).current_dir("/").output().context("PostgreSQL")?;
+            let output =
+                command.stdin(Stdio::null()).current_dir("/").output().context("PostgreSQL")?;
             if !output.status.success() {
                 bail!("{}", String::from_utf8_lossy(&output.stderr));
             }
             Ok(())
         };
-        quiet(as_postgres("initdb").args(["-A", "trust", "-U", "atoll", "--no-locale", "-E", "UTF8", "-D"]).arg(&data))?;
-        let options = format!("-p {port} -k {} -c listen_addresses=127.0.0.1 -c max_connections=100", dir.display());
+        quiet(
+            as_postgres("initdb")
+                .args(["-A", "trust", "-U", "atoll", "--no-locale", "-E", "UTF8", "-D"])
+                .arg(&data),
+        )?;
+        let options = format!(
+            "-p {port} -k {} -c listen_addresses=127.0.0.1 -c max_connections=100",
+            dir.display()
+        );
         let mut start = as_postgres("pg_ctl");
-        start.args(["start", "-w", "-o", &options, "-l"]).arg(dir.join("pg.log")).arg("-D").arg(&data);
-        let status = start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/").status()?;
+        start
+            .args(["start", "-w", "-o", &options, "-l"])
+            .arg(dir.join("pg.log"))
+            .arg("-D")
+            .arg(&data);
+        let status = start
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .status()?;
         if !status.success() {
             bail!("PostgreSQL does not start: see {}", dir.join("pg.log").display());
         }
         let server = Postgres { dir: dir.into(), port };
-        quiet(Command::new("psql").args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "atoll", "postgres", "-c", "CREATE DATABASE atoll"]))?;
+        quiet(Command::new("psql").args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port.to_string(),
+            "-U",
+            "atoll",
+            "postgres",
+            "-c",
+            "CREATE DATABASE atoll",
+        ]))?;
         Ok(server)
     }
 }

@@ -1,10 +1,10 @@
 //! What the tests need beyond Rust: PostgreSQL 15 to compare with, psql and pgbench, Python and
 //! Node.js for their drivers. Installed from Debian where they are missing.
 
-use xtask::postgres;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::Command;
+use xtask::postgres;
 
 /// A file that shows that the package is there, and the package.
 const PACKAGES: [(&str, &str); 5] = [
@@ -16,8 +16,11 @@ const PACKAGES: [(&str, &str); 5] = [
 ];
 
 pub fn install() -> Result<()> {
-    let mut missing: Vec<&str> =
-        PACKAGES.iter().filter(|(shows, _)| !Path::new(shows).exists()).map(|(_, package)| *package).collect();
+    let mut missing: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(shows, _)| !Path::new(shows).exists())
+        .map(|(_, package)| *package)
+        .collect();
     if Command::new("npm").arg("--version").output().is_err() {
         missing.extend(["nodejs", "npm"]);
     }
@@ -32,7 +35,11 @@ pub fn install() -> Result<()> {
         command.env("DEBIAN_FRONTEND", "noninteractive").args(words);
         let status = command.status().context("apt-get")?;
         if !status.success() {
-            bail!("apt-get {}: {status}; install these by hand: {}", words.join(" "), missing.join(" "));
+            bail!(
+                "apt-get {}: {status}; install these by hand: {}",
+                words.join(" "),
+                missing.join(" ")
+            );
         }
         Ok(())
     };

@@ -33,7 +33,10 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 /// The rows of the table under `heading`: the first cell and the last.
 fn table(heading: &str) -> Vec<(String, String)> {
     let text = architecture();
-    let section = text.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
+    let section = text
+        .split(&format!("\n## {heading}\n"))
+        .nth(1)
+        .unwrap_or_else(|| panic!("no section {heading}"));
     let section = section.split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     rows.map(|line| {

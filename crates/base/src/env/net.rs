@@ -83,7 +83,9 @@ impl Net for MemoryNet {
     fn connect(&self, to: SocketAddr) -> Pending<'_, Stream> {
         Box::pin(async move {
             let listener = self.listeners.lock().get(&to).cloned();
-            let refused = || io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody listens on {to}"));
+            let refused = || {
+                io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody listens on {to}"))
+            };
             let (near, far) = tokio::io::duplex(PIPE_BYTES);
             listener.ok_or_else(refused)?.send(Box::new(far)).await.map_err(|_| refused())?;
             Ok(Box::new(near) as Stream)

@@ -79,10 +79,10 @@ fn a_snapshot_cut_short_begins_anew() {
     cluster.kill(3);
     killer.join().unwrap();
 
-    // The network fails while it is sent again, and comes back.
-    cluster.cut(1, 3);
+    // The network fails in the middle of the next transfer, and comes back.
+    cluster.cut_after(1, 3, 2_000_000);
     cluster.start(3);
-    std::thread::sleep(Duration::from_millis(100));
+    wait_for("the network to fail", || cluster.is_cut(1, 3).then_some(()));
     cluster.heal();
     cluster.wait_applied(3, last);
     assert_eq!(cluster.node(3).get("big11").as_deref(), Some(&big[..]));

@@ -12,7 +12,13 @@ pub struct Chaos {
     #[command(subcommand)]
     action: Action,
     /// Where the cluster keeps its data.
-    #[arg(long, env = "ATOLL_DATA", default_value = "atoll-data", value_name = "DIR", global = true)]
+    #[arg(
+        long,
+        env = "ATOLL_DATA",
+        default_value = "atoll-data",
+        value_name = "DIR",
+        global = true
+    )]
     data: PathBuf,
     /// Answer in JSON.
     #[arg(long, global = true)]
@@ -48,8 +54,12 @@ impl Chaos {
             Action::Kill { node, .. } => {
                 (node, self::signal(&plan, &data, node, &BOTH, Signal::SIGKILL)?)
             }
-            Action::Pause { node } => (node, self::signal(&plan, &data, node, &BOTH, Signal::SIGSTOP)?),
-            Action::Resume { node } => (node, self::signal(&plan, &data, node, &BOTH, Signal::SIGCONT)?),
+            Action::Pause { node } => {
+                (node, self::signal(&plan, &data, node, &BOTH, Signal::SIGSTOP)?)
+            }
+            Action::Resume { node } => {
+                (node, self::signal(&plan, &data, node, &BOTH, Signal::SIGCONT)?)
+            }
             Action::Start { node } => (node, start(&plan, &data, node)?),
         };
         match self.json {
@@ -63,7 +73,13 @@ impl Chaos {
 /// The supervisor first, so that it does not act on what happens to its worker.
 const BOTH: [&str; 2] = ["supervisor.pid", "worker.pid"];
 
-fn signal(plan: &Plan, data: &std::path::Path, node: u16, names: &[&str], signal: Signal) -> Result<String> {
+fn signal(
+    plan: &Plan,
+    data: &std::path::Path,
+    node: u16,
+    names: &[&str],
+    signal: Signal,
+) -> Result<String> {
     plan.node(node)?;
     let dir = node_dir(data, node);
     let mut hit = Vec::new();
@@ -86,7 +102,9 @@ fn start(plan: &Plan, data: &std::path::Path, node: u16) -> Result<String> {
     }
     let home = crate::identity::Home::open(data)?;
     if home.lock().is_ok() {
-        return Err(format!("no `atoll up` runs in {}: it is what starts nodes", data.display()).into());
+        return Err(
+            format!("no `atoll up` runs in {}: it is what starts nodes", data.display()).into()
+        );
     }
     std::fs::write(requests_dir(data).join(format!("start-{node}")), "")?;
     Ok("will be started".into())

@@ -55,7 +55,8 @@ pub async fn connect(data: &Path) -> Result<tokio_postgres::Client> {
             return Ok(client);
         }
     }
-    Err(format!("no node of the cluster in {} answers: is `atoll up` running?", data.display()).into())
+    Err(format!("no node of the cluster in {} answers: is `atoll up` running?", data.display())
+        .into())
 }
 
 /// The message of a server's error with its details, on one line each.
@@ -63,7 +64,8 @@ pub fn explain(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         None => error.to_string(),
         Some(error) => {
-            let mut text = format!("{}: {} ({})", error.severity(), error.message(), error.code().code());
+            let mut text =
+                format!("{}: {} ({})", error.severity(), error.message(), error.code().code());
             for (name, more) in [("DETAIL", error.detail()), ("HINT", error.hint())] {
                 if let Some(more) = more {
                     text.push_str(&format!("\n{name}: {more}"));
@@ -100,7 +102,8 @@ pub fn table(columns: &[String], rows: &[Vec<Option<String>>]) -> String {
     let shown = |value: &Option<String>| value.clone().unwrap_or_default();
     let widths: Vec<usize> = (0..columns.len())
         .map(|n| {
-            let cells = rows.iter().filter_map(|row| row.get(n)).map(|cell| shown(cell).chars().count());
+            let cells =
+                rows.iter().filter_map(|row| row.get(n)).map(|cell| shown(cell).chars().count());
             cells.chain([columns[n].chars().count()]).max().unwrap_or(0)
         })
         .collect();
@@ -117,7 +120,12 @@ pub fn table(columns: &[String], rows: &[Vec<Option<String>>]) -> String {
 }
 
 pub fn json(columns: &[String], row: &[Option<String>]) -> serde_json::Value {
-    columns.iter().cloned().zip(row.iter().map(|cell| serde_json::json!(cell))).collect::<serde_json::Map<_, _>>().into()
+    columns
+        .iter()
+        .cloned()
+        .zip(row.iter().map(|cell| serde_json::json!(cell)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 impl Sql {
@@ -139,7 +147,8 @@ impl Sql {
             let mut line = String::new();
             let ended = stdin.lock().read_line(&mut line)? == 0;
             statement.push_str(&line);
-            let whole = statement.trim_end().ends_with(';') || (ended && !statement.trim().is_empty());
+            let whole =
+                statement.trim_end().ends_with(';') || (ended && !statement.trim().is_empty());
             if whole {
                 if let Err(error) = self.send(&client, &statement).await {
                     eprintln!("{error}");
@@ -192,7 +201,8 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_value() {
         let columns = ["id".to_owned(), "zone".into()];
-        let rows = vec![vec![Some("1".into()), Some("north".into())], vec![Some("12".into()), None]];
+        let rows =
+            vec![vec![Some("1".into()), Some("north".into())], vec![Some("12".into()), None]];
         assert_eq!(table(&columns, &rows), "id  zone\n1   north\n12");
     }
 }

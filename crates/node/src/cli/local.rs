@@ -66,10 +66,17 @@ impl Plan {
     }
 
     /// Lays out a new cluster: its plan, and every founder's identity.
-    pub fn found(env: &Env, data: &Path, zones: u16, per_zone: u16, port_offset: u16) -> Result<Plan> {
+    pub fn found(
+        env: &Env,
+        data: &Path,
+        zones: u16,
+        per_zone: u16,
+        port_offset: u16,
+    ) -> Result<Plan> {
         let port = |base: u16, number: u16| -> Result<SocketAddr> {
             let port = base.checked_add(number).and_then(|port| port.checked_add(port_offset));
-            let port = port.ok_or_else(|| format!("--port-offset {port_offset} leaves no ports"))?;
+            let port =
+                port.ok_or_else(|| format!("--port-offset {port_offset} leaves no ports"))?;
             Ok(SocketAddr::from(([127, 0, 0, 1], port)))
         };
         let mut nodes = Vec::new();

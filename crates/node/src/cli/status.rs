@@ -35,7 +35,11 @@ impl Status {
             });
             println!("{status}");
         } else {
-            println!("{}\n\n{}", client::table(&node_columns, &nodes), client::table(&tablet_columns, &tablets));
+            println!(
+                "{}\n\n{}",
+                client::table(&node_columns, &nodes),
+                client::table(&tablet_columns, &tablets)
+            );
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -61,7 +61,10 @@ impl Up {
         let home = Home::open(&data)?;
         let _lock = home.lock().map_err(|error| match error {
             crate::identity::Error::InUse(dir) => {
-                format!("a cluster already runs in {}: stop it first, or choose another --data", dir.display())
+                format!(
+                    "a cluster already runs in {}: stop it first, or choose another --data",
+                    dir.display()
+                )
             }
             other => other.to_string(),
         })?;
@@ -110,7 +113,13 @@ impl Up {
 
     fn plan(&self, env: &Env, data: &Path) -> Result<Plan> {
         let Some(plan) = Plan::load(data)? else {
-            return Plan::found(env, data, self.zones.unwrap_or(3), self.nodes.unwrap_or(1), self.port_offset);
+            return Plan::found(
+                env,
+                data,
+                self.zones.unwrap_or(3),
+                self.nodes.unwrap_or(1),
+                self.port_offset,
+            );
         };
         let mut zones: Vec<&str> = plan.nodes.iter().map(|node| node.zone.as_str()).collect();
         zones.sort_unstable();
@@ -169,11 +178,17 @@ async fn show(env: &Env, plan: &Plan, data: &Path) {
     let state = if ready { "is up" } else { "is starting" };
     println!("Atoll {state}: {} nodes, data in {}", plan.nodes.len(), data.display());
     for node in &plan.nodes {
-        println!("  node {}  {}  SQL {}  peers {}", node.number, node.zone, node.sql_address, node.peer_address);
+        println!(
+            "  node {}  {}  SQL {}  peers {}",
+            node.number, node.zone, node.sql_address, node.peer_address
+        );
     }
     if let Some(first) = plan.nodes.first() {
         let user = sql::engine::FIRST_USER;
-        println!("Connect with: psql -h 127.0.0.1 -p {} -U {user} {user}", first.sql_address.port());
+        println!(
+            "Connect with: psql -h 127.0.0.1 -p {} -U {user} {user}",
+            first.sql_address.port()
+        );
     }
     println!("Ctrl-C stops the cluster; the next `atoll up` goes on with its data.");
 }
@@ -192,9 +207,18 @@ fn requests(data: &Path) -> Result<Vec<u16>> {
 }
 
 /// A supervisor has ended. If it was killed, its worker is made sure to be dead, and told so.
-async fn bury(env: &Env, plan: &Plan, data: &Path, node: &PlannedNode, status: std::process::ExitStatus) {
+async fn bury(
+    env: &Env,
+    plan: &Plan,
+    data: &Path,
+    node: &PlannedNode,
+    status: std::process::ExitStatus,
+) {
     let dir = node_dir(data, node.number);
-    println!("node {} has stopped ({status}); `atoll chaos start {}` starts it again", node.number, node.number);
+    println!(
+        "node {} has stopped ({status}); `atoll chaos start {}` starts it again",
+        node.number, node.number
+    );
     if status.code() == Some(i32::from(supervisor::MISUSED)) || status.code() == Some(70) {
         println!("  see the end of {}", dir.join("log.txt").display());
     }

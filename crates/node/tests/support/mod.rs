@@ -76,7 +76,11 @@ impl Cluster {
             {
                 return client;
             }
-            assert!(begun.elapsed() < Duration::from_secs(30), "node {node} does not answer\n{}", self.logs());
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "node {node} does not answer\n{}",
+                self.logs()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -108,7 +112,8 @@ impl Cluster {
     pub fn logs(&self) -> String {
         let mut all = String::new();
         for node in 1..=self.n_nodes {
-            let log = std::fs::read_to_string(self.node_dir(node).join("log.txt")).unwrap_or_default();
+            let log =
+                std::fs::read_to_string(self.node_dir(node).join("log.txt")).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             let last = &lines[lines.len().saturating_sub(40)..];
             all.push_str(&format!("--- node {node}\n{}\n", last.join("\n")));

@@ -170,41 +170,43 @@ impl Exec<'_> {
         let alone = chunk.len() == 1;
         for (at, row) in chunk.into_iter().enumerate() {
             let range = at * width..(at + 1) * width;
+            let is_arbiter = |target: Target| {
+                conflict.is_some_and(|c| c.target.is_none_or(|wanted| wanted == target))
+            };
+            // The keys that ON CONFLICT names are looked at first: if one is taken, the row is not
+            // inserted and no other key of it counts.
             let mut met: Option<(Target, Bytes)> = None;
+            let mut refused: Option<Target> = None;
             for (offset, at) in range.clone().enumerate() {
-                let unique = match offset {
-                    0 => !table.is_keyless(),
-                    offset => table.indexes[offset - 1].unique,
-                };
-                if !unique {
-                    continue;
-                }
-                let there = match (&locked[at], own.get(&keys[at])) {
-                    (_, Some(value)) => Some(value.clone()),
-                    (Locked::Held { row: Some(stored) }, None) => Some(stored.value.clone()),
-                    _ => None,
-                };
-                let Some(there) = there else { continue };
                 let target = match offset {
+                    0 if table.is_keyless() => continue,
                     0 => Target::Primary,
-                    offset => Target::Index(offset - 1),
+                    offset if rows::is_unique(table, &table.indexes[offset - 1], &row) => {
+                        Target::Index(offset - 1)
+                    }
+                    _ => continue,
                 };
-                let handled =
-                    conflict.is_some_and(|c| c.target.is_none() || c.target == Some(target));
-                if !handled {
-                    return Err(match target {
-                        Target::Primary => {
-                            rows::duplicate(table, &table.primary_name, &table.primary, &row)
-                        }
-                        Target::Index(idx) => {
-                            let index = &table.indexes[idx];
-                            rows::duplicate(table, &index.name, &index.columns, &row)
-                        }
-                    });
-                }
-                if met.is_none() {
+                let there = match (&locked[at], own.get(&keys[at])) {
+                    (_, Some(value)) => value.clone(),
+                    (Locked::Held { row: Some(stored) }, None) => stored.value.clone(),
+                    _ => continue,
+                };
+                if is_arbiter(target) {
                     met = Some((target, there));
+                    break;
                 }
+                refused = refused.or(Some(target));
+            }
+            if let (None, Some(target)) = (&met, refused) {
+                return Err(match target {
+                    Target::Primary => {
+                        rows::duplicate(table, &table.primary_name, &table.primary, &row)
+                    }
+                    Target::Index(idx) => {
+                        let index = &table.indexes[idx];
+                        rows::duplicate(table, &index.name, &index.columns, &row)
+                    }
+                });
             }
             match met {
                 None => {
@@ -240,9 +242,9 @@ impl Exec<'_> {
                         .hint("Ensure that no rows proposed for insertion within the same command have duplicate constrained values."));
                     }
                     touched.insert(key.clone());
-                    self.update_existing(
+                    Box::pin(self.update_existing(
                         table, checks, conflict, returning, key, row, params, slots, changed,
-                    )
+                    ))
                     .await?;
                 }
             }
@@ -509,7 +511,7 @@ impl<'a> Targets<'a> {
                 }
             }
             Finder::Query { query, n_key } => {
-                let rows = exec.find_joined(plan, table, query, *n_key, params).await?;
+                let rows = Box::pin(exec.find_joined(plan, table, query, *n_key, params)).await?;
                 Ok(Targets::Done(rows.into_iter()))
             }
         }

@@ -27,16 +27,12 @@ impl Exec<'_> {
     pub async fn new_name(&mut self, name: &ast::ObjectName) -> Result<(String, String)> {
         let (schema, short) = parse::qualified(name)?;
         let schema = match schema {
-            Some(schema) => schema,
-            None => self
-                .view
-                .search_path
-                .iter()
-                .find(|schema| !VIRTUAL_SCHEMAS.contains(&schema.as_str()))
-                .cloned()
-                .unwrap_or_else(|| PUBLIC.to_owned()),
+            Some(schema) => {
+                self.check_schema(&schema).await?;
+                schema
+            }
+            None => self.first_schema().await?,
         };
-        self.check_schema(&schema).await?;
         if short.len() > NAME_BYTES_MAX {
             return Err(Error::new(
                 "42622",
@@ -44,6 +40,21 @@ impl Exec<'_> {
             ));
         }
         Ok((schema, short))
+    }
+
+    /// The first schema of the search path that there is.
+    async fn first_schema(&mut self) -> Result<String> {
+        for schema in self.view.search_path.to_vec() {
+            if VIRTUAL_SCHEMAS.contains(&schema.as_str()) {
+                continue;
+            }
+            match self.check_schema(&schema).await {
+                Ok(()) => return Ok(schema),
+                Err(error) if error.state() == state::NO_SUCH_SCHEMA => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::new(state::NO_SUCH_SCHEMA, "no schema has been selected to create in"))
     }
 
     async fn check_schema(&mut self, schema: &str) -> Result<()> {

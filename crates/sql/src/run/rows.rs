@@ -42,6 +42,12 @@ pub fn entry(table: &Table, index: &Index, row: &[Datum], row_key: &Key) -> (Key
     (key.into(), suffix)
 }
 
+/// True where no other row may have this row's entry: NULLs are never equal.
+pub fn is_unique(table: &Table, index: &Index, row: &[Datum]) -> bool {
+    index.unique
+        && !index.columns.iter().filter_map(|id| table.idx_of_id(*id)).any(|idx| row[idx].is_null())
+}
+
 /// The key of the row that an index entry leads to.
 pub fn row_key_of_entry(table: &Table, value: &[u8]) -> Key {
     let mut key = codec::key_prefix(table.relation, value.len());

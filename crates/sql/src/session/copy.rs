@@ -163,7 +163,7 @@ impl Session {
         match outcome {
             Ok(()) => Ok(format!("COPY {n_rows}")),
             Err(error) => {
-                self.failed();
+                self.fail_with(&error).await;
                 Err(error)
             }
         }
@@ -172,8 +172,9 @@ impl Session {
     /// The client broke COPY off, or feeding it failed.
     pub async fn copy_fail(&mut self, copy: CopyIn, message: &str) -> Error {
         self.take_back(copy);
-        self.failed();
-        Error::new(state::QUERY_CANCELED, format!("COPY from stdin failed: {message}"))
+        let error = Error::new(state::QUERY_CANCELED, format!("COPY from stdin failed: {message}"));
+        self.fail_with(&error).await;
+        error
     }
 
     fn take_back(&mut self, copy: CopyIn) {

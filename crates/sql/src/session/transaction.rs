@@ -14,6 +14,8 @@ pub struct Open {
     /// Begun by BEGIN; else it ends with the statement, or the statements sent together.
     pub block: bool,
     pub failed: bool,
+    /// Failed beyond what a savepoint could revive.
+    doomed: bool,
     pub read_only: bool,
     pub overlay: Overlay,
     pub n_hidden: u32,
@@ -51,6 +53,7 @@ impl Session {
             txn,
             block,
             failed: false,
+            doomed: false,
             read_only,
             overlay: Overlay::default(),
             n_hidden: 0,
@@ -170,9 +173,32 @@ impl Session {
 
     /// A stream of rows broke with an error, or anything else made the transaction useless.
     pub fn failed(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.failed = true;
+        // A transaction that is dropped rolls back in the background.
+        drop(self.fail(false));
+    }
+
+    /// The same after an error of a statement; its locks are free when this returns.
+    pub(super) async fn fail_with(&mut self, error: &Error) {
+        let doomed = matches!(error.state(), state::SERIALIZATION_FAILURE | state::DEADLOCK);
+        if let Some(txn) = self.fail(doomed) {
+            txn.rollback().await;
         }
+    }
+
+    /// The transaction has failed. Where no savepoint can revive it its locks are given up at once:
+    /// others must not wait for a client to send ROLLBACK. The victim of a deadlock gives them up in
+    /// any case (`doomed`), or the deadlock would stay.
+    fn fail(&mut self, doomed: bool) -> Option<Txn> {
+        let engine = self.engine.clone();
+        let open = self.open.as_mut()?;
+        open.failed = true;
+        if open.doomed || !(doomed || open.savepoints.is_empty()) {
+            return None;
+        }
+        open.doomed = true;
+        open.overlay = Overlay::default();
+        let fresh = engine.client().begin(open.txn.isolation());
+        Some(std::mem::replace(&mut open.txn, fresh))
     }
 
     /// COMMIT; the tag.
@@ -302,6 +328,13 @@ impl Session {
     pub(super) fn rollback_to(&mut self, name: &str) -> Result<()> {
         let open = self.in_block("ROLLBACK TO SAVEPOINT")?;
         let at = mark_of(open, name)?;
+        if open.doomed {
+            return Err(Error::new(
+                state::SERIALIZATION_FAILURE,
+                "the transaction has lost its locks and cannot go back to a savepoint",
+            )
+            .hint("Roll it back as a whole and run it again."));
+        }
         let mark = &open.savepoints[at];
         open.txn.rollback_to(mark.savepoint);
         open.overlay = mark.overlay.clone();

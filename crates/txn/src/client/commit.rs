@@ -97,7 +97,8 @@ impl Shared {
             if !shares.contains_key(&tablet) {
                 let epoch = *grants.get(&tablet).ok_or_else(lost_locks)?;
                 order.push(tablet);
-                shares.insert(tablet, (Share { tablet, epoch, parts: vec![Changes::default()] }, 0));
+                shares
+                    .insert(tablet, (Share { tablet, epoch, parts: vec![Changes::default()] }, 0));
             }
             Ok(())
         };
@@ -141,7 +142,9 @@ impl Shared {
             }
         }
         for (tablet, barrier) in walls {
-            if let Some(part) = shares.get_mut(&tablet).and_then(|(share, _)| share.parts.last_mut()) {
+            if let Some(part) =
+                shares.get_mut(&tablet).and_then(|(share, _)| share.parts.last_mut())
+            {
                 part.barriers.push(barrier);
             }
         }
@@ -297,7 +300,9 @@ impl Shared {
 
     async fn check(&self, grants: &[(TabletId, Epoch)]) -> Result<()> {
         let txn = self.id;
-        let ask = grants.iter().map(|&(tablet, epoch)| self.node.ask(tablet, Request::Check { txn, epoch }));
+        let ask = grants
+            .iter()
+            .map(|&(tablet, epoch)| self.node.ask(tablet, Request::Check { txn, epoch }));
         for answer in join_all(ask).await {
             answer.map_err(unprepared)?;
         }

@@ -163,8 +163,11 @@ impl Scan {
             Some(end) => Bound::Excluded(end.clone()),
             None => Bound::Unbounded,
         };
-        let mut own =
-            self.reader.writes.range::<Key, _>((Bound::Included(covered.start.clone()), end)).peekable();
+        let mut own = self
+            .reader
+            .writes
+            .range::<Key, _>((Bound::Included(covered.start.clone()), end))
+            .peekable();
         if own.peek().is_none() {
             return rows;
         }

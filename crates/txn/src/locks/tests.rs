@@ -33,10 +33,13 @@ impl Story {
                 if self.table.escalate(txn, &keys) { "ok".into() } else { "refused".into() }
             }
             ask => {
-                let mode = if ask.starts_with('x') { LockMode::Exclusive } else { LockMode::Shared };
+                let mode =
+                    if ask.starts_with('x') { LockMode::Exclusive } else { LockMode::Shared };
                 let wait = if ask.ends_with('!') { Wait::NoWait } else { Wait::Block };
                 let target = match words[2].split_once('-') {
-                    Some((start, end)) => Target::Range(KeyRange::new(start.to_owned(), end.to_owned())),
+                    Some((start, end)) => {
+                        Target::Range(KeyRange::new(start.to_owned(), end.to_owned()))
+                    }
                     None => Target::Key(words[2].to_owned().into()),
                 };
                 match self.table.request(self.now, txn, target, mode, wait) {
@@ -47,7 +50,8 @@ impl Story {
                         let waits = self.table.waits_for(txn);
                         let mut blockers = waits.last().unwrap().2.clone();
                         blockers.sort_unstable();
-                        let names: Vec<String> = blockers.iter().map(|txn| format!("T{txn}")).collect();
+                        let names: Vec<String> =
+                            blockers.iter().map(|txn| format!("T{txn}")).collect();
                         format!("waits {}", names.join(","))
                     }
                 }
@@ -64,7 +68,8 @@ impl Story {
 
 #[allow(clippy::disallowed_methods)]
 fn check(script: &str) {
-    let mut story = Story { table: LockTable::default(), now: Instant::now(), tickets: HashMap::new() };
+    let mut story =
+        Story { table: LockTable::default(), now: Instant::now(), tickets: HashMap::new() };
     for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let (step, expected) = line.split_once("->").unwrap();
         assert_eq!(story.step(step.trim()), expected.trim(), "at {line:?}");
@@ -179,7 +184,10 @@ fn random_requests_never_conflict_and_never_hang() {
             let letter = |n: u8| Key::from(vec![b'a' + n]);
             let start = rng.random_range(0..8u8);
             let target = if rng.random_bool(0.3) {
-                Target::Range(KeyRange::new(letter(start), letter(start + rng.random_range(1..4u8))))
+                Target::Range(KeyRange::new(
+                    letter(start),
+                    letter(start + rng.random_range(1..4u8)),
+                ))
             } else {
                 Target::Key(letter(start))
             };
@@ -196,7 +204,10 @@ fn random_requests_never_conflict_and_never_hang() {
                     let clash = clash && conflict(a.mode, b.mode) && a.target.overlaps(&b.target);
                     assert!(!clash, "seed {seed}: {a:?} and {b:?} are both granted");
                 }
-                assert!(a.granted || !a.blocked_by.is_empty(), "seed {seed}: {a:?} waits for nobody");
+                assert!(
+                    a.granted || !a.blocked_by.is_empty(),
+                    "seed {seed}: {a:?} waits for nobody"
+                );
             }
         }
     }

@@ -8,7 +8,7 @@
 
 use super::Node;
 use crate::message::{CoordinatorRequest, CoordinatorResponse, Edge, Request, Response};
-use base::{TabletId, TxnId};
+use base::TxnId;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use std::sync::Arc;
 const N_TRANSACTIONS_MAX: usize = 128;
 
 impl Node {
-    /// `txn` has waited suspiciously long in `tablet`.
-    pub(crate) fn suspect_deadlock(self: &Arc<Self>, txn: TxnId, _tablet: TabletId) {
+    /// `txn` has waited suspiciously long.
+    pub(crate) fn suspect_deadlock(self: &Arc<Self>, txn: TxnId) {
         if !self.suspects.lock().insert(txn) {
             return;
         }
@@ -45,7 +45,9 @@ impl Node {
             started.insert(txn, started_us);
             let mut found = Vec::new();
             for tablet in tablets {
-                if let Ok(Response::WaitsFor(more)) = self.ask(tablet, Request::WaitsFor { txn }).await {
+                if let Ok(Response::WaitsFor(more)) =
+                    self.ask(tablet, Request::WaitsFor { txn }).await
+                {
                     found.extend(more);
                 }
             }
@@ -115,6 +117,7 @@ mod tests {
     use super::*;
     use crate::LockMode;
     use crate::locks::Target;
+    use base::TabletId;
 
     fn edges(pairs: &[(u64, u64)]) -> HashMap<TxnId, Vec<Edge>> {
         let mut edges: HashMap<TxnId, Vec<Edge>> = HashMap::new();

@@ -27,22 +27,24 @@ struct ClosedNews {
 pub(super) fn register(node: &Arc<Node>) {
     for kind in [MessageKind::Tablet, MessageKind::TabletBulk] {
         handle(node, kind, |node, _, payload| async move {
-            let answer: Result<Response, Fault> = match decode::<(TabletId, Request)>(&payload, "a request") {
-                Ok((tablet, request)) => match node.tablet(tablet) {
-                    Some(tablet) => tablet.serve(request).await,
-                    None => Err(Fault::NotLeader { leader: None }),
-                },
-                Err(error) => Err(error.into()),
-            };
+            let answer: Result<Response, Fault> =
+                match decode::<(TabletId, Request)>(&payload, "a request") {
+                    Ok((tablet, request)) => match node.tablet(tablet) {
+                        Some(tablet) => tablet.serve(request).await,
+                        None => Err(Fault::NotLeader { leader: None }),
+                    },
+                    Err(error) => Err(error.into()),
+                };
             Node::reply(&answer)
         });
     }
     handle(node, MessageKind::Scn, |node, _, payload| async move {
-        let grant = match (decode::<ScnRequest>(&payload, "an SCN request"), node.tablet(TabletId::ROOT)) {
-            (Ok(request), Some(root)) => root.draw(request.n).await,
-            (Err(error), _) => Err(error.into()),
-            (_, None) => Err(Fault::NotLeader { leader: None }),
-        };
+        let grant =
+            match (decode::<ScnRequest>(&payload, "an SCN request"), node.tablet(TabletId::ROOT)) {
+                (Ok(request), Some(root)) => root.draw(request.n).await,
+                (Err(error), _) => Err(error.into()),
+                (_, None) => Err(Fault::NotLeader { leader: None }),
+            };
         Node::reply(&grant)
     });
     handle(node, MessageKind::Coordinator, |node, _, payload| async move {
@@ -64,8 +66,11 @@ pub(super) fn register(node: &Arc<Node>) {
     });
 }
 
-fn handle<F>(node: &Arc<Node>, kind: MessageKind, work: impl Fn(Arc<Node>, NodeId, Bytes) -> F + Send + Sync + 'static)
-where
+fn handle<F>(
+    node: &Arc<Node>,
+    kind: MessageKind,
+    work: impl Fn(Arc<Node>, NodeId, Bytes) -> F + Send + Sync + 'static,
+) where
     F: Future<Output = Bytes> + Send + 'static,
 {
     let weak: Weak<Node> = Arc::downgrade(node);

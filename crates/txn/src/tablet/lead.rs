@@ -211,6 +211,9 @@ impl Marks {
             false => Err(false),
         });
         point == Err(true)
-            || self.ranges.iter().any(|(other, txn)| other.overlaps(range) && blocking.contains(txn))
+            || self
+                .ranges
+                .iter()
+                .any(|(other, txn)| other.overlaps(range) && blocking.contains(txn))
     }
 }

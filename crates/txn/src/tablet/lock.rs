@@ -61,7 +61,9 @@ impl Tablet {
             None => self.store.get(key, At::Scn(snapshot))?.is_some(),
         };
         match changed {
-            true => Err(Error::serialization("the row was changed by a concurrent transaction").into()),
+            true => {
+                Err(Error::serialization("the row was changed by a concurrent transaction").into())
+            }
             false => Ok(()),
         }
     }
@@ -134,7 +136,7 @@ impl Tablet {
             match self.env.timeout(SUSPICIOUS, &mut woken).await {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(_)) => return Err(lost_locks().into()),
-                None => self.node()?.suspect_deadlock(txn, self.id),
+                None => self.node()?.suspect_deadlock(txn),
             }
         }
     }

@@ -35,9 +35,7 @@ impl Tablet {
             let row = self.store.get(key, at(read_at))?;
             rows.push(row.map(|(scn, value)| Row { scn, value }));
         }
-        if let Some(term) = vouch {
-            self.vouch(term).await?;
-        }
+        self.vouch_read(vouch, read_at).await?;
         Ok(Response::Rows(rows))
     }
 
@@ -73,9 +71,7 @@ impl Tablet {
                 break;
             }
         }
-        if let Some(term) = vouch {
-            self.vouch(term).await?;
-        }
+        self.vouch_read(vouch, read_at).await?;
         Ok(Response::Scanned(Scanned { rows, covered }))
     }
 
@@ -103,6 +99,16 @@ impl Tablet {
                     }
                 }
             }
+        }
+    }
+
+    /// After the rows were read: they were the newest, or (without a term to vouch for) the
+    /// replica's state was whole all the time.
+    async fn vouch_read(&self, term: Option<u64>, read_at: ReadAt) -> Result<(), Fault> {
+        match term {
+            Some(term) => self.vouch(term).await,
+            None if self.is_closed(read_at) => Ok(()),
+            None => Err(self.not_leader()),
         }
     }
 

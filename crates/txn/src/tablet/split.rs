@@ -16,7 +16,11 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Tablet {
-    pub(super) async fn split(self: Arc<Self>, at: Key, child: TabletId) -> Result<Response, Fault> {
+    pub(super) async fn split(
+        self: Arc<Self>,
+        at: Key,
+        child: TabletId,
+    ) -> Result<Response, Fault> {
         let epoch = self.leading()?;
         let Some(range) = self.range() else { return Err(self.not_leader()) };
         if range.start == at {
@@ -30,9 +34,13 @@ impl Tablet {
             false => Ok(()),
         })?;
         let answer = match self.env.timeout(PATIENCE, self.quiet(epoch)).await {
-            Some(Ok(())) => self.propose(epoch.term, &Command::Split { term: epoch.term, at, child }).await,
+            Some(Ok(())) => {
+                self.propose(epoch.term, &Command::Split { term: epoch.term, at, child }).await
+            }
             Some(Err(fault)) => Err(fault),
-            None => Err(Error::unavailable("transactions in this tablet do not come to an end").into()),
+            None => {
+                Err(Error::unavailable("transactions in this tablet do not come to an end").into())
+            }
         };
         if let Some(lead) = &mut *self.lead.lock() {
             lead.splitting = false;

@@ -50,7 +50,8 @@ impl Tablet {
         })?;
         let records = self.records()?;
         let asked = holders.iter().chain(in_doubt.iter().map(|(txn, _)| txn));
-        let asked: BTreeSet<TxnId> = asked.chain(records.iter().map(|(txn, _)| txn)).copied().collect();
+        let asked: BTreeSet<TxnId> =
+            asked.chain(records.iter().map(|(txn, _)| txn)).copied().collect();
         if asked.is_empty() {
             return Ok(());
         }
@@ -136,6 +137,8 @@ async fn settle(node: &Arc<Node>, txn: TxnId, anchor: TabletId) -> Result<Outcom
     let decide = Request::Decide { txn, outcome: Outcome::Aborted, participants };
     match node.ask(anchor, decide).await? {
         Response::Decided(outcome) => Ok(outcome),
-        other => Err(crate::Error::Internal { reason: format!("decide answered {other:?}") }.into()),
+        other => {
+            Err(crate::Error::Internal { reason: format!("decide answered {other:?}") }.into())
+        }
     }
 }

@@ -5,7 +5,9 @@
 //! relations, inside the transaction.
 
 use super::ranges_of;
-use super::table::{Rewrite, add_check, column_ids, contains_nulls, key_columns, storable};
+use super::table::{
+    Rewrite, add_check, column_ids, contains_nulls, key_columns, mentions, storable,
+};
 use crate::catalog::{Catalog, Identity, IndexState, Kind, Name, Table};
 use crate::error::{Error, Result, state};
 use crate::expr::Context;
@@ -476,8 +478,4 @@ fn slots_only(planner: Planner<'_>) -> Plan {
         is_private: true,
         tree: Arc::new(parse::Statement::Empty),
     }
-}
-
-fn mentions(sql: &str, name: &str) -> bool {
-    sql.split(|letter: char| !(letter.is_alphanumeric() || letter == '_')).any(|word| word == name)
 }

@@ -571,7 +571,14 @@ pub fn add_check(
     let name = match name {
         Some(name) => parse::ident(name),
         None => {
-            let stem = match column {
+            // A condition on one column alone bears its name.
+            let sql = expr.to_string();
+            let mut read = table.columns.iter().filter(|column| mentions(&sql, &column.name));
+            let alone = match (read.next(), read.next()) {
+                (Some(only), None) => Some(only.name.as_str()),
+                _ => None,
+            };
+            let stem = match column.or(alone) {
                 Some(column) => format!("{}_{column}_check", table.name),
                 None => format!("{}_check", table.name),
             };
@@ -593,6 +600,11 @@ pub fn add_check(
     }
     table.checks.push(Check { name, sql: expr.to_string() });
     Ok(())
+}
+
+/// True where an expression's text has the name as a word.
+pub fn mentions(sql: &str, name: &str) -> bool {
+    sql.split(|letter: char| !(letter.is_alphanumeric() || letter == '_')).any(|word| word == name)
 }
 
 fn sequence_options_of(list: &[ast::SequenceOptions]) -> Result<SequenceOptions> {
