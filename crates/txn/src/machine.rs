@@ -42,8 +42,9 @@ pub struct Prepared {
 /// What the node must do once the batch is in the store.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The tablet `child` exists now.
-    Born { child: TabletId },
+    /// The tablet `child` exists now, and ours is what `parent` says. Not before: whoever looks
+    /// whether a replica of the child may be made here asks our range.
+    Born { child: TabletId, parent: Descriptor },
 }
 
 impl State {
@@ -174,8 +175,8 @@ pub fn apply(
         }
         Command::Split { term, at, child } => {
             return match split(store, state, entry, term, &at, child, batch)? {
-                Some(reject) => Ok((Applied::Rejected(reject), None)),
-                None => Ok((Applied::Done, Some(Effect::Born { child }))),
+                Err(reject) => Ok((Applied::Rejected(reject), None)),
+                Ok(parent) => Ok((Applied::Done, Some(Effect::Born { child, parent }))),
             };
         }
     };
@@ -186,36 +187,36 @@ pub fn apply(
 /// would have to be cut too, so a tablet that has any is not split: its leader waits for them.
 fn split(
     store: &Store,
-    state: &mut State,
+    state: &State,
     entry: &Entry<'_>,
     term: u64,
     at: &Key,
     child: TabletId,
     batch: &mut Batch,
-) -> Result<Option<Reject>, Error> {
+) -> Result<Result<Descriptor, Reject>, Error> {
     let parent = state.descriptor.tablet;
     let range = &state.descriptor.range;
     if term != entry.position.term {
-        return Ok(Some(Reject::Term));
+        return Ok(Err(Reject::Term));
     }
     if !range.contains(at) || range.start == *at {
-        return Ok(Some(Reject::Range));
+        return Ok(Err(Reject::Range));
     }
     if store.meta_scan(&keyspace::space(keyspace::Space::Prepared, parent)).next().is_some() {
-        return Ok(Some(Reject::Busy));
+        return Ok(Err(Reject::Busy));
     }
     let generation = state.descriptor.generation + 1;
     let upper = KeyRange { start: at.clone(), end: range.end.clone() };
     let lower = KeyRange { start: range.start.clone(), end: Some(at.clone()) };
     let born = Descriptor { tablet: child, generation, range: upper };
-    state.descriptor = Descriptor { tablet: parent, generation, range: lower };
-    batch.meta_put(keyspace::descriptor(parent), encode(&state.descriptor));
+    let rest = Descriptor { tablet: parent, generation, range: lower };
+    batch.meta_put(keyspace::descriptor(parent), encode(&rest));
     batch.meta_put(keyspace::descriptor(child), encode(&born));
     for (table, barrier) in &state.barriers {
         batch.meta_put(keyspace::barrier(child, *table), encode(barrier));
     }
     consensus::seed(batch, child, entry.members);
-    Ok(None)
+    Ok(Ok(rest))
 }
 
 /// How `txn` was decided here, whether its record still stands or has moved to the outcomes.
