@@ -10,6 +10,9 @@ use std::time::Duration;
 
 /// A worker that says nothing for this long is stuck.
 pub const STUCK: Duration = Duration::from_secs(5);
+/// Ticks come several times a second. After a gap like this it was the supervisor itself that
+/// stood still, so what it did not hear tells nothing about the worker.
+const GAP: Duration = Duration::from_secs(1);
 /// A worker that ran this long before it ended is started again at once.
 const STEADY: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -59,14 +62,22 @@ pub struct Supervision {
     state: State,
     pause: Duration,
     killed: bool,
+    stepped: Instant,
 }
 
 impl Supervision {
     pub fn new(now: Instant) -> Supervision {
-        Supervision { state: State::Waiting { until: now }, pause: PAUSE_MIN, killed: false }
+        Supervision {
+            state: State::Waiting { until: now },
+            pause: PAUSE_MIN,
+            killed: false,
+            stepped: now,
+        }
     }
 
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        let stood_still = now >= self.stepped + GAP;
+        self.stepped = now;
         match (&mut self.state, event) {
             (State::Over, _) => Vec::new(),
             (State::Waiting { until }, Event::Tick) if now >= *until => {
@@ -76,6 +87,10 @@ impl Supervision {
             }
             (State::Waiting { .. }, Event::Stop) => self.over(0),
             (State::Running { heard, .. }, Event::Beat) => {
+                *heard = now;
+                Vec::new()
+            }
+            (State::Running { heard, .. }, Event::Tick) if stood_still => {
                 *heard = now;
                 Vec::new()
             }
@@ -166,10 +181,24 @@ mod tests {
         let mut story = Story::new();
         story.at(0, Event::Tick);
         story.at(4_000, Event::Beat);
-        assert_eq!(story.at(8_000, Event::Tick), []);
+        for ms in (4_250..9_000).step_by(250) {
+            assert_eq!(story.at(ms, Event::Tick), []);
+        }
         assert_eq!(story.at(9_000, Event::Tick), [Action::Kill]);
         assert_eq!(story.at(9_100, Event::Tick), [], "once");
         assert_eq!(story.at(9_200, Event::Ended(None)), [Action::Report]);
+    }
+
+    #[test]
+    fn a_supervisor_that_stood_still_gives_its_worker_time() {
+        let mut story = Story::new();
+        story.at(0, Event::Tick);
+        story.at(4_000, Event::Beat);
+        assert_eq!(story.at(60_000, Event::Tick), [], "both were paused");
+        for ms in (60_250..65_000).step_by(250) {
+            assert_eq!(story.at(ms, Event::Tick), []);
+        }
+        assert_eq!(story.at(65_000, Event::Tick), [Action::Kill]);
     }
 
     #[test]

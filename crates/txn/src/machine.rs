@@ -42,9 +42,8 @@ pub struct Prepared {
 /// What the node must do once the batch is in the store.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The tablet `child` exists now, and ours is what `parent` says. Not before: whoever looks
-    /// whether a replica of the child may be made here asks our range.
-    Born { child: TabletId, parent: Descriptor },
+    /// The tablet `child` exists now.
+    Born { child: TabletId },
 }
 
 impl State {
@@ -175,8 +174,8 @@ pub fn apply(
         }
         Command::Split { term, at, child } => {
             return match split(store, state, entry, term, &at, child, batch)? {
-                Err(reject) => Ok((Applied::Rejected(reject), None)),
-                Ok(parent) => Ok((Applied::Done, Some(Effect::Born { child, parent }))),
+                Some(reject) => Ok((Applied::Rejected(reject), None)),
+                None => Ok((Applied::Done, Some(Effect::Born { child }))),
             };
         }
     };
@@ -187,36 +186,37 @@ pub fn apply(
 /// would have to be cut too, so a tablet that has any is not split: its leader waits for them.
 fn split(
     store: &Store,
-    state: &State,
+    state: &mut State,
     entry: &Entry<'_>,
     term: u64,
     at: &Key,
     child: TabletId,
     batch: &mut Batch,
-) -> Result<Result<Descriptor, Reject>, Error> {
+) -> Result<Option<Reject>, Error> {
     let parent = state.descriptor.tablet;
     let range = &state.descriptor.range;
     if term != entry.position.term {
-        return Ok(Err(Reject::Term));
+        return Ok(Some(Reject::Term));
     }
     if !range.contains(at) || range.start == *at {
-        return Ok(Err(Reject::Range));
+        return Ok(Some(Reject::Range));
     }
     if store.meta_scan(&keyspace::space(keyspace::Space::Prepared, parent)).next().is_some() {
-        return Ok(Err(Reject::Busy));
+        return Ok(Some(Reject::Busy));
     }
     let generation = state.descriptor.generation + 1;
     let upper = KeyRange { start: at.clone(), end: range.end.clone() };
     let lower = KeyRange { start: range.start.clone(), end: Some(at.clone()) };
     let born = Descriptor { tablet: child, generation, range: upper };
-    let rest = Descriptor { tablet: parent, generation, range: lower };
-    batch.meta_put(keyspace::descriptor(parent), encode(&rest));
+    // At once: the next entry of the same batch may cut again.
+    state.descriptor = Descriptor { tablet: parent, generation, range: lower };
+    batch.meta_put(keyspace::descriptor(parent), encode(&state.descriptor));
     batch.meta_put(keyspace::descriptor(child), encode(&born));
     for (table, barrier) in &state.barriers {
         batch.meta_put(keyspace::barrier(child, *table), encode(barrier));
     }
     consensus::seed(batch, child, entry.members);
-    Ok(Ok(rest))
+    Ok(None)
 }
 
 /// How `txn` was decided here, whether its record still stands or has moved to the outcomes.

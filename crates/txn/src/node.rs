@@ -18,7 +18,7 @@ use crate::tablet::Tablet;
 use crate::{Error, keyspace};
 use base::{Env, Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
-use consensus::Groups;
+use consensus::{Group, Groups, Role};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// One try of a request that may be asked again.
 const TRY: Duration = Duration::from_secs(3);
 /// A lock request is asked again after this long of waiting.
-const LOCK_TRY: Duration = Duration::from_secs(30);
+const LOCK_TRY: Duration = Duration::from_secs(5);
 /// A scan that may bring more rows than this goes with the bulk traffic.
 const BULK_ROWS_MIN: usize = 512;
 const PAUSE_MIN: Duration = Duration::from_millis(2);
@@ -112,12 +112,7 @@ impl Node {
         if founders.is_some() {
             node.found()?;
         }
-        let mut descriptors: Vec<Descriptor> = Vec::new();
-        for row in node.store.meta_scan(&keyspace::descriptors()) {
-            let (_, value) = row?;
-            descriptors.push(decode(&value, "a tablet's descriptor")?);
-        }
-        for descriptor in descriptors {
+        for descriptor in node.descriptors()? {
             node.open(descriptor.tablet).await?;
         }
         let weak = Arc::downgrade(&node);
@@ -154,6 +149,16 @@ impl Node {
         self.store.apply(batch)?;
         self.store.flush()?;
         Ok(())
+    }
+
+    /// The tablets that the store holds.
+    fn descriptors(&self) -> Result<Vec<Descriptor>, Error> {
+        let mut descriptors = Vec::new();
+        for row in self.store.meta_scan(&keyspace::descriptors()) {
+            let (_, value) = row?;
+            descriptors.push(decode(&value, "a tablet's descriptor")?);
+        }
+        Ok(descriptors)
     }
 
     /// Starts the replica of `id`, once: a replayed split finds its child running already.
@@ -196,8 +201,10 @@ impl Node {
 
     /// A leader sends entries for a tablet that is not here. It may have been given a replica
     /// here by a change of members, or have been born in a split that our replica of its parent
-    /// has yet to apply; then the birth will bring it, and a replica made now would be
-    /// overwritten by the parent's older entries.
+    /// has yet to apply; then the birth will bring it, and a replica made now would have entries
+    /// without the state they begin from. What the store says decides: a split moves the border
+    /// and writes the child's descriptor in one batch, so whatever a local parent may yet bear
+    /// is always covered by some descriptor here.
     fn admit(self: &Arc<Self>, tablet: TabletId, from: NodeId) {
         let node = self.clone();
         self.env.clone().spawn("unknown tablet", async move {
@@ -210,13 +217,12 @@ impl Node {
             if !row.members.contains(&node.me) {
                 return;
             }
-            let ours: Vec<Arc<Tablet>> = node.tablets.read().values().cloned().collect();
-            let overlap =
-                |ours: &Arc<Tablet>| ours.range().is_some_and(|own| own.overlaps(&row.range));
-            if ours.iter().any(|own| own.id == tablet || overlap(own)) {
-                return;
-            }
-            if let Err(error) = node.open(tablet).await {
+            let opened = match node.descriptors() {
+                Ok(stored) if stored.iter().any(|ours| ours.range.overlaps(&row.range)) => return,
+                Ok(_) => node.open(tablet).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = opened {
                 node.env.halt(format!("tablet {tablet} cannot be started: {error}"));
             }
         });
@@ -443,7 +449,7 @@ impl Node {
             _ => MessageKind::Tablet,
         };
         let payload = encode(&(tablet, request));
-        let answer = match self.transport.call(to, kind, patience, payload).await {
+        let answer = match self.call_leader(tablet, to, kind, patience, payload).await {
             Ok(answer) => answer,
             Err(transport::Error::UnknownNode(_)) => return Err(Attempt::Unsent),
             Err(transport::Error::TooLarge { bytes, max }) => {
@@ -454,6 +460,41 @@ impl Node {
         };
         let answer: Result<Result<Response, Fault>, Error> = decode(&answer, "a tablet's answer");
         answer.map_err(|error| Attempt::Fault(error.into()))?.map_err(Attempt::Fault)
+    }
+
+    /// A call that is given up as soon as our own replica learns that another node leads now: a
+    /// host that stopped without a word would be waited for to the end of the deadline.
+    async fn call_leader(
+        &self,
+        tablet: TabletId,
+        to: NodeId,
+        kind: MessageKind,
+        patience: Duration,
+        payload: Bytes,
+    ) -> Result<Bytes, transport::Error> {
+        let call = self.transport.call(to, kind, patience, payload);
+        let Some(Ok(mut role)) = self.tablet(tablet).map(|own| own.group().map(Group::role)) else {
+            return call.await;
+        };
+        role.mark_unchanged();
+        let superseded = async {
+            while role.changed().await.is_ok() {
+                match &*role.borrow_and_update() {
+                    Role::Leader { .. } => return,
+                    Role::Follower { leader: Some(leader), .. } if *leader != to => return,
+                    Role::Follower { .. } => {}
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            answer = call => answer,
+            () = superseded => {
+                let reason = "another node leads now".to_owned();
+                Err(transport::Error::Unreachable { node: to, reason })
+            }
+        }
     }
 
     /// Draws one SCN.
@@ -511,7 +552,8 @@ impl Node {
                 },
                 Some(to) => {
                     let payload = encode(&request);
-                    match self.transport.call(to, MessageKind::Scn, TRY, payload).await {
+                    let root = TabletId::ROOT;
+                    match self.call_leader(root, to, MessageKind::Scn, TRY, payload).await {
                         Ok(answer) => decode(&answer, "an SCN grant")?,
                         Err(_) => Err(Fault::Lost),
                     }

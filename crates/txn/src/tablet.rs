@@ -317,10 +317,7 @@ impl consensus::Machine for Tablet {
         self.applied_index.store(position.index, Ordering::Release);
         let effects = std::mem::take(&mut *self.effects.lock());
         for effect in effects {
-            let Effect::Born { child, parent } = effect;
-            if let Some(state) = &mut *self.state.write() {
-                state.descriptor = parent;
-            }
+            let Effect::Born { child } = effect;
             self.after_split();
             if let Some(node) = self.node.upgrade() {
                 node.adopt(child);
