@@ -9,7 +9,6 @@ use base::env::MemoryNet;
 use base::{Env, KeyRange, NodeId, Scn, TabletId};
 use bytes::Bytes;
 use consensus::{Config, Entry, Group, Groups, Machine, Position, Role};
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +39,7 @@ impl Machine for Rows {
 
 struct Node {
     env: Env,
+    store: Store,
     groups: Groups,
 }
 
@@ -56,9 +56,9 @@ async fn start(
         let identity = Identity { node: NodeId(id), cluster: 1, boot: 1 };
         let transport = Transport::new(env.clone(), identity, None);
         (1..=n_nodes).for_each(|peer| transport.set_address(NodeId(peer), address(peer)));
-        let groups = Groups::new(env.clone(), store, transport.clone(), Config::default());
+        let groups = Groups::new(env.clone(), store.clone(), transport.clone(), Config::default());
         transport.serve(address(id)).await?;
-        nodes.push(Node { env, groups });
+        nodes.push(Node { env, store, groups });
     }
     Ok(nodes)
 }
@@ -68,13 +68,16 @@ async fn found(
     nodes: &[Node],
     tablet: TabletId,
 ) -> Result<(Group, u64), Box<dyn std::error::Error>> {
+    let members: Vec<NodeId> = (1..=nodes.len() as u64).map(NodeId).collect();
     for node in nodes {
+        let mut batch = Batch::default();
+        consensus::seed(&mut batch, tablet, &members);
+        node.store.apply(batch)?;
         node.groups.start(tablet, Arc::new(Rows)).await?;
     }
-    let members: BTreeSet<NodeId> = (1..=nodes.len() as u64).map(NodeId).collect();
     let first = &nodes[tablet.0 as usize % nodes.len()];
-    first.groups.initialize(tablet, &members).await?;
     let group = first.groups.get(tablet).ok_or("the group is not there")?;
+    group.campaign().await?;
     let mut role = group.role();
     let leads = role.wait_for(|role| matches!(role, Role::Leader { .. })).await?.clone();
     match leads {

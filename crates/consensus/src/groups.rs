@@ -31,7 +31,7 @@ use openraft::raft::{
 use openraft::type_config::alias::SnapshotOf;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -239,22 +239,6 @@ impl Groups {
         group.run_roles(terms, machine);
         inner.groups.write().insert(tablet, group.clone());
         Ok(group)
-    }
-
-    /// A brand-new group's first act, on one of its members. Nothing happens if it has acted.
-    pub async fn initialize(
-        &self,
-        tablet: TabletId,
-        members: &BTreeSet<NodeId>,
-    ) -> Result<(), Error> {
-        let group = self.get(tablet).ok_or(Error::NoReplica(tablet))?;
-        let stopped = |reason: String| Error::Stopped { tablet, reason };
-        let raft = &group.inner.raft;
-        if raft.is_initialized().await.map_err(|fatal| stopped(fatal.to_string()))? {
-            return Ok(());
-        }
-        let members: BTreeSet<u64> = members.iter().map(|node| node.0).collect();
-        raft.initialize(members).await.map_err(|error| stopped(error.to_string()))
     }
 
     pub fn get(&self, tablet: TabletId) -> Option<Group> {

@@ -109,8 +109,9 @@ impl Error {
     }
 }
 
-/// For a command that splits a tablet: the applied mark from which the child's group starts, the
-/// same on every replica: position zero, these members.
+/// The applied mark from which a new group starts, the same on every replica: position zero,
+/// these members. What the machine holds then is in no entry of its log, so whoever joins later
+/// is filled by a snapshot.
 pub fn seed(batch: &mut Batch, child: TabletId, members: &[NodeId]) {
     let voters = members.iter().map(|node| node.0).collect();
     let id = types::LogId::new(types::LeaderId { term: 0, voted_for: 0 }.to_committed(), 0);

@@ -15,6 +15,7 @@ use crate::catalog::{Catalog, PUBLIC, Schema, User, retry, rows};
 use crate::error::{Result, state};
 use crate::session::{Canceler, Session};
 use base::Env;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 pub(crate) use plans::PlanKey;
 use plans::Plans;
@@ -91,42 +92,46 @@ impl Engine {
     }
 
     /// Creates the catalog's first rows. Idempotent; any node may call it.
-    pub async fn bootstrap(&self) -> Result<()> {
-        retry(|| async {
-            let mut txn = self.inner.client.begin(Isolation::ReadCommitted);
-            let mut is_new = false;
-            if Catalog::lock_schema(&mut txn, PUBLIC).await?.is_none() {
-                let schema = Schema { id: 2200, name: PUBLIC.into(), owner: FIRST_USER.into() };
-                txn.put(rows::schema_key(PUBLIC), rows::encode(&schema)?);
-                is_new = true;
-            }
-            if Catalog::lock_user(&mut txn, FIRST_USER).await?.is_none() && is_new {
-                let user = User {
-                    id: 10,
-                    name: FIRST_USER.into(),
-                    verifier: None,
-                    superuser: true,
-                    login: true,
-                };
-                txn.put(rows::user_key(FIRST_USER), rows::encode(&user)?);
-            }
-            txn.commit().await?;
-            Ok(())
+    pub fn bootstrap(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            retry(|| async {
+                let mut txn = self.inner.client.begin(Isolation::ReadCommitted);
+                let mut is_new = false;
+                if Catalog::lock_schema(&mut txn, PUBLIC).await?.is_none() {
+                    let schema = Schema { id: 2200, name: PUBLIC.into(), owner: FIRST_USER.into() };
+                    txn.put(rows::schema_key(PUBLIC), rows::encode(&schema)?);
+                    is_new = true;
+                }
+                if Catalog::lock_user(&mut txn, FIRST_USER).await?.is_none() && is_new {
+                    let user = User {
+                        id: 10,
+                        name: FIRST_USER.into(),
+                        verifier: None,
+                        superuser: true,
+                        login: true,
+                    };
+                    txn.put(rows::user_key(FIRST_USER), rows::encode(&user)?);
+                }
+                txn.commit().await?;
+                Ok(())
+            })
+            .await
         })
-        .await
     }
 
     /// One step of removing what dropped and truncated tables left; see [`crate::catalog::Sweep`].
-    pub async fn sweep(&self) -> Result<crate::catalog::Sweep> {
-        match self.inner.catalog.sweep().await {
-            // Somebody else sweeps at the same time.
-            Err(error)
-                if matches!(error.state(), state::SERIALIZATION_FAILURE | state::DEADLOCK) =>
-            {
-                Ok(crate::catalog::Sweep::default())
+    pub fn sweep(&self) -> BoxFuture<'_, Result<crate::catalog::Sweep>> {
+        Box::pin(async move {
+            match self.inner.catalog.sweep().await {
+                // Somebody else sweeps at the same time.
+                Err(error)
+                    if matches!(error.state(), state::SERIALIZATION_FAILURE | state::DEADLOCK) =>
+                {
+                    Ok(crate::catalog::Sweep::default())
+                }
+                outcome => outcome,
             }
-            outcome => outcome,
-        }
+        })
     }
 
     pub fn env(&self) -> &Env {

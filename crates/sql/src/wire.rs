@@ -26,6 +26,7 @@ pub mod scram;
 use crate::engine::Engine;
 use crate::error::{Error, state};
 use base::env::{Listener, Stream};
+use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -63,48 +64,50 @@ struct Server {
 }
 
 /// Serves clients until `shutdown` turns true and the last of them has been told.
-pub async fn serve(
+pub fn serve(
     engine: Engine,
     mut listener: Box<dyn Listener>,
     tls: Option<Arc<rustls::ServerConfig>>,
     limits: Limits,
     mut shutdown: watch::Receiver<bool>,
-) {
-    let env = engine.env().clone();
-    let server = Arc::new(Server {
-        secret: env.random(),
-        engine,
-        tls: tls.map(tokio_rustls::TlsAcceptor::from),
-        limits,
-        n_connections: AtomicUsize::new(0),
-        shutdown: shutdown.clone(),
-    });
-    let mut clients = Vec::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = shutdown.wait_for(|stop| *stop) => break,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, mostly: others may close theirs.
-                tracing::warn!(%error, "cannot accept a SQL connection");
-                env.sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let place = Place::take(&server);
-        let task = client(server.clone(), stream, place);
-        clients.retain(|client: &base::env::JoinHandle<()>| !client.is_finished());
-        clients.push(env.spawn("sql connection", task));
-    }
-    drop(listener);
-    for client in clients {
-        if let Err(error) = client.await {
-            tracing::error!(%error, "a SQL connection ended badly");
+) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let env = engine.env().clone();
+        let server = Arc::new(Server {
+            secret: env.random(),
+            engine,
+            tls: tls.map(tokio_rustls::TlsAcceptor::from),
+            limits,
+            n_connections: AtomicUsize::new(0),
+            shutdown: shutdown.clone(),
+        });
+        let mut clients = Vec::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = shutdown.wait_for(|stop| *stop) => break,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, mostly: others may close theirs.
+                    tracing::warn!(%error, "cannot accept a SQL connection");
+                    env.sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let place = Place::take(&server);
+            let task = client(server.clone(), stream, place);
+            clients.retain(|client: &base::env::JoinHandle<()>| !client.is_finished());
+            clients.push(env.spawn("sql connection", task));
         }
-    }
+        drop(listener);
+        for client in clients {
+            if let Err(error) = client.await {
+                tracing::error!(%error, "a SQL connection ended badly");
+            }
+        }
+    })
 }
 
 /// A connection's place among those allowed.

@@ -8,6 +8,7 @@ use crate::message::{
 };
 use crate::node::{FIRST_DATA_RELATION, Node};
 use base::{Key, Scn, TabletId, TxnId};
+use futures::future::BoxFuture;
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -79,25 +80,27 @@ impl Inspector {
     }
 
     /// All tablets, in key order.
-    pub async fn tablets(&self) -> Vec<TabletRow> {
-        let mut tablets: BTreeMap<TabletId, TabletRow> = BTreeMap::new();
-        for row in self.node.all_replicas().await {
-            let tablet = tablets
-                .entry(row.tablet)
-                .or_insert_with(|| TabletRow { leader: None, replicas: Vec::new() });
-            let leads = row.leader == Some(row.node);
-            let newer = tablet.leader.as_ref().is_none_or(|known| known.term < row.term);
-            if leads && newer {
-                tablet.leader = Some(row.clone());
+    pub fn tablets(&self) -> BoxFuture<'_, Vec<TabletRow>> {
+        Box::pin(async move {
+            let mut tablets: BTreeMap<TabletId, TabletRow> = BTreeMap::new();
+            for row in self.node.all_replicas().await {
+                let tablet = tablets
+                    .entry(row.tablet)
+                    .or_insert_with(|| TabletRow { leader: None, replicas: Vec::new() });
+                let leads = row.leader == Some(row.node);
+                let newer = tablet.leader.as_ref().is_none_or(|known| known.term < row.term);
+                if leads && newer {
+                    tablet.leader = Some(row.clone());
+                }
+                tablet.replicas.push(row);
             }
-            tablet.replicas.push(row);
-        }
-        let mut tablets: Vec<TabletRow> = tablets.into_values().collect();
-        let start = |row: &TabletRow| {
-            row.leader.as_ref().or(row.replicas.first()).map(|row| row.range.start.clone())
-        };
-        tablets.sort_by_key(start);
-        tablets
+            let mut tablets: Vec<TabletRow> = tablets.into_values().collect();
+            let start = |row: &TabletRow| {
+                row.leader.as_ref().or(row.replicas.first()).map(|row| row.range.start.clone())
+            };
+            tablets.sort_by_key(start);
+            tablets
+        })
     }
 
     async fn ask_all(&self, request: Request) -> Vec<(TabletId, Response)> {
@@ -112,46 +115,54 @@ impl Inspector {
         answers.into_iter().filter_map(|(tablet, answer)| Some((tablet, answer.ok()?))).collect()
     }
 
-    pub async fn locks(&self) -> Vec<(TabletId, LockRow)> {
-        let mut rows = Vec::new();
-        for (tablet, answer) in self.ask_all(Request::Locks).await {
-            if let Response::Locks(more) = answer {
-                rows.extend(more.into_iter().map(|row| (tablet, row)));
-            }
-        }
-        rows
-    }
-
-    pub async fn transactions(&self) -> Vec<TransactionRow> {
-        let mut rows: BTreeMap<TxnId, TransactionRow> = BTreeMap::new();
-        let members = self.node.members();
-        let asks = members.iter().map(|node| self.node.inspect(*node, &CoordinatorRequest::Active));
-        for answer in join_all(asks).await.into_iter().flatten() {
-            let CoordinatorResponse::Active(active) = answer else { continue };
-            for active in active {
-                let state = if active.committing { "committing" } else { "active" };
-                let txn = active.txn;
-                rows.insert(txn, TransactionRow { txn, state, scn: None, active: Some(active) });
-            }
-        }
-        for (_, answer) in self.ask_all(Request::Transactions { limit: N_ENDED_MAX }).await {
-            let Response::Transactions(ended) = answer else { continue };
-            for (txn, state) in ended {
-                use crate::command::Outcome::{Aborted, Committed};
-                let (state, scn) = match state {
-                    TxnState::Committing => ("committing", None),
-                    TxnState::InDoubt => ("in doubt", None),
-                    TxnState::Ended(Committed(scn)) => ("committed", Some(scn)),
-                    TxnState::Ended(Aborted) => ("aborted", None),
-                };
-                let row =
-                    rows.entry(txn).or_insert(TransactionRow { txn, state, scn, active: None });
-                // A record says more than a part that has not heard of it.
-                if scn.is_some() || state == "aborted" {
-                    (row.state, row.scn) = (state, scn);
+    pub fn locks(&self) -> BoxFuture<'_, Vec<(TabletId, LockRow)>> {
+        Box::pin(async move {
+            let mut rows = Vec::new();
+            for (tablet, answer) in self.ask_all(Request::Locks).await {
+                if let Response::Locks(more) = answer {
+                    rows.extend(more.into_iter().map(|row| (tablet, row)));
                 }
             }
-        }
-        rows.into_values().collect()
+            rows
+        })
+    }
+
+    pub fn transactions(&self) -> BoxFuture<'_, Vec<TransactionRow>> {
+        Box::pin(async move {
+            let mut rows: BTreeMap<TxnId, TransactionRow> = BTreeMap::new();
+            let members = self.node.members();
+            let asks =
+                members.iter().map(|node| self.node.inspect(*node, &CoordinatorRequest::Active));
+            for answer in join_all(asks).await.into_iter().flatten() {
+                let CoordinatorResponse::Active(active) = answer else { continue };
+                for active in active {
+                    let state = if active.committing { "committing" } else { "active" };
+                    let txn = active.txn;
+                    rows.insert(
+                        txn,
+                        TransactionRow { txn, state, scn: None, active: Some(active) },
+                    );
+                }
+            }
+            for (_, answer) in self.ask_all(Request::Transactions { limit: N_ENDED_MAX }).await {
+                let Response::Transactions(ended) = answer else { continue };
+                for (txn, state) in ended {
+                    use crate::command::Outcome::{Aborted, Committed};
+                    let (state, scn) = match state {
+                        TxnState::Committing => ("committing", None),
+                        TxnState::InDoubt => ("in doubt", None),
+                        TxnState::Ended(Committed(scn)) => ("committed", Some(scn)),
+                        TxnState::Ended(Aborted) => ("aborted", None),
+                    };
+                    let row =
+                        rows.entry(txn).or_insert(TransactionRow { txn, state, scn, active: None });
+                    // A record says more than a part that has not heard of it.
+                    if scn.is_some() || state == "aborted" {
+                        (row.state, row.scn) = (state, scn);
+                    }
+                }
+            }
+            rows.into_values().collect()
+        })
     }
 }

@@ -23,6 +23,7 @@ use crate::tablet::lost_locks;
 use crate::{Error, admin};
 use base::{Key, KeyRange, Scn, TabletId, TxnId};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -172,8 +173,8 @@ impl Client {
     }
 
     /// Cuts the tablet that holds `key` in two at `key` (a no-op where a tablet starts there).
-    pub async fn split(&self, key: Key) -> Result<()> {
-        admin::split(&self.node, key).await
+    pub fn split(&self, key: Key) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { admin::split(&self.node, key).await })
     }
 
     /// What the cluster's tablets, locks and transactions look like, for the schema `atoll`.
@@ -200,15 +201,17 @@ impl Txn {
     }
 
     /// The snapshot of the current statement (or transaction), drawn now if there is none yet.
-    pub async fn snapshot(&mut self) -> Result<Scn> {
-        match self.snapshot {
-            Some(scn) => Ok(scn),
-            None => {
-                let scn = self.shared.node.current_scn().await?;
-                self.snapshot = Some(scn);
-                Ok(scn)
+    pub fn snapshot(&mut self) -> BoxFuture<'_, Result<Scn>> {
+        Box::pin(async move {
+            match self.snapshot {
+                Some(scn) => Ok(scn),
+                None => {
+                    let scn = self.shared.node.current_scn().await?;
+                    self.snapshot = Some(scn);
+                    Ok(scn)
+                }
             }
-        }
+        })
     }
 
     /// Reads everything as of `scn` (SET TRANSACTION SNAPSHOT). Before the first read only, and
@@ -243,72 +246,85 @@ impl Txn {
 
     /// As part of this transaction's commit: from its SCN on, requests that go by a definition of
     /// `table` older than `version` are refused. Takes exclusive range locks on `relations`.
-    pub async fn change_schema(
-        &mut self,
+    pub fn change_schema<'a>(
+        &'a mut self,
         table: u32,
         version: u64,
-        relations: &[KeyRange],
-    ) -> Result<()> {
-        for range in relations {
-            self.lock_range(range.clone(), LockMode::Exclusive).await?;
-        }
-        self.barriers.push((SchemaUse { table, version }, relations.to_vec()));
-        Ok(())
+        relations: &'a [KeyRange],
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            for range in relations {
+                self.lock_range(range.clone(), LockMode::Exclusive).await?;
+            }
+            self.barriers.push((SchemaUse { table, version }, relations.to_vec()));
+            Ok(())
+        })
     }
 
     /// Point reads, answers in the order of `keys`. READ COMMITTED and REPEATABLE READ read at the
     /// snapshot (own writes included); SERIALIZABLE takes shared locks and reads the newest.
-    pub async fn get(&mut self, keys: &[Key]) -> Result<Vec<Option<Row>>> {
-        self.reader().await?.get(keys).await
+    pub fn get<'a>(&'a mut self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Row>>>> {
+        Box::pin(async move { self.reader().await?.get(keys).await })
     }
 
     /// As [`Txn::get`], for a statement that reads nothing else: at READ COMMITTED, keys that one
     /// tablet holds are read in their newest committed state, and no SCN is drawn for that.
-    pub async fn get_only(&mut self, keys: &[Key]) -> Result<Vec<Option<Row>>> {
-        if self.shared.isolation != Isolation::ReadCommitted || self.snapshot.is_some() {
-            return self.get(keys).await;
-        }
-        if let Some(first) = keys.first() {
-            let (range, _) = self.shared.node.tablet_of(first).await?;
-            if keys.iter().any(|key| !range.contains(key)) {
+    pub fn get_only<'a>(&'a mut self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Row>>>> {
+        Box::pin(async move {
+            if self.shared.isolation != Isolation::ReadCommitted || self.snapshot.is_some() {
                 return self.get(keys).await;
             }
-        }
-        let reader = Reader::new(self.shared.clone(), ReadAt::Newest, self.writes.clone());
-        reader.get(keys).await
+            if let Some(first) = keys.first() {
+                let (range, _) = self.shared.node.tablet_of(first).await?;
+                if keys.iter().any(|key| !range.contains(key)) {
+                    return self.get(keys).await;
+                }
+            }
+            let reader = Reader::new(self.shared.clone(), ReadAt::Newest, self.writes.clone());
+            reader.get(keys).await
+        })
     }
 
     /// A reader at the statement's snapshot for scans, which may outlive the borrow of the
     /// transaction (query operators hold it). It sees the writes buffered so far, not later ones.
-    pub async fn reader(&mut self) -> Result<Reader> {
-        let at = match self.shared.isolation {
-            Isolation::Serializable => ReadAt::Newest,
-            _ => ReadAt::Snapshot(self.snapshot().await?),
-        };
-        Ok(Reader::new(self.shared.clone(), at, self.writes.clone()))
+    pub fn reader(&mut self) -> BoxFuture<'_, Result<Reader>> {
+        Box::pin(async move {
+            let at = match self.shared.isolation {
+                Isolation::Serializable => ReadAt::Newest,
+                _ => ReadAt::Snapshot(self.snapshot().await?),
+            };
+            Ok(Reader::new(self.shared.clone(), at, self.writes.clone()))
+        })
     }
 
     /// Locks keys (in key order, whatever the order asked) and returns the newest state of each,
     /// answers in the order asked. At REPEATABLE READ, a row newer than the snapshot is
     /// [`Error::Serialization`] (first updater wins). `put` and `delete` require an exclusive
     /// lock taken here.
-    pub async fn lock(&mut self, keys: &[Key], mode: LockMode, wait: Wait) -> Result<Vec<Locked>> {
-        let unchanged_since = match self.shared.isolation {
-            Isolation::RepeatableRead => Some(self.snapshot().await?),
-            _ => None,
-        };
-        let mut order: Vec<usize> = (0..keys.len()).collect();
-        order.sort_by(|a, b| keys[*a].cmp(&keys[*b]));
-        let sorted: Vec<Key> = order.iter().map(|at| keys[*at].clone()).collect();
-        let rows = self.shared.lock_keys(sorted, mode, wait, unchanged_since).await?;
-        let mut answers: Vec<Locked> = vec![Locked::Skipped; keys.len()];
-        for (at, row) in order.into_iter().zip(rows) {
-            answers[at] = match row {
-                LockedRow::Skipped => Locked::Skipped,
-                LockedRow::Held(row) => Locked::Held { row: self.own_or(&keys[at], row) },
+    pub fn lock<'a>(
+        &'a mut self,
+        keys: &'a [Key],
+        mode: LockMode,
+        wait: Wait,
+    ) -> BoxFuture<'a, Result<Vec<Locked>>> {
+        Box::pin(async move {
+            let unchanged_since = match self.shared.isolation {
+                Isolation::RepeatableRead => Some(self.snapshot().await?),
+                _ => None,
             };
-        }
-        Ok(answers)
+            let mut order: Vec<usize> = (0..keys.len()).collect();
+            order.sort_by(|a, b| keys[*a].cmp(&keys[*b]));
+            let sorted: Vec<Key> = order.iter().map(|at| keys[*at].clone()).collect();
+            let rows = self.shared.lock_keys(sorted, mode, wait, unchanged_since).await?;
+            let mut answers: Vec<Locked> = vec![Locked::Skipped; keys.len()];
+            for (at, row) in order.into_iter().zip(rows) {
+                answers[at] = match row {
+                    LockedRow::Skipped => Locked::Skipped,
+                    LockedRow::Held(row) => Locked::Held { row: self.own_or(&keys[at], row) },
+                };
+            }
+            Ok(answers)
+        })
     }
 
     fn own_or(&self, key: &Key, committed: Option<Row>) -> Option<Row> {
@@ -319,8 +335,8 @@ impl Txn {
     }
 
     /// Locks a range, absent keys included.
-    pub async fn lock_range(&mut self, range: KeyRange, mode: LockMode) -> Result<()> {
-        self.shared.lock_range(range, mode).await
+    pub fn lock_range(&mut self, range: KeyRange, mode: LockMode) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { self.shared.lock_range(range, mode).await })
     }
 
     /// Buffers a write of a key locked exclusively.
@@ -360,16 +376,20 @@ impl Txn {
     }
 
     /// The commit's SCN; none for a transaction that wrote nothing.
-    pub async fn commit(mut self) -> Result<Option<Scn>> {
-        self.over = true;
-        let writes = std::mem::take(&mut self.writes);
-        let barriers = std::mem::take(&mut self.barriers);
-        commit::commit(self.shared.clone(), writes, barriers).await
+    pub fn commit(mut self) -> BoxFuture<'static, Result<Option<Scn>>> {
+        Box::pin(async move {
+            self.over = true;
+            let writes = std::mem::take(&mut self.writes);
+            let barriers = std::mem::take(&mut self.barriers);
+            commit::commit(self.shared.clone(), writes, barriers).await
+        })
     }
 
-    pub async fn rollback(mut self) {
-        self.over = true;
-        self.shared.end().await;
+    pub fn rollback(mut self) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            self.over = true;
+            self.shared.end().await;
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{Error, keyspace};
 use base::{Env, Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use consensus::{Group, Groups, Role};
+use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -83,68 +84,73 @@ pub const FIRST_DATA_RELATION: u32 = 100;
 impl Node {
     /// Starts the replicas that the store holds. `founders`: this is the first start of a new
     /// cluster of these nodes; every founder must be told the same.
-    pub async fn start(
+    pub fn start(
         parts: Parts,
         founders: Option<&BTreeSet<NodeId>>,
-    ) -> Result<Arc<Node>, Error> {
-        let Parts { env, store, groups, transport, boot, members } = parts;
-        let (scn_asks, asked) = mpsc::channel(1024);
-        let node = Arc::new(Node {
-            me: transport.node(),
-            env,
-            store,
-            groups,
-            transport,
-            boot,
-            next_txn: AtomicU64::new(1),
-            tablets: RwLock::default(),
-            routes: RwLock::default(),
-            active: Mutex::default(),
-            members,
-            dead: RwLock::default(),
-            scn_asks,
-            suspects: Mutex::default(),
-            refreshing: tokio::sync::Mutex::default(),
-            opening: tokio::sync::Mutex::default(),
-        });
-        serve::register(&node);
-        node.run_scn_asks(asked);
-        if founders.is_some() {
-            node.found()?;
-        }
-        for descriptor in node.descriptors()? {
-            node.open(descriptor.tablet).await?;
-        }
-        let weak = Arc::downgrade(&node);
-        node.groups.on_unknown(move |tablet, from| {
-            if let Some(node) = weak.upgrade() {
-                node.admit(tablet, from);
+    ) -> BoxFuture<'_, Result<Arc<Node>, Error>> {
+        Box::pin(async move {
+            let Parts { env, store, groups, transport, boot, members } = parts;
+            let (scn_asks, asked) = mpsc::channel(1024);
+            let node = Arc::new(Node {
+                me: transport.node(),
+                env,
+                store,
+                groups,
+                transport,
+                boot,
+                next_txn: AtomicU64::new(1),
+                tablets: RwLock::default(),
+                routes: RwLock::default(),
+                active: Mutex::default(),
+                members,
+                dead: RwLock::default(),
+                scn_asks,
+                suspects: Mutex::default(),
+                refreshing: tokio::sync::Mutex::default(),
+                opening: tokio::sync::Mutex::default(),
+            });
+            serve::register(&node);
+            node.run_scn_asks(asked);
+            if let Some(founders) = founders {
+                node.found(founders)?;
             }
-        });
-        if let Some(founders) = founders
-            && founders.first() == Some(&node.me)
-        {
-            for tablet in [TabletId::ROOT, TabletId::FIRST_DATA] {
-                let initialized = node.groups.initialize(tablet, founders).await;
-                initialized.map_err(|error| Error::Internal { reason: error.to_string() })?;
+            for descriptor in node.descriptors()? {
+                node.open(descriptor.tablet).await?;
             }
-        }
-        serve::run_housekeeping(&node);
-        Ok(node)
+            let weak = Arc::downgrade(&node);
+            node.groups.on_unknown(move |tablet, from| {
+                if let Some(node) = weak.upgrade() {
+                    node.admit(tablet, from);
+                }
+            });
+            if let Some(founders) = founders
+                && founders.first() == Some(&node.me)
+            {
+                // Should the others not listen yet, somebody's next campaign succeeds.
+                for tablet in node.local() {
+                    let begun = tablet.group().map_err(Fault::into_error)?.campaign().await;
+                    begun.map_err(|error| Error::Internal { reason: error.to_string() })?;
+                }
+            }
+            serve::run_housekeeping(&node);
+            Ok(node)
+        })
     }
 
     /// Writes what every founder's tablets begin with, unless it is there.
-    fn found(&self) -> Result<(), Error> {
+    fn found(&self, founders: &BTreeSet<NodeId>) -> Result<(), Error> {
         if self.store.meta_get(&keyspace::descriptor(TabletId::ROOT))?.is_some() {
             return Ok(());
         }
         let border = Key::copy_from_slice(&FIRST_DATA_RELATION.to_be_bytes());
         let root = KeyRange { start: Key::new(), end: Some(border.clone()) };
         let data = KeyRange { start: border, end: None };
+        let members: Vec<NodeId> = founders.iter().copied().collect();
         let mut batch = Batch::default();
         for (tablet, range) in [(TabletId::ROOT, root), (TabletId::FIRST_DATA, data)] {
             let descriptor = Descriptor { tablet, generation: 1, range };
             batch.meta_put(keyspace::descriptor(tablet), encode(&descriptor));
+            consensus::seed(&mut batch, tablet, &members);
         }
         self.store.apply(batch)?;
         self.store.flush()?;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use consensus::{Config, Entry, Error, Group, Groups, Machine, Position, Role};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -220,10 +220,18 @@ impl Cluster {
             boot: AtomicU64::new(1),
             _alone: ALONE.lock(),
         };
-        (1..=n).for_each(|id| cluster.start(id));
-        let members: BTreeSet<NodeId> = (1..=n).map(NodeId).collect();
-        let first = cluster.node(1);
-        first.run(first.groups.initialize(TABLET, &members)).unwrap();
+        let members: Vec<NodeId> = (1..=n).map(NodeId).collect();
+        for id in 1..=n {
+            let node = cluster.open(id);
+            let mut batch = storage::Batch::default();
+            consensus::seed(&mut batch, TABLET, &members);
+            node.store.apply(batch).unwrap();
+            node.store.flush().unwrap();
+            node.run(node.groups.start(TABLET, node.kv.clone())).unwrap();
+            cluster.nodes.insert(id, node);
+        }
+        let first = cluster.node(1).group();
+        cluster.node(1).run(async move { first.campaign().await }).unwrap();
         cluster.leader();
         cluster
     }

@@ -90,13 +90,8 @@ impl Up {
                 _ = terminate.recv() => break,
                 () = env.sleep(POLL) => {}
             }
-            for number in requests(&data)? {
-                if running.iter().all(|run| run.node.number != number) {
-                    let node = plan.node(number)?;
-                    println!("starting node {number}");
-                    running.push(self.start(&plan, &data, node)?);
-                }
-            }
+            // Asked for before the dead are buried: who asks has seen that the node is dead.
+            let asked_for = requests(&data)?;
             let mut n = 0;
             while n < running.len() {
                 match running[n].child.try_wait()? {
@@ -105,6 +100,13 @@ impl Up {
                         bury(&env, &plan, &data, &ended.node, status).await;
                     }
                     None => n += 1,
+                }
+            }
+            for number in asked_for {
+                if running.iter().all(|run| run.node.number != number) {
+                    let node = plan.node(number)?;
+                    println!("starting node {number}");
+                    running.push(self.start(&plan, &data, node)?);
                 }
             }
         }

@@ -5,6 +5,7 @@ use crate::Error;
 use crate::message::{Fault, ReadAt, Request, Response, ScanRequest, Scanned};
 use crate::{Isolation, LockMode, Wait};
 use base::{Key, KeyRange, Scn, TabletId};
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -38,61 +39,64 @@ impl Reader {
         Scan { reader: self.clone(), rest: Some(range), reverse, n_rows_max, locked }
     }
 
-    pub async fn get(&self, keys: &[Key]) -> Result<Vec<Option<Row>>> {
-        let mut rows: Vec<Option<Row>> = vec![None; keys.len()];
-        let mut missing: Vec<usize> = Vec::new();
-        for (at, key) in keys.iter().enumerate() {
-            match self.writes.get(key) {
-                Some(own) => rows[at] = own.clone().map(|value| Row { scn: Scn::MAX, value }),
-                None => missing.push(at),
-            }
-        }
-        if self.shared.isolation == Isolation::Serializable {
-            missing.sort_by(|a, b| keys[*a].cmp(&keys[*b]));
-            let sorted: Vec<Key> = missing.iter().map(|at| keys[*at].clone()).collect();
-            let locked = self.shared.lock_keys(sorted, LockMode::Shared, Wait::Block, None).await?;
-            for (at, row) in missing.into_iter().zip(locked) {
-                if let crate::message::LockedRow::Held(row) = row {
-                    rows[at] = row;
+    pub fn get<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Row>>>> {
+        Box::pin(async move {
+            let mut rows: Vec<Option<Row>> = vec![None; keys.len()];
+            let mut missing: Vec<usize> = Vec::new();
+            for (at, key) in keys.iter().enumerate() {
+                match self.writes.get(key) {
+                    Some(own) => rows[at] = own.clone().map(|value| Row { scn: Scn::MAX, value }),
+                    None => missing.push(at),
                 }
             }
-            return Ok(rows);
-        }
-        let mut n_moved = 0;
-        while !missing.is_empty() {
-            let mut by_tablet: BTreeMap<TabletId, Vec<usize>> = BTreeMap::new();
-            let mut last: Option<(KeyRange, TabletId)> = None;
-            for at in std::mem::take(&mut missing) {
-                let tablet = match &last {
-                    Some((range, tablet)) if range.contains(&keys[at]) => *tablet,
-                    _ => last.insert(self.shared.node.tablet_of(&keys[at]).await?).1,
-                };
-                by_tablet.entry(tablet).or_default().push(at);
-            }
-            let asks = by_tablet.into_iter().map(|(tablet, wanted)| async move {
-                let own: Vec<Key> = wanted.iter().map(|at| keys[*at].clone()).collect();
-                let uses = self.shared.uses_of(&own);
-                let request = Request::Read { at: self.at, keys: own, uses };
-                (wanted, self.shared.node.ask(tablet, request).await)
-            });
-            for (wanted, answer) in futures::future::join_all(asks).await {
-                match answer {
-                    Ok(Response::Rows(found)) => {
-                        for (at, row) in wanted.into_iter().zip(found) {
-                            rows[at] = row;
-                        }
+            if self.shared.isolation == Isolation::Serializable {
+                missing.sort_by(|a, b| keys[*a].cmp(&keys[*b]));
+                let sorted: Vec<Key> = missing.iter().map(|at| keys[*at].clone()).collect();
+                let locked =
+                    self.shared.lock_keys(sorted, LockMode::Shared, Wait::Block, None).await?;
+                for (at, row) in missing.into_iter().zip(locked) {
+                    if let crate::message::LockedRow::Held(row) = row {
+                        rows[at] = row;
                     }
-                    Err(Fault::WrongTablet) if n_moved < 20 => missing.extend(wanted),
-                    Err(fault) => return Err(fault.into_error()),
-                    Ok(other) => return Err(odd(&other)),
+                }
+                return Ok(rows);
+            }
+            let mut n_moved = 0;
+            while !missing.is_empty() {
+                let mut by_tablet: BTreeMap<TabletId, Vec<usize>> = BTreeMap::new();
+                let mut last: Option<(KeyRange, TabletId)> = None;
+                for at in std::mem::take(&mut missing) {
+                    let tablet = match &last {
+                        Some((range, tablet)) if range.contains(&keys[at]) => *tablet,
+                        _ => last.insert(self.shared.node.tablet_of(&keys[at]).await?).1,
+                    };
+                    by_tablet.entry(tablet).or_default().push(at);
+                }
+                let asks = by_tablet.into_iter().map(|(tablet, wanted)| async move {
+                    let own: Vec<Key> = wanted.iter().map(|at| keys[*at].clone()).collect();
+                    let uses = self.shared.uses_of(&own);
+                    let request = Request::Read { at: self.at, keys: own, uses };
+                    (wanted, self.shared.node.ask(tablet, request).await)
+                });
+                for (wanted, answer) in futures::future::join_all(asks).await {
+                    match answer {
+                        Ok(Response::Rows(found)) => {
+                            for (at, row) in wanted.into_iter().zip(found) {
+                                rows[at] = row;
+                            }
+                        }
+                        Err(Fault::WrongTablet) if n_moved < 20 => missing.extend(wanted),
+                        Err(fault) => return Err(fault.into_error()),
+                        Ok(other) => return Err(odd(&other)),
+                    }
+                }
+                if !missing.is_empty() {
+                    n_moved += 1;
+                    self.shared.node.refresh().await;
                 }
             }
-            if !missing.is_empty() {
-                n_moved += 1;
-                self.shared.node.refresh().await;
-            }
-        }
-        Ok(rows)
+            Ok(rows)
+        })
     }
 }
 
@@ -112,46 +116,49 @@ pub struct Scan {
 
 impl Scan {
     /// The next rows, up to some thousands; an empty batch ends the scan.
-    pub async fn next(&mut self) -> Result<Vec<(Key, Row)>> {
-        if let Some(range) = self.rest.clone()
-            && !self.locked
-        {
-            self.reader.shared.lock_range(range, LockMode::Shared).await?;
-            self.locked = true;
-        }
-        let mut n_moved = 0;
-        while let Some(rest) = self.rest.clone().filter(|rest| !rest.is_empty()) {
-            let node = &self.reader.shared.node;
-            let (own, tablet) = match self.reverse {
-                false => node.tablet_of(&rest.start).await?,
-                true => node.tablet_before(rest.end.as_ref()).await?,
-            };
-            let uses = self.reader.shared.uses_in(&own.intersect(&rest));
-            let request = ScanRequest {
-                at: self.reader.at,
-                range: rest.clone(),
-                reverse: self.reverse,
-                n_rows_max: self.n_rows_max,
-                uses,
-            };
-            let Scanned { rows, covered } = match node.ask(tablet, Request::Scan(request)).await {
-                Ok(Response::Scanned(scanned)) => scanned,
-                Err(Fault::WrongTablet) if n_moved < 20 => {
-                    n_moved += 1;
-                    node.refresh().await;
-                    continue;
-                }
-                Err(fault) => return Err(fault.into_error()),
-                Ok(other) => return Err(odd(&other)),
-            };
-            self.rest = after(&rest, &covered, self.reverse);
-            let rows = self.lay_over(rows, &covered);
-            if !rows.is_empty() {
-                return Ok(rows);
+    pub fn next(&mut self) -> BoxFuture<'_, Result<Vec<(Key, Row)>>> {
+        Box::pin(async move {
+            if let Some(range) = self.rest.clone()
+                && !self.locked
+            {
+                self.reader.shared.lock_range(range, LockMode::Shared).await?;
+                self.locked = true;
             }
-        }
-        self.rest = None;
-        Ok(Vec::new())
+            let mut n_moved = 0;
+            while let Some(rest) = self.rest.clone().filter(|rest| !rest.is_empty()) {
+                let node = &self.reader.shared.node;
+                let (own, tablet) = match self.reverse {
+                    false => node.tablet_of(&rest.start).await?,
+                    true => node.tablet_before(rest.end.as_ref()).await?,
+                };
+                let uses = self.reader.shared.uses_in(&own.intersect(&rest));
+                let request = ScanRequest {
+                    at: self.reader.at,
+                    range: rest.clone(),
+                    reverse: self.reverse,
+                    n_rows_max: self.n_rows_max,
+                    uses,
+                };
+                let Scanned { rows, covered } = match node.ask(tablet, Request::Scan(request)).await
+                {
+                    Ok(Response::Scanned(scanned)) => scanned,
+                    Err(Fault::WrongTablet) if n_moved < 20 => {
+                        n_moved += 1;
+                        node.refresh().await;
+                        continue;
+                    }
+                    Err(fault) => return Err(fault.into_error()),
+                    Ok(other) => return Err(odd(&other)),
+                };
+                self.rest = after(&rest, &covered, self.reverse);
+                let rows = self.lay_over(rows, &covered);
+                if !rows.is_empty() {
+                    return Ok(rows);
+                }
+            }
+            self.rest = None;
+            Ok(Vec::new())
+        })
     }
 
     /// Own writes take the place of what is committed.
