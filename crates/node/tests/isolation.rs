@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -46,60 +46,94 @@ async fn send(client: Arc<Client>, statement: String) -> String {
     }
 }
 
+/// One run of a script at one level.
+struct Play<'a> {
+    cluster: &'a Cluster,
+    level: &'a str,
+    sessions: BTreeMap<u16, Arc<Client>>,
+    waiting: BTreeMap<u16, JoinHandle<String>>,
+    /// What sessions that wait are to do next.
+    backlog: BTreeMap<u16, VecDeque<String>>,
+    out: String,
+}
+
+impl Play<'_> {
+    async fn send(&mut self, session: u16, line: &str) {
+        if !self.sessions.contains_key(&session) {
+            // Sessions on different nodes: every node answers every statement.
+            let client = self.cluster.connect(1 + session % 3).await;
+            self.sessions.insert(session, Arc::new(client));
+        }
+        let text = match line.split_once(": ").unwrap().1 {
+            "begin" => format!("BEGIN ISOLATION LEVEL {}", self.level),
+            other => other.to_owned(),
+        };
+        let mut asked = tokio::spawn(send(self.sessions[&session].clone(), text));
+        match tokio::time::timeout(MOMENT, &mut asked).await {
+            Ok(answer) => writeln!(self.out, "{line} -> {}", answer.unwrap()).unwrap(),
+            Err(_) => {
+                writeln!(self.out, "{line} -> waits").unwrap();
+                self.waiting.insert(session, asked);
+            }
+        }
+    }
+
+    /// Who was freed by the last step shows it, and goes on with what it had to put off.
+    async fn settle(&mut self) {
+        let mut looking: VecDeque<u16> = self.waiting.keys().copied().collect();
+        while let Some(session) = looking.pop_front() {
+            let Some(mut pending) = self.waiting.remove(&session) else { continue };
+            let Ok(answer) = tokio::time::timeout(MOMENT, &mut pending).await else {
+                self.waiting.insert(session, pending);
+                continue;
+            };
+            writeln!(self.out, "{session} goes on -> {}", answer.unwrap()).unwrap();
+            while !self.waiting.contains_key(&session)
+                && let Some(line) = self.backlog.entry(session).or_default().pop_front()
+            {
+                self.send(session, &line).await;
+                // Its steps may have freed others.
+                looking.extend(self.waiting.keys().copied());
+            }
+        }
+    }
+}
+
 /// Runs the script at one level and writes down what happens.
 async fn play(cluster: &Cluster, script: &str, level: &str) -> String {
     let control = cluster.connect(1).await;
     control
         .batch_execute(
             "DROP TABLE IF EXISTS test; CREATE TABLE test (id int PRIMARY KEY, value int NOT NULL);
-             INSERT INTO test VALUES (1, 10), (2, 20);
-             ALTER TABLE test SPLIT AT VALUES (2), (3);",
+             INSERT INTO test VALUES (1, 10), (2, 20);",
         )
         .await
         .unwrap();
-    let mut sessions: BTreeMap<u16, Arc<Client>> = BTreeMap::new();
-    let mut waiting: BTreeMap<u16, JoinHandle<String>> = BTreeMap::new();
-    let mut out = format!("## {level}\n");
+    control.batch_execute("ALTER TABLE test SPLIT AT VALUES (2), (3)").await.unwrap();
+    let mut play = Play {
+        cluster,
+        level,
+        sessions: BTreeMap::new(),
+        waiting: BTreeMap::new(),
+        backlog: BTreeMap::new(),
+        out: format!("## {level}\n"),
+    };
     for line in script.lines().filter(|line| !line.starts_with("--") && !line.is_empty()) {
-        let (session, statement) = line.split_once(": ").unwrap();
-        let session: u16 = session.parse().unwrap();
-        if !sessions.contains_key(&session) {
-            // Sessions on different nodes: every node answers every statement.
-            sessions.insert(session, Arc::new(cluster.connect(1 + session % 3).await));
+        let session: u16 = line.split_once(": ").unwrap().0.parse().unwrap();
+        match play.waiting.contains_key(&session) {
+            true => play.backlog.entry(session).or_default().push_back(line.to_owned()),
+            false => play.send(session, line).await,
         }
-        // A session that still waits cannot be asked again: its script goes on when it does.
-        if let Some(pending) = waiting.remove(&session) {
-            let answer = pending.await.unwrap();
-            writeln!(out, "{session} goes on -> {answer}").unwrap();
-        }
-        let text = match statement {
-            "begin" => format!("BEGIN ISOLATION LEVEL {level}"),
-            other => other.to_owned(),
-        };
-        let mut asked = tokio::spawn(send(sessions[&session].clone(), text));
-        match tokio::time::timeout(MOMENT, &mut asked).await {
-            Ok(answer) => writeln!(out, "{line} -> {}", answer.unwrap()).unwrap(),
-            Err(_) => {
-                writeln!(out, "{line} -> waits").unwrap();
-                waiting.insert(session, asked);
-            }
-        }
-        // Who was freed by this step shows it now.
-        for other in waiting.keys().copied().collect::<Vec<_>>() {
-            let Some(mut pending) = waiting.remove(&other) else { continue };
-            match tokio::time::timeout(MOMENT, &mut pending).await {
-                Ok(answer) => writeln!(out, "{other} goes on -> {}", answer.unwrap()).unwrap(),
-                Err(_) => drop(waiting.insert(other, pending)),
-            }
-        }
+        play.settle().await;
     }
-    for (session, pending) in waiting {
-        writeln!(out, "{session} goes on -> {}", pending.await.unwrap()).unwrap();
+    for _ in 0..10 {
+        play.settle().await;
     }
-    for client in sessions.values() {
+    assert!(play.waiting.is_empty(), "somebody waits for ever:\n{}", play.out);
+    for client in play.sessions.values() {
         client.simple_query("ROLLBACK").await.ok();
     }
-    out
+    play.out
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -200,6 +200,14 @@ impl Txn {
         }
     }
 
+    /// Before the first statement has shown anything: the transaction may as well see the present.
+    /// One that reads the past by choice stays where it is.
+    pub fn renew_snapshot(&mut self) {
+        if !self.fixed {
+            self.snapshot = None;
+        }
+    }
+
     /// The snapshot of the current statement (or transaction), drawn now if there is none yet.
     pub fn snapshot(&mut self) -> BoxFuture<'_, Result<Scn>> {
         Box::pin(async move {

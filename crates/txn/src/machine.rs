@@ -9,7 +9,7 @@ use crate::command::{
     Applied, Changes, Command, Descriptor, Outcome, Reject, SchemaUse, decode, encode,
 };
 use crate::keyspace;
-use base::{Key, KeyRange, Scn, TabletId, TxnId};
+use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use consensus::Entry;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -42,8 +42,8 @@ pub struct Prepared {
 /// What the node must do once the batch is in the store.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The tablet `child` exists now.
-    Born { child: TabletId },
+    /// The tablet `child` exists now, with a replica at each of `members`.
+    Born { child: TabletId, members: Vec<NodeId> },
 }
 
 impl State {
@@ -175,7 +175,7 @@ pub fn apply(
         Command::Split { term, at, child } => {
             return match split(store, state, entry, term, &at, child, batch)? {
                 Some(reject) => Ok((Applied::Rejected(reject), None)),
-                None => Ok((Applied::Done, Some(Effect::Born { child }))),
+                None => Ok((Applied::Done, Some(Effect::Born { child, members: entry.members.to_vec() }))),
             };
         }
     };

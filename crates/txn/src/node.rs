@@ -37,6 +37,9 @@ const TRY: Duration = Duration::from_secs(3);
 const LOCK_TRY: Duration = Duration::from_secs(5);
 /// A scan that may bring more rows than this goes with the bulk traffic.
 const BULK_ROWS_MIN: usize = 512;
+/// A new tablet's first leader tries this often, and then leaves it to the groups' own timers.
+const N_CAMPAIGNS: usize = 20;
+const CAMPAIGN_AGAIN: Duration = Duration::from_millis(25);
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// What a question about other nodes' replicas or transactions may take.
@@ -183,24 +186,31 @@ impl Node {
     }
 
     /// A split made `child` here: start it. One of its members, the same for all, campaigns at
-    /// once, so that leaders spread and nobody waits out a time-out.
-    pub(crate) fn adopt(self: &Arc<Self>, child: TabletId) {
+    /// once, so that leaders spread and nobody waits out a time-out. The others may not have
+    /// applied the split yet, so it tries more than once.
+    pub(crate) fn adopt(self: &Arc<Self>, child: TabletId, mut members: Vec<NodeId>) {
         let node = self.clone();
         self.env.clone().spawn("new tablet", async move {
-            match node.open(child).await {
-                Ok(tablet) => {
-                    let Ok(group) = tablet.group() else { return };
-                    let mut voters: Vec<NodeId> = group.status().voters.into_iter().collect();
-                    voters.sort_unstable();
-                    let turn = usize::try_from(tablet.generation()).unwrap_or(0);
-                    let first = voters.get(turn % voters.len().max(1));
-                    if first == Some(&node.me)
-                        && let Err(error) = group.campaign().await
-                    {
-                        tracing::debug!(%child, %error, "a new tablet's first election failed");
-                    }
+            let tablet = match node.open(child).await {
+                Ok(tablet) => tablet,
+                Err(error) => {
+                    return node.env.halt(format!("tablet {child} cannot be started: {error}"));
                 }
-                Err(error) => node.env.halt(format!("tablet {child} cannot be started: {error}")),
+            };
+            members.sort_unstable();
+            let turn = usize::try_from(tablet.generation()).unwrap_or(0);
+            if members.get(turn % members.len().max(1)) != Some(&node.me) {
+                return;
+            }
+            for _ in 0..N_CAMPAIGNS {
+                let Ok(group) = tablet.group() else { return };
+                if group.status().leader.is_some() {
+                    return;
+                }
+                if let Err(error) = group.campaign().await {
+                    tracing::debug!(%child, %error, "a new tablet's first election failed");
+                }
+                node.env.sleep(CAMPAIGN_AGAIN).await;
             }
         });
     }

@@ -317,10 +317,10 @@ impl consensus::Machine for Tablet {
         self.applied_index.store(position.index, Ordering::Release);
         let effects = std::mem::take(&mut *self.effects.lock());
         for effect in effects {
-            let Effect::Born { child } = effect;
+            let Effect::Born { child, members } = effect;
             self.after_split();
             if let Some(node) = self.node.upgrade() {
-                node.adopt(child);
+                node.adopt(child, members);
             }
         }
     }

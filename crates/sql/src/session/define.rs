@@ -1,6 +1,7 @@
 //! Definitions, and what goes with them: SPLIT AT, CREATE TABLE AS.
 
 use super::execute::{PLANS_MAX, exec_of};
+use super::transaction::Open;
 use super::{Outcome, Session};
 use crate::catalog::Overlay;
 use crate::codec;
@@ -22,6 +23,15 @@ impl Session {
         name: &ast::ObjectName,
         rows: &[Vec<ast::Expr>],
     ) -> Result<Outcome> {
+        // A tablet that is cut drops its locks, those of this very transaction among them.
+        let in_use = |open: &Open| open.block || open.n_statements > 0 || open.txn.has_writes();
+        if self.open.as_ref().is_some_and(in_use) {
+            return Err(Error::new(
+                state::ACTIVE_TRANSACTION,
+                "ALTER TABLE ... SPLIT AT cannot run inside a transaction block",
+            )
+            .hint("Send it by itself."));
+        }
         let engine = self.engine.clone();
         let empty = Overlay::default();
         let view = self.view();

@@ -265,13 +265,11 @@ impl Session {
     pub(super) fn may_run_again(&mut self, error: &Error) -> bool {
         let Some(table) = error.schema_changed() else { return false };
         self.engine.catalog().forget_table(table);
-        let engine = self.engine.clone();
         let Some(open) = &mut self.open else { return false };
         match open.txn.isolation() {
             Isolation::ReadCommitted => true,
-            // Nothing was read yet: the transaction may as well begin now.
-            isolation if open.n_statements == 0 && open.overlay.is_empty() => {
-                open.txn = engine.client().begin(isolation);
+            _ if open.n_statements == 0 && open.overlay.is_empty() => {
+                open.txn.renew_snapshot();
                 true
             }
             _ => false,
