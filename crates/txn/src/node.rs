@@ -458,7 +458,12 @@ impl Node {
         let Some(to) = to else { return Err(Attempt::Unsent) };
         if to == self.me {
             let Some(own) = self.tablet(tablet) else { return Err(Attempt::Unsent) };
-            return own.serve(request).await.map_err(Attempt::Fault);
+            // Commits, prepares and their resolutions are asked by tasks that run to their end.
+            let answer = match request {
+                Request::Split { .. } => own.serve_to_the_end(request).await,
+                request => own.serve(request).await,
+            };
+            return answer.map_err(Attempt::Fault);
         }
         let kind = match &request {
             Request::Scan(scan) if scan.n_rows_max > BULK_ROWS_MIN => MessageKind::TabletBulk,

@@ -113,20 +113,33 @@ impl Tablet {
         self.lead.lock().is_some()
     }
 
+    /// As [`Tablet::serve`], for an asker that may go away in the middle: a peer whose deadline
+    /// is over, a session that is dropped. What must not stop half done goes on all the same.
+    pub(crate) async fn serve_to_the_end(
+        self: &Arc<Self>,
+        request: Request,
+    ) -> Result<Response, Fault> {
+        match request {
+            Request::Commit { .. }
+            | Request::Prepare { .. }
+            | Request::Resolve { .. }
+            | Request::Split { .. } => {
+                let this = self.clone();
+                self.to_the_end(async move { this.serve(request).await }).await
+            }
+            request => self.serve(request).await,
+        }
+    }
+
     /// Does what a request asks, as leader (or, for reads of the past, as any replica).
     pub(crate) async fn serve(self: &Arc<Self>, request: Request) -> Result<Response, Fault> {
         match request {
             Request::Read { at, keys, uses } => self.read(at, &keys, &uses).await,
             Request::Scan(scan) => self.scan(scan).await,
             Request::Lock(lock) => self.lock(lock).await,
-            Request::Commit { txn, epoch, changes } => {
-                let this = self.clone();
-                self.to_the_end(async move { this.commit(txn, epoch, changes).await }).await
-            }
+            Request::Commit { txn, epoch, changes } => self.commit(txn, epoch, changes).await,
             Request::Prepare { txn, epoch, anchor, part, changes } => {
-                let this = self.clone();
-                let work = async move { this.prepare(txn, epoch, anchor, part, changes).await };
-                self.to_the_end(work).await
+                self.prepare(txn, epoch, anchor, part, changes).await
             }
             Request::Check { txn, epoch } => self.check(txn, epoch).await,
             Request::Decide { txn, outcome, participants } => {
@@ -136,10 +149,7 @@ impl Tablet {
                     other => Err(unexpected(&other)),
                 }
             }
-            Request::Resolve { txn, outcome } => {
-                let this = self.clone();
-                self.to_the_end(async move { this.resolve(txn, outcome).await }).await
-            }
+            Request::Resolve { txn, outcome } => self.resolve(txn, outcome).await,
             Request::Forget { txn } => {
                 self.propose(self.leading()?.term, &Command::Forget { txn }).await?;
                 Ok(Response::Done)
@@ -166,10 +176,7 @@ impl Tablet {
                 Ok(Response::Outcome(outcome))
             }
             Request::WaitsFor { txn } => self.waits_for(txn),
-            Request::Split { at, child } => {
-                let this = self.clone();
-                self.to_the_end(async move { this.split(at, child).await }).await
-            }
+            Request::Split { at, child } => self.split(at, child).await,
             Request::Locks => {
                 let epoch = self.leading()?;
                 let now = self.env.now();

@@ -287,8 +287,18 @@ impl VisitorMut for Rewriter<'_> {
                     with_offset_alias: None,
                     with_ordinality: *with_ordinality,
                 };
-                return ControlFlow::Continue(());
             }
+        }
+        if let TableFactor::UNNEST { alias, array_exprs, with_ordinality: false, .. } = factor
+            && array_exprs.len() > 1
+        {
+            return match side_by_side(array_exprs, alias.take()) {
+                Ok(derived) => {
+                    *factor = derived;
+                    ControlFlow::Continue(())
+                }
+                Err(error) => ControlFlow::Break(error),
+            };
         }
         if let TableFactor::Table { name, alias, args: Some(_), .. } = factor {
             // pg_catalog.generate_series(…) AS i: the column has the alias's name too.
@@ -705,4 +715,26 @@ fn quantified(
         },
         _ => Ok(None),
     }
+}
+
+/// `unnest(a, b)`: the arrays get names of their own first. DataFusion names an unnested column
+/// after its expression, and two equal ones (parameters not known yet, above all) would be one.
+fn side_by_side(arrays: &[ast::Expr], alias: Option<TableAlias>) -> Result<TableFactor> {
+    let named: Vec<String> =
+        arrays.iter().enumerate().map(|(n, array)| format!("{array} AS array{n}")).collect();
+    let taken: Vec<String> =
+        (0..arrays.len()).map(|n| format!("unnest(arrays.array{n}) AS unnest{n}")).collect();
+    let sql = format!("SELECT {} FROM (SELECT {}) AS arrays", taken.join(", "), named.join(", "));
+    let parse::Statement::Query(subquery) = parse::parse(&sql)? else {
+        return Err(Error::internal("a query did not parse as one"));
+    };
+    let alias = alias.or_else(|| {
+        Some(TableAlias {
+            explicit: true,
+            name: Ident::new("unnest"),
+            columns: Vec::new(),
+            at: None,
+        })
+    });
+    Ok(TableFactor::Derived { lateral: false, subquery, alias, sample: None })
 }

@@ -559,6 +559,7 @@ pub(super) fn exec_of<'a>(
     }
 }
 
+/// Boxed one by one: a statement then moves the state of its own kind only.
 async fn run_plan(exec: &mut Exec<'_>, plan: &Arc<Plan>, params: &Arc<[Datum]>) -> Result<Outcome> {
     let changed = |changed: Changed, tag: TagKind| match &plan.columns {
         Some(columns) => {
@@ -569,16 +570,22 @@ async fn run_plan(exec: &mut Exec<'_>, plan: &Arc<Plan>, params: &Arc<[Datum]>) 
     let columns = || plan.columns.clone().unwrap_or_else(|| Arc::from([]));
     Ok(match &plan.kind {
         Kind::Select(select) => {
-            let rows = exec.select(plan, select, params).await?;
+            let rows = Box::pin(exec.select(plan, select, params)).await?;
             Outcome::Rows { columns: columns(), rows: primed(rows).await?, tag: TagKind::Select }
         }
         Kind::Query(query) => {
-            let rows = exec.run_query(query, plan, params).await?.1;
+            let rows = Box::pin(exec.run_query(query, plan, params)).await?.1;
             Outcome::Rows { columns: columns(), rows: primed(rows).await?, tag: TagKind::Select }
         }
-        Kind::Insert(insert) => changed(exec.insert(plan, insert, params).await?, TagKind::Insert),
-        Kind::Update(update) => changed(exec.update(plan, update, params).await?, TagKind::Update),
-        Kind::Delete(delete) => changed(exec.delete(plan, delete, params).await?, TagKind::Delete),
+        Kind::Insert(insert) => {
+            changed(Box::pin(exec.insert(plan, insert, params)).await?, TagKind::Insert)
+        }
+        Kind::Update(update) => {
+            changed(Box::pin(exec.update(plan, update, params)).await?, TagKind::Update)
+        }
+        Kind::Delete(delete) => {
+            changed(Box::pin(exec.delete(plan, delete, params)).await?, TagKind::Delete)
+        }
         Kind::Utility => return Err(Error::internal("a utility statement was run as a plan")),
     })
 }

@@ -65,7 +65,7 @@ fn send_notices(session: &mut Session, out: &mut Vec<u8>) {
 
 /// A bound statement.
 struct Portal {
-    prepared: Prepared,
+    prepared: Arc<Prepared>,
     params: Vec<Datum>,
     results: Formats,
     state: PortalState,
@@ -96,7 +96,7 @@ impl Running {
 struct Connection {
     pipe: Pipe,
     session: Session,
-    statements: HashMap<String, Prepared>,
+    statements: HashMap<String, Arc<Prepared>>,
     portals: HashMap<String, Portal>,
     /// After an error in the extended protocol: everything up to Sync is passed over.
     skipping: bool,
@@ -154,10 +154,12 @@ impl Connection {
         }
     }
 
+    /// The rare requests are boxed, so that the futures of the frequent ones stay small: a future
+    /// is moved into its place whole, whatever part of it is used.
     async fn handle(&mut self, request: Request) -> Step {
         match request {
-            Request::Query { sql } => self.query(&sql).await,
-            Request::Parse { name, sql, types } => self.parse(&name, &sql, &types).await,
+            Request::Query { sql } => Box::pin(self.query(&sql)).await,
+            Request::Parse { name, sql, types } => Box::pin(self.parse(&name, &sql, &types)).await,
             Request::Bind(bind) => self.bind(bind),
             Request::Describe { target, name } => self.describe(target, &name),
             Request::Execute { portal, n_rows_max } => self.execute(&portal, n_rows_max).await,
@@ -279,8 +281,8 @@ impl Connection {
                 reply::empty_query(&mut self.pipe.output);
                 Ok(())
             }
-            Outcome::CopyIn(copy) => self.copy_in(copy).await,
-            Outcome::CopyOut(copy) => self.copy_out(copy).await,
+            Outcome::CopyIn(copy) => Box::pin(self.copy_in(copy)).await,
+            Outcome::CopyOut(copy) => Box::pin(self.copy_out(copy)).await,
         }
     }
 
@@ -322,12 +324,12 @@ impl Connection {
         }
         let hints = types.iter().map(|&oid| parameter_type(oid)).collect::<Result<Vec<_>>>()?;
         let prepared = self.pipe.attend(self.session.prepare(sql, &hints)).await??;
-        self.statements.insert(name.to_owned(), prepared);
+        self.statements.insert(name.to_owned(), Arc::new(prepared));
         reply::parse_complete(&mut self.pipe.output);
         Ok(())
     }
 
-    fn statement(&self, name: &str) -> Result<&Prepared> {
+    fn statement(&self, name: &str) -> Result<&Arc<Prepared>> {
         self.statements.get(name).ok_or_else(|| {
             let message = match name {
                 "" => "unnamed prepared statement does not exist".to_owned(),

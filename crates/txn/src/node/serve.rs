@@ -30,7 +30,7 @@ pub(super) fn register(node: &Arc<Node>) {
             let answer: Result<Response, Fault> =
                 match decode::<(TabletId, Request)>(&payload, "a request") {
                     Ok((tablet, request)) => match node.tablet(tablet) {
-                        Some(tablet) => tablet.serve(request).await,
+                        Some(tablet) => tablet.serve_to_the_end(request).await,
                         None => Err(Fault::NotLeader { leader: None }),
                     },
                     Err(error) => Err(error.into()),

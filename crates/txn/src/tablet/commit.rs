@@ -11,12 +11,11 @@ use crate::command::{Applied, Changes, Command, Outcome, Reject};
 use crate::machine;
 use crate::message::{Epoch, Fault, Response};
 use base::{Key, TabletId, TxnId};
-use std::sync::Arc;
 
 impl Tablet {
     /// A whole transaction in one log entry.
     pub(super) async fn commit(
-        self: Arc<Self>,
+        &self,
         txn: TxnId,
         epoch: Epoch,
         changes: Changes,
@@ -54,7 +53,7 @@ impl Tablet {
 
     /// One part of what a transaction writes here. Its locks and marks stay until it is resolved.
     pub(super) async fn prepare(
-        self: Arc<Self>,
+        &self,
         txn: TxnId,
         epoch: Epoch,
         anchor: TabletId,
@@ -128,7 +127,7 @@ impl Tablet {
 
     /// Carries out a decision for all parts prepared here, then gives the locks back.
     pub(super) async fn resolve(
-        self: Arc<Self>,
+        &self,
         txn: TxnId,
         outcome: Outcome,
     ) -> Result<Response, Fault> {

@@ -9,7 +9,6 @@ use crate::Error;
 use crate::command::{Applied, Command, Reject};
 use crate::message::{Epoch, Fault, Response};
 use base::{Key, TabletId};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a split waits for commits under way.
@@ -17,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Tablet {
     pub(super) async fn split(
-        self: Arc<Self>,
+        &self,
         at: Key,
         child: TabletId,
     ) -> Result<Response, Fault> {
