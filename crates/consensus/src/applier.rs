@@ -105,6 +105,12 @@ impl RaftStateMachine<Types> for Applier {
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
     {
         while let Some((entry, responder)) = entries.try_next().await? {
+            // The disk may be behind. Waiting for it must not hold up a thread that others need.
+            if !self.store.has_room() {
+                let store = self.store.clone();
+                let waited = tokio::task::spawn_blocking(move || store.wait_for_room()).await;
+                waited.map_err(io::Error::other)?.map_err(|error| self.halt(&error))?;
+            }
             let answer = self.apply_one(&entry).map_err(|error| self.halt(&error))?;
             if let Some(responder) = responder {
                 responder.send(answer);

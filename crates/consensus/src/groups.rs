@@ -196,6 +196,13 @@ impl Groups {
         );
         let applier = applier.map_err(|error| stopped(error.to_string()))?;
         let next = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+        if vote.is_none() && applier.applied().is_some_and(|applied| applied.index > 0) {
+            return Err(stopped(
+                "its state is here and its log is gone; give this node an empty data directory and \
+                 let it join anew"
+                    .into(),
+            ));
+        }
         if next(purged) > next(applier.applied()) {
             return Err(stopped(format!(
                 "its log here begins at entry {} and its state ends before entry {}; give this node \

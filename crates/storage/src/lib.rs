@@ -19,5 +19,5 @@ mod upkeep;
 pub use error::{Error, Result};
 pub use log::{Done, Entry, Faults, Log, Slot};
 pub use state::{At, Batch, KEY_BYTES_MAX, MetaIter, Pin, Scan, SegmentInfo};
-pub use store::{Options, Stats, Store};
+pub use store::{Options, Stats, Store, View};
 pub use transfer::{CHUNK_BYTES_MAX, Export, Staging, TabletRanges};

@@ -58,6 +58,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+pub(crate) use view::View;
 use view::Views;
 
 /// The longest key: escaped twice its length, it must fit the 16 bits that a tree has for it.
@@ -401,15 +402,23 @@ impl State {
     }
 
     /// Memory is bounded by making whoever applies wait for the disk.
-    fn wait_for_room(&self) -> Result<()> {
-        let bytes_max = self.options.memtable_bytes * 4;
+    pub fn wait_for_room(&self) -> Result<()> {
         let mut pressure = self.pressure.lock();
-        while pressure.crowded || pressure.active_bytes + pressure.sealed_bytes > bytes_max {
+        while self.is_full(&pressure) {
             self.check_running()?;
             self.pressed.wait(&mut pressure);
         }
         drop(pressure);
         self.check_running()
+    }
+
+    pub fn has_room(&self) -> bool {
+        !self.is_full(&self.pressure.lock())
+    }
+
+    fn is_full(&self, pressure: &Pressure) -> bool {
+        let bytes_max = self.options.memtable_bytes * 4;
+        pressure.crowded || pressure.active_bytes + pressure.sealed_bytes > bytes_max
     }
 
     pub fn check_running(&self) -> Result<()> {

@@ -83,6 +83,19 @@ pub struct Store {
     owner: Arc<Owner>,
 }
 
+/// The rows at one moment. What it may need stays on disk until it is dropped.
+pub struct View {
+    view: crate::state::View,
+    store: Store,
+}
+
+impl View {
+    /// The newest committed version, or the one that `at` sees.
+    pub fn get(&self, key: &[u8], at: At) -> Result<Option<(Scn, Bytes)>> {
+        self.store.state().get_in(&self.view, key, at)
+    }
+}
+
 struct Owner {
     state: Arc<State>,
     log: Log,
@@ -153,7 +166,12 @@ impl Store {
 
     /// The version of a row that `at` sees.
     pub fn get(&self, key: &[u8], at: At) -> Result<Option<(Scn, Bytes)>> {
-        self.state().get(key, at)
+        self.view().get(key, at)
+    }
+
+    /// The rows as they are at this moment. What is applied after the call is not in it.
+    pub fn view(&self) -> View {
+        View { view: crate::state::View::of(self.state()), store: self.clone() }
     }
 
     /// The rows of `range` that `at` sees, in key order or against it. What is applied after the
@@ -186,6 +204,16 @@ impl Store {
     /// The applied index as of the last finished flush: the log may be purged up to here.
     pub fn durable_index(&self, tablet: TabletId) -> Option<u64> {
         self.state().durable_index(tablet)
+    }
+
+    /// Whether [`Store::apply`] would go on at once. It waits where the disk is behind.
+    pub fn has_room(&self) -> bool {
+        self.state().has_room()
+    }
+
+    /// Blocks until there is room.
+    pub fn wait_for_room(&self) -> Result<()> {
+        self.state().wait_for_room()
     }
 
     /// Brings all that is applied to disk. Blocks; a failure halts the process.

@@ -92,13 +92,17 @@ pub struct Client {
     node: Arc<Node>,
 }
 
+/// Rows that are read together without a snapshot: all of them must fit into one answer.
+const N_NEWEST_MAX: usize = 3;
+
 /// A running transaction as others see it.
 pub(crate) struct Active {
     pub(crate) isolation: Isolation,
     pub(crate) started_us: i64,
     pub(crate) committing: AtomicBool,
-    /// The tablets in which it waits for a lock right now.
-    pub(crate) waiting: Mutex<BTreeSet<TabletId>>,
+    /// The tablets in which it waits for locks right now, and for how many: one statement's scans
+    /// may wait side by side.
+    pub(crate) waiting: Mutex<BTreeMap<TabletId, usize>>,
     /// Why it was chosen to break a deadlock.
     doom: watch::Sender<Option<String>>,
 }
@@ -224,13 +228,17 @@ impl Txn {
 
     /// Reads everything as of `scn` (SET TRANSACTION SNAPSHOT). Before the first read only, and
     /// not at SERIALIZABLE, which has no snapshot.
-    pub fn read_as_of(&mut self, scn: Scn) -> Result<()> {
+    pub async fn read_as_of(&mut self, scn: Scn) -> Result<()> {
         let refused = |reason: &str| Err(Error::Refused { reason: reason.into() });
         if self.shared.isolation != Isolation::RepeatableRead {
             return refused("a snapshot can be chosen at REPEATABLE READ only");
         }
         if self.snapshot.is_some() {
             return refused("a snapshot can be chosen before the first statement only");
+        }
+        // The future is not a snapshot yet: it would change while it is read.
+        if scn > self.shared.node.current_scn().await? {
+            return refused("the snapshot lies in the future");
         }
         self.snapshot = Some(scn);
         self.fixed = true;
@@ -279,7 +287,9 @@ impl Txn {
     /// tablet holds are read in their newest committed state, and no SCN is drawn for that.
     pub fn get_only<'a>(&'a mut self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Row>>>> {
         Box::pin(async move {
-            if self.shared.isolation != Isolation::ReadCommitted || self.snapshot.is_some() {
+            let few = keys.len() <= N_NEWEST_MAX;
+            if self.shared.isolation != Isolation::ReadCommitted || self.snapshot.is_some() || !few
+            {
                 return self.get(keys).await;
             }
             if let Some(first) = keys.first() {
@@ -509,8 +519,14 @@ impl Shared {
         };
         self.known.lock().touched.insert(tablet);
         let mut doom = self.active.doom.subscribe();
-        self.active.doom.send_if_modified(|doom| doom.take().is_some());
-        self.active.waiting.lock().insert(tablet);
+        {
+            let mut waiting = self.active.waiting.lock();
+            if waiting.is_empty() {
+                // What was said of an earlier wait is not meant for this one.
+                self.active.doom.send_if_modified(|doom| doom.take().is_some());
+            }
+            *waiting.entry(tablet).or_default() += 1;
+        }
         let waiting = NotWaiting { active: &self.active, tablet };
         let answer = tokio::select! {
             biased;
@@ -560,6 +576,12 @@ struct NotWaiting<'a> {
 
 impl Drop for NotWaiting<'_> {
     fn drop(&mut self) {
-        self.active.waiting.lock().remove(&self.tablet);
+        let mut waiting = self.active.waiting.lock();
+        if let Some(n_waits) = waiting.get_mut(&self.tablet) {
+            *n_waits -= 1;
+            if *n_waits == 0 {
+                waiting.remove(&self.tablet);
+            }
+        }
     }
 }

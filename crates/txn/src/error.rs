@@ -34,6 +34,9 @@ pub enum Error {
     /// `atoll.transactions` answers for the id.
     #[error("the outcome of transaction {txn} is not known yet")]
     OutcomeUnknown { txn: TxnId },
+    /// A key or a row that is larger than the store takes (54000).
+    #[error("{reason}")]
+    TooLarge { reason: String },
     /// A request that can never succeed as asked.
     #[error("{reason}")]
     Refused { reason: String },
@@ -53,6 +56,7 @@ impl Error {
             Error::Canceled
             | Error::SnapshotTooOld { .. }
             | Error::OutcomeUnknown { .. }
+            | Error::TooLarge { .. }
             | Error::Refused { .. }
             | Error::Internal { .. } => Disposition::Refuse,
         }

@@ -80,7 +80,9 @@ impl State {
         if term != entry.position.term {
             return Some(Reject::Term);
         }
-        if changes.writes.iter().any(|(key, _)| !self.descriptor.range.contains(key)) {
+        let fits = |key: &Key| key.len() <= storage::KEY_BYTES_MAX;
+        let range = &self.descriptor.range;
+        if changes.writes.iter().any(|(key, _)| !range.contains(key) || !fits(key)) {
             return Some(Reject::Range);
         }
         self.stale(&changes.uses, None).map(|table| Reject::Schema { table })
@@ -143,9 +145,15 @@ pub fn apply(
             }
         }
         Command::Decide { txn, outcome: wanted, participants } => {
-            match outcome(store, tablet, txn)? {
-                Some(standing) => Applied::Decided(standing),
-                None => {
+            let is_prepared = || parts(store, tablet, txn).next().is_some();
+            match (outcome(store, tablet, txn)?, wanted) {
+                (Some(standing), _) => Applied::Decided(standing),
+                // The anchor is a participant. One that has nothing prepared any more was told of
+                // an abort, so long ago that the abort itself has been forgotten.
+                (None, Outcome::Committed(_)) if !is_prepared() => {
+                    Applied::Decided(Outcome::Aborted)
+                }
+                (None, _) => {
                     let record = Record { outcome: wanted, participants };
                     batch.meta_put(keyspace::record(tablet, txn), encode(&record));
                     Applied::Decided(wanted)
@@ -175,7 +183,10 @@ pub fn apply(
         Command::Split { term, at, child } => {
             return match split(store, state, entry, term, &at, child, batch)? {
                 Some(reject) => Ok((Applied::Rejected(reject), None)),
-                None => Ok((Applied::Done, Some(Effect::Born { child, members: entry.members.to_vec() }))),
+                None => Ok((
+                    Applied::Done,
+                    Some(Effect::Born { child, members: entry.members.to_vec() }),
+                )),
             };
         }
     };
@@ -217,6 +228,13 @@ fn split(
     }
     consensus::seed(batch, child, entry.members);
     Ok(None)
+}
+
+/// The parts of `txn` that are prepared here.
+pub fn parts(store: &Store, tablet: TabletId, txn: TxnId) -> storage::MetaIter {
+    let (first, end) =
+        (keyspace::prepared(tablet, txn, 0), keyspace::prepared(tablet, txn, u32::MAX));
+    store.meta_scan(&KeyRange::new(first, end))
 }
 
 /// How `txn` was decided here, whether its record still stands or has moved to the outcomes.

@@ -396,6 +396,7 @@ impl Node {
                 lock.waited_ms = (self.env.now() - began).as_millis() as u64;
             }
             let patience = if waits { LOCK_TRY } else { TRY };
+            let tried = self.env.now();
             let fault = match self.try_once(tablet, to, again, patience).await {
                 Ok(response) => return Ok(response),
                 Err(Attempt::Fault(Fault::NotLeader { leader: Some(leader) })) => {
@@ -406,7 +407,7 @@ impl Node {
                 Err(Attempt::Fault(fault @ (Fault::NotLeader { .. } | Fault::Lost))) => fault,
                 Err(Attempt::Fault(fault)) => return Err(fault),
                 // Waiting for a lock is not a failure of the leader.
-                Err(Attempt::Unsure) if waits && self.env.now() - began >= LOCK_TRY => continue,
+                Err(Attempt::Unsure) if waits && self.env.now() - tried >= LOCK_TRY => continue,
                 Err(Attempt::Unsent | Attempt::Unsure) => Fault::NotLeader { leader: None },
             };
             if self.env.now() - began > PATIENCE && !waits {

@@ -32,7 +32,7 @@ use base::{Env, KeyRange, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use consensus::{Entry, Group, Position, Role};
 use parking_lot::{Mutex, RwLock};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use storage::{Batch, Store, TabletRanges};
 use tokio::sync::watch;
@@ -45,6 +45,8 @@ pub(crate) struct Tablet {
     group: OnceLock<Group>,
     state: RwLock<Option<State>>,
     lead: Mutex<Option<Lead>>,
+    changing_role: Mutex<()>,
+    sweeping: AtomicBool,
     /// Counts what a waiting reader or committer may have waited for.
     changed: watch::Sender<u64>,
     effects: Mutex<Vec<Effect>>,
@@ -73,6 +75,8 @@ impl Tablet {
             group: OnceLock::new(),
             state: RwLock::new(state),
             lead: Mutex::new(None),
+            changing_role: Mutex::default(),
+            sweeping: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             effects: Mutex::default(),
             applied_index: AtomicU64::new(0),
@@ -155,7 +159,11 @@ impl Tablet {
                 Ok(Response::Done)
             }
             Request::Release { txn } => {
-                self.finish(self.leading()?, txn);
+                let epoch = self.leading()?;
+                // What is on its way to a commit, or prepared, ends with its decision.
+                if !self.with_lead(epoch, |lead| Ok(lead.marks.contains(txn)))? {
+                    self.finish(epoch, txn);
+                }
                 Ok(Response::Done)
             }
             Request::Outcome { txn, fence } => {
@@ -341,6 +349,7 @@ impl consensus::Machine for Tablet {
     /// Readers of the past must not meet a state that is half the old and half the new.
     fn replacing(&self) {
         *self.closed.lock() = Closed::default();
+        self.applied_index.store(0, Ordering::Release);
         *self.state.write() = None;
     }
 
@@ -356,9 +365,14 @@ impl consensus::Machine for Tablet {
         }
     }
 
-    fn role(&self, role: Role) {
-        // The group's own start may report a role before `join`; `join` repeats it.
-        if self.group.get().is_none() {
+    fn role(&self, _: Role) {
+        // The group's own start may report a role before `join`; `join` repeats it. The two may
+        // come at once, so what counts is what is true now.
+        let Some(group) = self.group.get() else { return };
+        let _one = self.changing_role.lock();
+        let role = group.role().borrow().clone();
+        let same = |lead: &Lead| role == Role::Leader { term: lead.epoch.term };
+        if self.lead.lock().as_ref().is_some_and(same) {
             return;
         }
         let lead = match role {

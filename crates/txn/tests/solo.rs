@@ -215,3 +215,61 @@ async fn a_large_transaction_over_tablets_is_there_whole() {
     let mut txn = solo.client.begin(Isolation::ReadCommitted);
     assert_eq!(all(&mut txn, false).await.len(), 30_000);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_replica_could_apply_is_refused_before_it_is_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    let long = "k".repeat(70_000);
+    for name in [&long[..33_000], &long] {
+        let mut txn = solo.client.begin(Isolation::ReadCommitted);
+        assert_eq!(get(&mut txn, name).await.unwrap(), None);
+        put(&mut txn, name, "1").await.unwrap();
+        assert!(matches!(txn.commit().await, Err(Error::TooLarge { .. })));
+    }
+    let mut txn = solo.client.begin(Isolation::ReadCommitted);
+    put(&mut txn, "row", &"v".repeat(17 << 20)).await.unwrap();
+    assert!(matches!(txn.commit().await, Err(Error::TooLarge { .. })));
+    set(&solo, &[("a", "1"), ("l", "2")]).await;
+    let mut txn = solo.client.begin(Isolation::ReadCommitted);
+    let range = KeyRange::new(key(&long), key("z"));
+    let mut scan = txn.reader().await.unwrap().scan(range, false, None);
+    assert_eq!(scan.next().await.unwrap().len(), 1, "a bound may be longer than any key");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_future_is_no_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    let mut txn = solo.client.begin(Isolation::RepeatableRead);
+    let now = solo.client.begin(Isolation::RepeatableRead).snapshot().await.unwrap();
+    let later = base::Scn(now.0 + 1_000_000);
+    assert!(matches!(txn.read_as_of(later).await, Err(Error::Refused { .. })));
+    txn.read_as_of(now).await.unwrap();
+}
+
+/// Amounts move between two keys; whoever reads both in one statement sees their sum unchanged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_read_together_are_of_one_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let solo = solo(dir.path()).await.unwrap();
+    set(&solo, &[("a", "100"), ("b", "0")]).await;
+    let client = solo.client.clone();
+    let writer = tokio::spawn(async move {
+        for n in 0..300 {
+            let mut txn = client.begin(Isolation::ReadCommitted);
+            put(&mut txn, "a", &(100 - n % 100).to_string()).await.unwrap();
+            put(&mut txn, "b", &(n % 100).to_string()).await.unwrap();
+            txn.commit().await.unwrap();
+        }
+    });
+    while !writer.is_finished() {
+        let mut txn = solo.client.begin(Isolation::ReadCommitted);
+        let rows = txn.get_only(&[key("a"), key("b")]).await.unwrap();
+        let number = |row: &Option<txn::Row>| -> i64 {
+            std::str::from_utf8(&row.as_ref().unwrap().value).unwrap().parse().unwrap()
+        };
+        assert_eq!(rows.iter().map(number).sum::<i64>(), 100);
+    }
+    writer.await.unwrap();
+}

@@ -9,7 +9,7 @@
 use super::keys::{self, EXPIRING, META, ROW};
 use super::segments::Segment;
 use super::view::View;
-use super::{At, State};
+use super::{At, KEY_BYTES_MAX, State};
 use crate::{Error, Result};
 use base::{Key, KeyRange, Scn};
 use bytes::Bytes;
@@ -22,9 +22,21 @@ type TreeIter = Box<dyn DoubleEndedIterator<Item = IterGuardImpl> + Send>;
 /// Steps inside one key after which a cursor seeks.
 const STEPS_MAX: usize = 16;
 
+/// The same range of storable keys, with bounds that the trees take: between a bound that is too
+/// long and what its cut leaves there is no key.
+fn within_reach(range: &KeyRange) -> KeyRange {
+    let reach = |bound: &Key| match bound.get(..KEY_BYTES_MAX) {
+        Some(cut) if bound.len() > KEY_BYTES_MAX => base::key::successor(cut),
+        _ => bound.clone(),
+    };
+    KeyRange { start: reach(&range.start), end: range.end.as_ref().map(reach) }
+}
+
 impl State {
-    pub(crate) fn get(&self, key: &[u8], at: At) -> Result<Option<(Scn, Bytes)>> {
-        let view = View::of(self);
+    pub(crate) fn get_in(&self, view: &View, key: &[u8], at: At) -> Result<Option<(Scn, Bytes)>> {
+        if key.len() > KEY_BYTES_MAX {
+            return Ok(None);
+        }
         let stored = self.current.get(keys::tagged(ROW, key), view.number);
         let stored = stored.map_err(|e| self.tree_error(e))?;
         let newest = match stored.map(keys::split_version) {
@@ -33,7 +45,7 @@ impl State {
             None => None,
         };
         let At::Scn(scn) = at else { return Ok(newest) };
-        check_horizon(&view, scn)?;
+        check_horizon(view, scn)?;
         if newest.as_ref().is_some_and(|(written_at, _)| *written_at <= scn) {
             return Ok(newest);
         }
@@ -60,6 +72,7 @@ impl State {
             At::Newest => None,
             At::Scn(scn) => check_horizon(&view, scn).err(),
         };
+        let range = &within_reach(range);
         let current = self.current.range(keys::tagged_range(ROW, range), view.number, None);
         let scn = match at {
             At::Newest => Scn::MAX,

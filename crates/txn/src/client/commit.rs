@@ -27,6 +27,8 @@ const PART_BYTES_MAX: usize = 2 << 20;
 /// it does not know.
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(15);
 const OUTCOME_PAUSE: Duration = Duration::from_millis(20);
+/// A value must fit into one log entry and one message to the followers, with room to spare.
+const VALUE_BYTES_MAX: usize = 16 << 20;
 
 type Barriers = Vec<(SchemaUse, Vec<KeyRange>)>;
 
@@ -105,6 +107,7 @@ impl Shared {
         let mut here: Option<(KeyRange, TabletId)> = None;
         let mut placed: Vec<(TabletId, Key, Option<Bytes>)> = Vec::with_capacity(writes.len());
         for (key, value) in writes {
+            check_size(&key, value.as_ref())?;
             let tablet = match &here {
                 Some((range, tablet)) if range.contains(&key) => *tablet,
                 _ => here.insert(self.node.tablet_of(&key).await?).1,
@@ -214,9 +217,14 @@ impl Shared {
         let Some(&anchor) = participants.first() else {
             return Err(Error::Internal { reason: "a commit of nothing".into() });
         };
-        let only_read: Vec<(TabletId, Epoch)> =
-            grants.into_iter().filter(|(tablet, _)| !participants.contains(tablet)).collect();
-        let decided = match self.agree(shares, anchor, &only_read).await {
+        let only_read = |tablet: &TabletId| !participants.contains(tablet);
+        // Participants give their locks back when they are resolved, and not before.
+        self.known.lock().touched.retain(only_read);
+        // A participant whose leader changed since it promised has lost the shared locks there.
+        let reads_count = self.isolation == Isolation::Serializable;
+        let asked_again: Vec<(TabletId, Epoch)> =
+            grants.into_iter().filter(|(tablet, _)| reads_count || only_read(tablet)).collect();
+        let decided = match self.agree(shares, anchor, &asked_again).await {
             Ok(scn) => self.decide(anchor, Outcome::Committed(scn), &participants).await,
             Err(error) => {
                 // What cannot be told now is found by the tablets' sweeps.
@@ -234,23 +242,19 @@ impl Shared {
             // As above: a participant that is not reached asks the anchor itself.
             drop(this.node.carry_out(anchor, txn, outcome, &participants).await);
         });
-        {
-            // Participants give their locks back when they are resolved.
-            let mut known = self.known.lock();
-            known.touched = only_read.iter().map(|(tablet, _)| *tablet).collect();
-        }
         match decided? {
             Outcome::Committed(scn) => Ok(scn),
             Outcome::Aborted => Err(lost_locks()),
         }
     }
 
-    /// Gets every participant's promise, then the number, then the word of those only read from.
+    /// Gets every participant's promise, then the number, then the word of those whose locks on
+    /// what was read must have held until then.
     async fn agree(
         &self,
         shares: Vec<Share>,
         anchor: TabletId,
-        only_read: &[(TabletId, Epoch)],
+        asked_again: &[(TabletId, Epoch)],
     ) -> Result<Scn> {
         let txn = self.id;
         let prepare = shares.into_iter().map(|share| async move {
@@ -265,7 +269,7 @@ impl Shared {
             promise.map_err(unprepared)?;
         }
         let scn = self.node.draw().await.map_err(Fault::into_error)?;
-        self.check(only_read).await?;
+        self.check(asked_again).await?;
         Ok(scn)
     }
 
@@ -307,6 +311,22 @@ impl Shared {
             answer.map_err(unprepared)?;
         }
         Ok(())
+    }
+}
+
+/// What no replica could apply must not get into a log.
+fn check_size(key: &Key, value: Option<&Bytes>) -> Result<()> {
+    let too_large = |what: &str, bytes: usize, max: usize| {
+        Err(Error::TooLarge { reason: format!("{what} of {bytes} bytes exceeds {max}") })
+    };
+    match value {
+        _ if key.len() > storage::KEY_BYTES_MAX => {
+            too_large("a primary key or index entry", key.len(), storage::KEY_BYTES_MAX)
+        }
+        Some(value) if value.len() > VALUE_BYTES_MAX => {
+            too_large("a row", value.len(), VALUE_BYTES_MAX)
+        }
+        _ => Ok(()),
     }
 }
 

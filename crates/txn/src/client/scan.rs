@@ -65,6 +65,7 @@ impl Reader {
             while !missing.is_empty() {
                 let mut by_tablet: BTreeMap<TabletId, Vec<usize>> = BTreeMap::new();
                 let mut last: Option<(KeyRange, TabletId)> = None;
+                let mut moved = false;
                 for at in std::mem::take(&mut missing) {
                     let tablet = match &last {
                         Some((range, tablet)) if range.contains(&keys[at]) => *tablet,
@@ -81,16 +82,21 @@ impl Reader {
                 for (wanted, answer) in futures::future::join_all(asks).await {
                     match answer {
                         Ok(Response::Rows(found)) => {
+                            // One answer holds so much; the rest is asked for again.
+                            missing.extend(wanted.get(found.len()..).unwrap_or_default());
                             for (at, row) in wanted.into_iter().zip(found) {
                                 rows[at] = row;
                             }
                         }
-                        Err(Fault::WrongTablet) if n_moved < 20 => missing.extend(wanted),
+                        Err(Fault::WrongTablet) if n_moved < 20 => {
+                            missing.extend(wanted);
+                            moved = true;
+                        }
                         Err(fault) => return Err(fault.into_error()),
                         Ok(other) => return Err(odd(&other)),
                     }
                 }
-                if !missing.is_empty() {
+                if moved {
                     n_moved += 1;
                     self.shared.node.refresh().await;
                 }

@@ -92,7 +92,7 @@ impl Node {
             }
             CoordinatorRequest::Waiting(txn) => match self.active.lock().get(&txn) {
                 Some(active) => CoordinatorResponse::Waiting {
-                    tablets: active.waiting.lock().iter().copied().collect(),
+                    tablets: active.waiting.lock().keys().copied().collect(),
                     started_us: active.started_us,
                 },
                 None => CoordinatorResponse::Waiting { tablets: Vec::new(), started_us: 0 },
@@ -165,7 +165,7 @@ pub(super) fn run_housekeeping(node: &Arc<Node>) {
             let Some(node) = weak.upgrade() else { return };
             for tablet in node.local() {
                 if tablet.is_leader() {
-                    tablet.sweep(node.clone()).await;
+                    tablet.sweep(node.clone());
                 }
             }
         }

@@ -8,9 +8,14 @@
 use super::{Tablet, lost_locks, unexpected};
 use crate::Error;
 use crate::command::{Applied, Changes, Command, Outcome, Reject};
+use crate::keyspace;
 use crate::machine;
 use crate::message::{Epoch, Fault, Response};
 use base::{Key, TabletId, TxnId};
+use std::time::Duration;
+
+/// Between two tries to learn what became of a proposal.
+const CERTAIN_PAUSE: Duration = Duration::from_millis(20);
 
 impl Tablet {
     /// A whole transaction in one log entry.
@@ -27,7 +32,17 @@ impl Tablet {
                 _ => Err(fault),
             };
         }
-        let answer = self.commit_marked(txn, epoch, changes).await;
+        let answer = match self.commit_marked(txn, epoch, changes).await {
+            Err(Fault::Lost) => {
+                // It may be in the log yet: the locks and the marks stay until that is certain.
+                self.certain(epoch, txn).await?;
+                match machine::outcome(&self.store, self.id, txn)? {
+                    Some(Outcome::Committed(scn)) => Ok(Response::Committed(scn)),
+                    _ => Err(lost_locks().into()),
+                }
+            }
+            answer => answer,
+        };
         self.finish(epoch, txn);
         answer
     }
@@ -62,7 +77,18 @@ impl Tablet {
     ) -> Result<Response, Fault> {
         self.mark(txn, epoch, &changes).await?;
         let command = Command::Prepare { txn, term: epoch.term, anchor, part, changes };
-        match self.propose(epoch.term, &command).await? {
+        let proposed = match self.propose(epoch.term, &command).await {
+            Err(Fault::Lost) => {
+                self.certain(epoch, txn).await?;
+                let key = keyspace::prepared(self.id, txn, part);
+                match self.store.meta_get(&key)? {
+                    Some(_) => Applied::Done,
+                    None => Applied::Rejected(Reject::Busy),
+                }
+            }
+            proposed => proposed?,
+        };
+        match proposed {
             Applied::Done => {
                 let now = self.env.now();
                 self.with_lead(epoch, |lead| {
@@ -84,6 +110,21 @@ impl Tablet {
         }
     }
 
+    /// After a proposal whose fate is unknown: returns when all that was proposed in this
+    /// leadership before is applied here, or was cut off. An error: the leadership is over, and
+    /// the next one's log tells.
+    pub(super) async fn certain(&self, epoch: Epoch, txn: TxnId) -> Result<(), Fault> {
+        // Forgetting what has no record does nothing, but has its place in the log.
+        let barrier = Command::Forget { txn };
+        while self.leading() == Ok(epoch) {
+            if self.propose(epoch.term, &barrier).await.is_ok() {
+                return Ok(());
+            }
+            self.env.sleep(CERTAIN_PAUSE).await;
+        }
+        Err(Fault::Lost)
+    }
+
     /// Marks the keys as being committed, if the transaction still has its locks.
     async fn mark(&self, txn: TxnId, epoch: Epoch, changes: &Changes) -> Result<(), Fault> {
         let keys: Vec<Key> = changes.writes.iter().map(|(key, _)| key.clone()).collect();
@@ -95,11 +136,13 @@ impl Tablet {
                 if !lead.holds_for(txn) {
                     return Err(lost_locks().into());
                 }
-                if !lead.splitting {
+                // A split waits for the further parts of a transaction that is marked already.
+                let may = !lead.splitting || lead.marks.contains(txn);
+                if may {
                     let floor = lead.floor;
-                    lead.marks.add(txn, &keys, floor);
+                    lead.marks.add(txn, &keys, &changes.barriers, floor);
                 }
-                Ok(!lead.splitting)
+                Ok(may)
             })?;
             if marked {
                 return Ok(());
@@ -117,7 +160,7 @@ impl Tablet {
 
     /// Asked after the SCN was drawn: who reads this and gets yes held its locks at that number.
     pub(super) async fn check(&self, txn: TxnId, epoch: Epoch) -> Result<Response, Fault> {
-        self.with_lead(epoch, |lead| match lead.holds_for(txn) {
+        self.with_lead(epoch, |lead| match lead.holds_for(txn) && !lead.cutting {
             true => Ok(()),
             false => Err(lost_locks().into()),
         })?;
@@ -126,15 +169,13 @@ impl Tablet {
     }
 
     /// Carries out a decision for all parts prepared here, then gives the locks back.
-    pub(super) async fn resolve(
-        &self,
-        txn: TxnId,
-        outcome: Outcome,
-    ) -> Result<Response, Fault> {
+    pub(super) async fn resolve(&self, txn: TxnId, outcome: Outcome) -> Result<Response, Fault> {
         let epoch = self.leading()?;
-        let parts = self.with_lead(epoch, |lead| {
-            Ok(lead.prepared.get(&txn).map(|waiting| waiting.parts.clone()).unwrap_or_default())
-        })?;
+        // What the store holds counts: a part may be there that this leadership was not told of.
+        let mut parts = Vec::new();
+        for row in machine::parts(&self.store, self.id, txn) {
+            parts.extend(row?.0.last_chunk().map(|part| u32::from_be_bytes(*part)));
+        }
         for part in parts {
             let command = Command::Resolve { txn, part, outcome };
             match self.propose(epoch.term, &command).await? {
@@ -149,6 +190,8 @@ impl Tablet {
                 Ok(())
             })?;
         }
+        // Who is told "done" forgets: only who surely leads may say that nothing is left here.
+        self.vouch(epoch.term).await?;
         self.finish(epoch, txn);
         Ok(Response::Done)
     }

@@ -1,6 +1,6 @@
 //! What a leader remembers and a new leader does not: locks, marks, prepared transactions.
 
-use crate::command::decode;
+use crate::command::{SchemaUse, decode};
 use crate::locks::{LockTable, Target, Ticket};
 use crate::machine::Prepared;
 use crate::message::{Epoch, ReadAt, TxnState};
@@ -21,6 +21,8 @@ pub(crate) struct Lead {
     pub(crate) doomed: HashSet<TxnId>,
     /// A split waits for commits under way to end and keeps new ones waiting.
     pub(crate) splitting: bool,
+    /// A cut was proposed and its fate is not known here: nothing is vouched for.
+    pub(crate) cutting: bool,
     /// A number handed out before now; commits that are marked from now on get larger ones.
     pub(crate) floor: Scn,
     /// Since when the coordinators of these transactions do not answer.
@@ -51,6 +53,7 @@ impl Lead {
             prepared: HashMap::new(),
             doomed: HashSet::new(),
             splitting: false,
+            cutting: false,
             floor: Scn::ZERO,
             silent: HashMap::new(),
         };
@@ -62,13 +65,12 @@ impl Lead {
             let prepared: Prepared = decode(&value, "a prepared part")?;
             let keys: Vec<Key> =
                 prepared.changes.writes.iter().map(|(key, _)| key.clone()).collect();
-            if !lead.locks.escalate(txn, &keys) {
-                for key in &keys {
-                    let target = Target::Key(key.clone());
-                    lead.locks.request(now, txn, target, LockMode::Exclusive, Wait::NoWait);
-                }
+            // Key by key: one lock over a range could keep out another who is prepared within it.
+            for key in &keys {
+                let target = Target::Key(key.clone());
+                lead.locks.request(now, txn, target, LockMode::Exclusive, Wait::NoWait);
             }
-            lead.marks.add(txn, &keys, Scn::ZERO);
+            lead.marks.add(txn, &keys, &prepared.changes.barriers, Scn::ZERO);
             lead.is_prepared(txn, prepared.anchor, part, now);
         }
         Ok(lead)
@@ -117,6 +119,8 @@ impl Lead {
 pub(crate) struct Marks {
     points: BTreeMap<Key, TxnId>,
     ranges: Vec<(KeyRange, TxnId)>,
+    /// Definitions of tables that change with these commits.
+    walls: Vec<(SchemaUse, TxnId)>,
     by_txn: HashMap<TxnId, Mark>,
 }
 
@@ -145,7 +149,8 @@ const RANGE_KEYS_MIN: usize = 256;
 
 impl Marks {
     /// `keys` are sorted.
-    pub(crate) fn add(&mut self, txn: TxnId, keys: &[Key], floor: Scn) {
+    pub(crate) fn add(&mut self, txn: TxnId, keys: &[Key], walls: &[SchemaUse], floor: Scn) {
+        self.walls.extend(walls.iter().map(|wall| (*wall, txn)));
         let fresh = || Mark { scn: None, prepared: false, floor };
         self.by_txn.entry(txn).or_insert_with(fresh);
         match keys {
@@ -173,6 +178,7 @@ impl Marks {
         if self.by_txn.remove(&txn).is_some() {
             self.points.retain(|_, owner| *owner != txn);
             self.ranges.retain(|(_, owner)| *owner != txn);
+            self.walls.retain(|(_, owner)| *owner != txn);
         }
     }
 
@@ -187,6 +193,14 @@ impl Marks {
     /// No mark that is set has a number at or below this; none if nothing is marked.
     pub(crate) fn lowest_floor(&self) -> Option<Scn> {
         self.by_txn.values().map(|mark| mark.floor).min()
+    }
+
+    /// A table that the reader goes by may have a newer definition within its snapshot.
+    pub(crate) fn blocks_uses(&self, uses: &[SchemaUse], at: ReadAt) -> bool {
+        self.walls.iter().any(|(wall, txn)| {
+            uses.iter().any(|used| used.table == wall.table && used.version < wall.version)
+                && self.by_txn.get(txn).is_some_and(|mark| mark.blocks(at))
+        })
     }
 
     pub(crate) fn blocks_key(&self, key: &Key, at: ReadAt) -> bool {

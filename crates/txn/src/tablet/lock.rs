@@ -29,6 +29,7 @@ impl Tablet {
         let mut rows = Vec::new();
         if request.read {
             rows.reserve(request.targets.len());
+            let mut n_bytes = 0;
             for (n, target) in request.targets.iter().enumerate() {
                 let Target::Key(key) = target else { continue };
                 rows.push(match skipped.contains(&n) {
@@ -39,9 +40,14 @@ impl Tablet {
                         if let Some(snapshot) = request.unchanged_since {
                             self.check_unchanged(key, row.as_ref(), snapshot)?;
                         }
+                        n_bytes += row.as_ref().map_or(0, |row| row.value.len());
                         LockedRow::Held(row)
                     }
                 });
+                // The asker asks on for the rest, whose locks it has by then.
+                if n_bytes >= super::read::BATCH_BYTES_MAX {
+                    break;
+                }
             }
         }
         self.vouch(epoch.term).await?;

@@ -6,10 +6,10 @@ use crate::command::SchemaUse;
 use crate::message::{Fault, ReadAt, Response, ScanRequest, Scanned};
 use base::{Key, KeyRange};
 use std::sync::atomic::Ordering;
-use storage::At;
+use storage::{At, View};
 
 /// A batch of a scan ends when it holds this much.
-const BATCH_BYTES_MAX: usize = 1 << 20;
+pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 
 fn at(at: ReadAt) -> At {
     match at {
@@ -26,14 +26,20 @@ impl Tablet {
         uses: &[SchemaUse],
     ) -> Result<Response, Fault> {
         self.check_keys(keys.iter())?;
-        let vouch = self
-            .clear(read_at, |lead| keys.iter().any(|key| lead.marks.blocks_key(key, read_at)))
+        let (vouch, view) = self
+            .clear(read_at, uses, |lead| keys.iter().any(|key| lead.marks.blocks_key(key, read_at)))
             .await?;
         self.check_schema(uses, read_at.scn())?;
         let mut rows = Vec::with_capacity(keys.len());
+        let mut n_bytes = 0;
         for key in keys {
-            let row = self.store.get(key, at(read_at))?;
+            let row = view.get(key, at(read_at))?;
+            n_bytes += row.as_ref().map_or(0, |(_, value)| value.len());
             rows.push(row.map(|(scn, value)| Row { scn, value }));
+            // The asker asks on for the rest; at a snapshot that makes no difference.
+            if n_bytes >= BATCH_BYTES_MAX && read_at != ReadAt::Newest {
+                break;
+            }
         }
         self.vouch_read(vouch, read_at).await?;
         Ok(Response::Rows(rows))
@@ -52,7 +58,8 @@ impl Tablet {
             return Err(Fault::WrongTablet);
         }
         let range = own.intersect(&range);
-        let vouch = self.clear(read_at, |lead| lead.marks.blocks_range(&range, read_at)).await?;
+        let blocked = |lead: &super::Lead| lead.marks.blocks_range(&range, read_at);
+        let (vouch, _) = self.clear(read_at, &uses, blocked).await?;
         self.check_schema(&uses, read_at.scn())?;
         let mut rows: Vec<(Key, Row)> = Vec::new();
         let mut n_bytes = 0;
@@ -76,18 +83,25 @@ impl Tablet {
     }
 
     /// Waits until no commit under way can belong to what is read. Returns the term to vouch for
-    /// afterwards; none where the closed SCN makes this replica's state enough.
+    /// afterwards (none where the closed SCN makes this replica's state enough), and the state as
+    /// it was at that moment: several keys read one after the other must be of one state.
     async fn clear(
         &self,
         read_at: ReadAt,
+        uses: &[SchemaUse],
         blocked: impl Fn(&super::Lead) -> bool,
-    ) -> Result<Option<u64>, Fault> {
+    ) -> Result<(Option<u64>, View), Fault> {
+        let blocked = |lead: &super::Lead| {
+            lead.cutting || blocked(lead) || lead.marks.blocks_uses(uses, read_at)
+        };
         let mut changes = None;
         loop {
             match &*self.lead.lock() {
-                Some(lead) if !blocked(lead) => return Ok(Some(lead.epoch.term)),
+                Some(lead) if !blocked(lead) => {
+                    return Ok((Some(lead.epoch.term), self.store.view()));
+                }
                 Some(_) => {}
-                None if self.is_closed(read_at) => return Ok(None),
+                None if self.is_closed(read_at) => return Ok((None, self.store.view())),
                 None => return Err(self.not_leader()),
             }
             // Subscribe, look again, and only then wait: a change in between is not missed.
@@ -122,7 +136,7 @@ impl Tablet {
     /// is the newest SCN handed out, asked for before this call.
     pub(crate) fn close(&self, current: base::Scn) -> Option<(u64, base::Scn, u64)> {
         let mut guard = self.lead.lock();
-        let lead = guard.as_mut()?;
+        let lead = guard.as_mut().filter(|lead| !lead.cutting)?;
         let scn = lead.marks.lowest_floor().map_or(current, |floor| floor.min(current));
         lead.floor = lead.floor.max(current);
         let index = self.applied_index.load(Ordering::Acquire);

@@ -8,18 +8,14 @@ use super::{Tablet, unexpected};
 use crate::Error;
 use crate::command::{Applied, Command, Reject};
 use crate::message::{Epoch, Fault, Response};
-use base::{Key, TabletId};
+use base::{Key, TabletId, TxnId};
 use std::time::Duration;
 
 /// How long a split waits for commits under way.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Tablet {
-    pub(super) async fn split(
-        &self,
-        at: Key,
-        child: TabletId,
-    ) -> Result<Response, Fault> {
+    pub(super) async fn split(&self, at: Key, child: TabletId) -> Result<Response, Fault> {
         let epoch = self.leading()?;
         let Some(range) = self.range() else { return Err(self.not_leader()) };
         if range.start == at {
@@ -34,15 +30,30 @@ impl Tablet {
         })?;
         let answer = match self.env.timeout(PATIENCE, self.quiet(epoch)).await {
             Some(Ok(())) => {
-                self.propose(epoch.term, &Command::Split { term: epoch.term, at, child }).await
+                // From here on the upper half may live elsewhere before we know of it.
+                self.with_lead(epoch, |lead| {
+                    lead.cutting = true;
+                    Ok(())
+                })?;
+                let command = Command::Split { term: epoch.term, at, child };
+                match self.propose(epoch.term, &command).await {
+                    // If the cut was made, the lock table is a new one, and this one's end an error.
+                    Err(Fault::Lost) => {
+                        let applied = self.certain(epoch, TxnId(0)).await;
+                        applied.and(Err(Fault::Lost))
+                    }
+                    proposed => proposed,
+                }
             }
             Some(Err(fault)) => Err(fault),
             None => {
                 Err(Error::unavailable("transactions in this tablet do not come to an end").into())
             }
         };
-        if let Some(lead) = &mut *self.lead.lock() {
-            lead.splitting = false;
+        if let Some(lead) = &mut *self.lead.lock()
+            && lead.epoch == epoch
+        {
+            (lead.splitting, lead.cutting) = (false, false);
         }
         self.bump();
         match answer? {

@@ -16,8 +16,10 @@ use crate::machine::Record;
 use crate::message::{Fault, Request, Response};
 use crate::node::Node;
 use base::{NodeId, TabletId, TxnId};
+use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A prepared transaction is left to its coordinator for this long.
@@ -29,10 +31,17 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 const N_RECORDS_MAX: usize = 256;
 
 impl Tablet {
-    pub(crate) async fn sweep(self: Arc<Self>, node: Arc<Node>) {
-        if let Err(fault) = self.try_sweep(&node).await {
-            tracing::debug!(tablet = %self.id, ?fault, "a sweep ended early");
+    /// In the background; not again while the last one is still at it.
+    pub(crate) fn sweep(self: Arc<Self>, node: Arc<Node>) {
+        if self.sweeping.swap(true, Ordering::AcqRel) {
+            return;
         }
+        self.env.clone().spawn("sweep of a tablet", async move {
+            if let Err(fault) = self.try_sweep(&node).await {
+                tracing::debug!(tablet = %self.id, ?fault, "a sweep left something for the next");
+            }
+            self.sweeping.store(false, Ordering::Release);
+        });
     }
 
     async fn try_sweep(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Fault> {
@@ -67,18 +76,18 @@ impl Tablet {
             })?;
             self.bump();
         }
-        for (txn, anchor) in in_doubt {
-            if abandoned.contains(&txn) {
-                let outcome = settle(node, txn, anchor).await?;
-                self.clone().resolve(txn, outcome).await?;
-            }
-        }
-        for (txn, record) in records {
-            if abandoned.contains(&txn) {
-                node.carry_out(self.id, txn, record.outcome, &record.participants).await?;
-            }
-        }
-        Ok(())
+        // Each by itself: one whose other tablets cannot be reached must not hold up the rest.
+        let in_doubt = in_doubt.into_iter().filter(|(txn, _)| abandoned.contains(txn));
+        let settled = in_doubt.map(|(txn, anchor)| async move {
+            let outcome = settle(node, txn, anchor).await?;
+            self.resolve(txn, outcome).await.map(drop)
+        });
+        let records = records.into_iter().filter(|(txn, _)| abandoned.contains(txn));
+        let told = records.map(|(txn, record)| async move {
+            node.carry_out(self.id, txn, record.outcome, &record.participants).await
+        });
+        let (settled, told) = futures::join!(join_all(settled), join_all(told));
+        settled.into_iter().chain(told).collect()
     }
 
     fn records(&self) -> Result<Vec<(TxnId, Record)>, Fault> {
