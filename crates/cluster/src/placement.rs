@@ -23,7 +23,7 @@ pub fn wanted(
     }
     // An even number of zones would add a voter that adds no safety.
     let n_zones = by_zone.len().min(N_VOTERS_MAX);
-    let n_voters = if n_zones % 2 == 0 { n_zones.saturating_sub(1) } else { n_zones };
+    let n_voters = if n_zones.is_multiple_of(2) { n_zones.saturating_sub(1) } else { n_zones };
     let holds = |nodes: &Vec<NodeId>| nodes.iter().any(|node| voters.contains(node));
     let mut zones: Vec<&Vec<NodeId>> = by_zone.values().collect();
     zones.sort_by_key(|nodes| !holds(nodes));

@@ -1,4 +1,6 @@
 //! The clients that people have: psql, pgbench, psycopg 3, node-postgres, sqlx.
+// The test stands outside of what is simulated.
+#![allow(clippy::disallowed_methods)]
 
 mod support;
 

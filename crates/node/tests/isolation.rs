@@ -5,6 +5,8 @@
 //! one that does not answer in it waits for a lock, and its answer is shown where it comes. The
 //! recorded outcomes stand beside the scripts; `ATOLL_RECORD=1` writes them anew, to be read
 //! before they are kept.
+// The test stands outside of what is simulated.
+#![allow(clippy::disallowed_methods)]
 
 mod support;
 

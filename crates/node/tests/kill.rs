@@ -1,4 +1,6 @@
 //! kill -9: what was acknowledged stays, what was not is whole or absent, and the cluster goes on.
+// The test stands outside of what is simulated.
+#![allow(clippy::disallowed_methods)]
 
 mod support;
 

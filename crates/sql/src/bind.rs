@@ -320,7 +320,13 @@ impl Binder<'_> {
                     known(Datum::Int8(value), Type::Int8)
                 } else {
                     let ty = Type::Numeric(None);
-                    known(text::parse(digits, &ty, &Zone::UTC)?, ty)
+                    match text::parse(digits, &ty, &Zone::UTC) {
+                        // What a numeric cannot hold here is a float.
+                        Err(_) if digits.contains(['e', 'E']) => {
+                            known(text::parse(digits, &Type::Float8, &Zone::UTC)?, Type::Float8)
+                        }
+                        value => known(value?, ty),
+                    }
                 }
             }
             ast::Value::SingleQuotedString(text)

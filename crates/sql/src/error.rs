@@ -53,6 +53,7 @@ pub mod state {
     pub const INVALID_TEXT: &str = "22P02";
     pub const INVALID_BINARY: &str = "22P03";
     pub const BAD_COPY: &str = "22P04";
+    pub const INVALID_REGEX: &str = "2201B";
     pub const NOT_NULL_VIOLATION: &str = "23502";
     pub const UNIQUE_VIOLATION: &str = "23505";
     pub const CHECK_VIOLATION: &str = "23514";
@@ -224,6 +225,7 @@ impl From<txn::Error> for Error {
                 .hint("Nothing was changed: run the transaction again."),
             txn::Error::OutcomeUnknown { txn } => Error::new(state::OUTCOME_UNKNOWN, message)
                 .hint(format!("Ask later: SELECT state FROM atoll.transactions WHERE id = {txn}.")),
+            txn::Error::TooLarge { .. } => Error::new(state::LIMIT_EXCEEDED, message),
             txn::Error::Refused { .. } => Error::new(state::INVALID_PARAMETER, message),
             txn::Error::Internal { .. } => Error::new(state::INTERNAL, message),
         }

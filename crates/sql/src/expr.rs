@@ -8,7 +8,7 @@
 mod functions;
 mod operators;
 
-pub use functions::{Function, lookup};
+pub use functions::{Function, TEXT_BYTES_MAX, lookup};
 pub use operators::{Arithmetic, Comparison, like};
 
 use crate::error::Result;

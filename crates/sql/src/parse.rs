@@ -17,12 +17,17 @@ use crate::error::{Error, Result, state};
 use crate::types::Type;
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use std::sync::Arc;
 
 /// Nesting that the parser takes on; beyond it a statement is refused, not a stack overflowed.
 const DEPTH_MAX: usize = 64;
+
+/// Operators one after another that are taken on: `1 + 1 + …` is a tree as deep as it is long, and
+/// trees are walked by recursion.
+const CHAIN_MAX: usize = 5_000;
 
 #[derive(Clone, Debug)]
 pub enum Statement {
@@ -326,7 +331,55 @@ fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>> {
                 .at(position(sql, error.location.line, error.location.column))
         })?;
     tokens.retain(|token| !matches!(token.token, Token::Whitespace(_)));
+    check_chains(&tokens)?;
     Ok(tokens)
+}
+
+/// How many operators follow each other between two commas of one level of parentheses.
+#[derive(Clone, Copy, Default)]
+struct Chain {
+    /// AND, OR, UNION and the like.
+    links: usize,
+    /// Others since the last of those.
+    operators: usize,
+}
+
+/// Refuses chains of operators whose trees would be too deep.
+fn check_chains(tokens: &[TokenWithSpan]) -> Result<()> {
+    let mut outer: Vec<Chain> = Vec::new();
+    let mut chain = Chain::default();
+    for token in tokens {
+        match &token.token {
+            Token::LParen | Token::LBracket => outer.push(std::mem::take(&mut chain)),
+            Token::RParen | Token::RBracket => chain = outer.pop().unwrap_or_default(),
+            Token::Comma | Token::SemiColon => chain = Chain::default(),
+            Token::Word(word) => match word.keyword {
+                Keyword::AND
+                | Keyword::OR
+                | Keyword::UNION
+                | Keyword::INTERSECT
+                | Keyword::EXCEPT
+                | Keyword::JOIN => {
+                    chain.links += 1;
+                    chain.operators = 0;
+                }
+                Keyword::IS | Keyword::IN | Keyword::LIKE | Keyword::ILIKE | Keyword::COLLATE => {
+                    chain.operators += 1;
+                }
+                _ => {}
+            },
+            Token::Number(..)
+            | Token::SingleQuotedString(_)
+            | Token::Placeholder(_)
+            | Token::Period => {}
+            _ => chain.operators += 1,
+        }
+        if chain.links + chain.operators > CHAIN_MAX {
+            return Err(Error::new(state::TOO_COMPLEX, "statement is too complex")
+                .hint(format!("Up to {CHAIN_MAX} operators in a row are understood.")));
+        }
+    }
+    Ok(())
 }
 
 /// Characters from 1.
@@ -541,6 +594,10 @@ mod tests {
         assert_eq!(error.position, Some(11), "{error:?}");
         let deep = format!("select {}1{}", "(".repeat(500), ")".repeat(500));
         assert_eq!(parse(&deep).unwrap_err().state(), "54001");
+        let long = format!("select 1{}", " + 1".repeat(6_000));
+        assert_eq!(parse(&long).unwrap_err().state(), "54001");
+        let wide = format!("select 1{}", ", 1 + 1".repeat(6_000));
+        assert!(parse(&wide).is_ok());
     }
 
     #[test]

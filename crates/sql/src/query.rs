@@ -121,23 +121,41 @@ pub async fn explain(
     Ok(lines)
 }
 
+/// Runs work that may take long without holding up what else its thread has to do.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    let flavor = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+    match flavor {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 /// Names resolved, types settled: a plan that says what its answer looks like.
 async fn plan(
     cx: &QueryContext,
     query: &Query,
     parameters: &rewrite::Parameters<'_>,
 ) -> Result<LogicalPlan> {
-    let rewritten = rewrite::rewrite(query, parameters, &cx.view)?;
+    let rewritten = aside(|| rewrite::rewrite(query, parameters, &cx.view))?;
     let snapshot = match (&cx.reader, rewritten.asks_catalog) {
         (Some(reader), true) => views::Snapshot::load(cx, reader).await?,
         _ => views::Snapshot::default(),
     };
+    aside(|| plan_rewritten(cx, rewritten.query, parameters, snapshot))
+}
+
+fn plan_rewritten(
+    cx: &QueryContext,
+    query: Query,
+    parameters: &rewrite::Parameters<'_>,
+    snapshot: views::Snapshot,
+) -> Result<LogicalPlan> {
     let names = planner::Names::new(cx, Arc::new(snapshot))?;
     let options = ParserOptions::new()
         .with_parse_float_as_decimal(true)
         .with_map_string_types_to_utf8view(false);
     let planner = SqlToRel::new_with_options(&names, options);
-    let statement = Statement::Query(Box::new(rewritten.query));
+    let statement = Statement::Query(Box::new(query));
     let plan = planner.sql_statement_to_plan_with_context(statement, &mut PlannerContext::new());
     let plan = plan.map_err(failure::from)?;
     if matches!(parameters, rewrite::Parameters::Types(_)) {
@@ -153,7 +171,8 @@ async fn physical(cx: &QueryContext, plan: LogicalPlan) -> Result<Arc<dyn Execut
         return Err(Error::internal("a query is run without a snapshot"));
     }
     let state = planner::state()?;
-    let optimized = state.optimizer().optimize(plan, state, |_, _| {}).map_err(failure::from)?;
+    let optimized = aside(|| state.optimizer().optimize(plan, state, |_, _| {}));
+    let optimized = optimized.map_err(failure::from)?;
     state.query_planner().create_physical_plan(&optimized, state).await.map_err(failure::from)
 }
 

@@ -355,7 +355,11 @@ impl Session {
     }
 
     fn warn(&mut self, message: impl Into<String>) {
-        let (severity, state) = ("WARNING", state::WARNING);
+        self.warn_as(state::WARNING, message);
+    }
+
+    fn warn_as(&mut self, state: &'static str, message: impl Into<String>) {
+        let severity = "WARNING";
         self.notices.push(Notice::Message { severity, state, message: message.into() });
     }
 

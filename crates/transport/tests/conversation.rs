@@ -1,4 +1,6 @@
 //! Two nodes talk, and the channel between them misbehaves.
+// The test stands outside of what is simulated.
+#![allow(clippy::disallowed_methods)]
 
 use base::env::{MemoryNet, Net, TcpNet};
 use base::{Env, NodeId};

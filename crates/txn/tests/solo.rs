@@ -1,4 +1,6 @@
 //! One node: what a transaction does, seen from its client.
+// The test stands outside of what is simulated.
+#![allow(clippy::disallowed_methods)]
 
 use base::{Key, KeyRange};
 use bytes::Bytes;

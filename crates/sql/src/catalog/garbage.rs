@@ -88,7 +88,7 @@ impl Catalog {
     async fn is_past(&self, scn: Scn) -> Result<bool> {
         let mut txn = self.client().begin(Isolation::RepeatableRead);
         let probe = async {
-            txn.read_as_of(Scn(scn.0.saturating_sub(1)))?;
+            txn.read_as_of(Scn(scn.0.saturating_sub(1))).await?;
             txn.get(&[rows::next_id_key()]).await
         };
         match probe.await.map_err(crate::Error::from) {

@@ -5,6 +5,9 @@ use crate::error::{Error, Result, state};
 use crate::types::{Datum, Numeric, Type, datetime};
 use std::borrow::Cow;
 
+/// The longest text that a function makes.
+pub const TEXT_BYTES_MAX: usize = 64 << 20;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Function {
     Now,
@@ -311,7 +314,7 @@ pub fn call(function: Function, args: &[Cow<'_, Datum>], cx: &Context<'_>) -> Re
         }
         Repeat => {
             let n = integer(1).max(0) as usize;
-            if shown(0).len().saturating_mul(n) > 64 << 20 {
+            if shown(0).len().saturating_mul(n) > TEXT_BYTES_MAX {
                 return Err(Error::new(state::LIMIT_EXCEEDED, "requested length too large"));
             }
             Datum::text(shown(0).repeat(n))

@@ -20,6 +20,7 @@ use crate::session::Column;
 use crate::types::cast::Context as CastContext;
 use crate::types::{Datum, Type};
 use datafusion::sql::sqlparser::ast;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub struct Insert {
@@ -402,6 +403,9 @@ impl Planner<'_> {
                 .await?
             }
         };
+        if from.is_some() {
+            refuse_joined_columns(&update.returning, alias.as_deref().unwrap_or(&table.name))?;
+        }
         let (returning, columns) =
             self.returning(&update.returning, &scope, &table, alias.as_deref())?;
         let checks = self.checks(&table)?;
@@ -579,6 +583,9 @@ impl Planner<'_> {
                 Finder::Query { query, n_key }
             }
         };
+        if delete.using.is_some() {
+            refuse_joined_columns(&delete.returning, alias.as_deref().unwrap_or(&table.name))?;
+        }
         let (returning, columns) =
             self.returning(&delete.returning, &scope, &table, alias.as_deref())?;
         Ok((Kind::Delete(Box::new(Delete { table, finder, returning })), columns))
@@ -640,6 +647,33 @@ fn is_default(expr: &ast::Expr) -> bool {
 
 fn has_default(values: &ast::Values) -> bool {
     values.rows.iter().flat_map(|row| row.content.iter()).any(is_default)
+}
+
+/// RETURNING beside other tables has the changed table's columns only: `*` would have to be all.
+fn refuse_joined_columns(items: &Option<Vec<ast::SelectItem>>, target: &str) -> Result<()> {
+    let is_other = |parts: &[ast::Ident]| match parts {
+        [.., table, _] => parse::ident(table) != target,
+        _ => false,
+    };
+    for item in items.iter().flatten() {
+        let joined = match item {
+            ast::SelectItem::Wildcard(_) => true,
+            ast::SelectItem::UnnamedExpr(expr) | ast::SelectItem::ExprWithAlias { expr, .. } => {
+                ast::visit_expressions(expr, |expr| match expr {
+                    ast::Expr::CompoundIdentifier(parts) if is_other(parts) => {
+                        ControlFlow::Break(())
+                    }
+                    _ => ControlFlow::Continue(()),
+                })
+                .is_break()
+            }
+            _ => false,
+        };
+        if joined {
+            return Err(Error::unsupported("RETURNING of the columns of other tables"));
+        }
+    }
+    Ok(())
 }
 
 fn refuse_generated(column: &TableColumn) -> Result<()> {

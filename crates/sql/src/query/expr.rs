@@ -6,10 +6,10 @@
 //! anything, rounding to integers, time zones) are done by [`crate::types::cast`].
 
 use super::{failure, numeric, shape};
-use crate::types::{Type, Zone, cast};
+use crate::types::{Type, Zone, cast, text};
 use datafusion::arrow::datatypes::{DataType, FieldRef};
-use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::expr::{Between, InList, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
@@ -56,6 +56,16 @@ fn correct_one(expr: Expr, schema: &DFSchema, zone: &Zone) -> Df<Transformed<Exp
             let (left, right) = (strip(*left)?, strip(*right)?);
             Transformed::yes(Expr::BinaryExpr(BinaryExpr::new(Box::new(left), op, Box::new(right))))
         }
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) if compares(op) => {
+            let (new_left, new_right) =
+                (respelled(&left, &right, schema)?, respelled(&right, &left, schema)?);
+            let is_new = new_left.is_some() || new_right.is_some();
+            let (left, right) =
+                (new_left.map_or(left, Box::new), new_right.map_or(right, Box::new));
+            let expr = Expr::BinaryExpr(BinaryExpr::new(left, op, right));
+            if is_new { Transformed::yes(expr) } else { Transformed::no(expr) }
+        }
+        Expr::ScalarFunction(function) => local_time(function, schema, zone)?,
         Expr::Negative(inner) if is_numeric(&inner)? => {
             Transformed::yes(call(numeric::operation(numeric::Op::Neg), vec![*inner]))
         }
@@ -68,6 +78,17 @@ fn correct_one(expr: Expr, schema: &DFSchema, zone: &Zone) -> Df<Transformed<Exp
             let list = list.into_iter().map(&strip).collect::<Df<Vec<_>>>()?;
             Transformed::yes(Expr::InList(InList::new(Box::new(strip(*expr)?), list, negated)))
         }
+        Expr::InList(InList { expr, mut list, negated }) => {
+            let mut is_new = false;
+            for item in &mut list {
+                if let Some(new) = respelled(item, &expr, schema)? {
+                    *item = new;
+                    is_new = true;
+                }
+            }
+            let expr = Expr::InList(InList::new(expr, list, negated));
+            if is_new { Transformed::yes(expr) } else { Transformed::no(expr) }
+        }
         Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field }) => {
             let from = expr.get_type(schema)?;
             if is_arrows(&from, field.data_type()) {
@@ -78,6 +99,51 @@ fn correct_one(expr: Expr, schema: &DFSchema, zone: &Zone) -> Df<Transformed<Exp
         }
         other => Transformed::no(other),
     })
+}
+
+/// A text literal beside a column whose values have one spelling only, in that spelling.
+fn respelled(literal: &Expr, column: &Expr, schema: &DFSchema) -> Df<Option<Expr>> {
+    let (Expr::Literal(ScalarValue::Utf8(Some(written)), metadata), Expr::Column(_)) =
+        (literal, column)
+    else {
+        return Ok(None);
+    };
+    let (_, field) = column.to_field(schema)?;
+    let spelling = match shape::type_of(&field).0 {
+        Type::Uuid => {
+            let uuid = text::parse(written, &Type::Uuid, &Zone::UTC).map_err(failure::through)?;
+            text::to_string(&uuid, &Type::Uuid, &Zone::UTC)
+        }
+        Type::Char(_) => written.trim_end_matches(' ').to_owned(),
+        _ => return Ok(None),
+    };
+    let is_new = spelling != *written;
+    Ok(is_new.then(|| Expr::Literal(ScalarValue::Utf8(Some(spelling)), metadata.clone())))
+}
+
+/// `date_part` and `date_trunc` of a timestamptz go by the clocks of the session's time zone.
+fn local_time(function: ScalarFunction, schema: &DFSchema, zone: &Zone) -> Df<Transformed<Expr>> {
+    let same = |function| Ok(Transformed::no(Expr::ScalarFunction(function)));
+    let truncates = match function.name() {
+        "date_trunc" => true,
+        "date_part" => false,
+        _ => return same(function),
+    };
+    let [Expr::Literal(ScalarValue::Utf8(Some(part)), _), instant] = &function.args[..] else {
+        return same(function);
+    };
+    let (_, field) = instant.to_field(schema)?;
+    let has_zone = matches!(field.data_type(), DataType::Timestamp(_, Some(_)));
+    if *zone == Zone::UTC || !has_zone || part.eq_ignore_ascii_case("epoch") {
+        return same(function);
+    }
+    let local: FieldRef = Arc::new(shape::field("", &Type::Timestamp, true, None));
+    let there = call(Conversion::udf(&field, &local, zone), vec![instant.clone()]);
+    let answer = call(function.func.clone(), vec![function.args[0].clone(), there]);
+    Ok(Transformed::yes(match truncates {
+        true => call(Conversion::udf(&local, &field, zone), vec![answer]),
+        false => answer,
+    }))
 }
 
 fn compares(op: Operator) -> bool {

@@ -14,6 +14,9 @@ pub fn from(error: DataFusionError) -> Error {
             Ok(error) => *error,
             Err(error) => Error::internal(error.to_string()),
         },
+        DataFusionError::Context(what, error) if what == "Invalid regex" => {
+            invalid_regex(error.to_string())
+        }
         DataFusionError::Context(_, error) | DataFusionError::Diagnostic(_, error) => from(*error),
         DataFusionError::Shared(error) => from_shared(&error),
         DataFusionError::Collection(mut errors) => match errors.is_empty() {
@@ -83,9 +86,16 @@ fn arrow_text(error: &ArrowError) -> Error {
         ArrowError::InvalidArgumentError(message) if message.contains("too large to store") => {
             Error::new(state::OUT_OF_RANGE, "numeric field overflow").detail(message.clone())
         }
+        ArrowError::ComputeError(message) if message.contains("did not compile") => {
+            invalid_regex(message.clone())
+        }
         ArrowError::ComputeError(message) => execution(message.clone()),
         other => Error::internal(other.to_string()),
     }
+}
+
+fn invalid_regex(why: String) -> Error {
+    Error::new(state::INVALID_REGEX, "invalid regular expression").detail(why)
 }
 
 fn schema(error: SchemaError) -> Error {

@@ -108,6 +108,9 @@ static DEFINITIONS: &[Definition] = &[
     define("regclass_name", (1, 1), Answer::Text, regclass_name),
     define("quote_ident", (1, 1), Answer::Text, quote_ident),
     define("quote_literal", (1, 1), Answer::Text, quote_literal),
+    define("repeat", (2, 2), Answer::Text, repeat),
+    define("lpad", (2, 3), Answer::Text, |_, args| pad(args, true)),
+    define("rpad", (2, 3), Answer::Text, |_, args| pad(args, false)),
     define("timezone", (2, 2), Answer::OtherTimestamp, timezone),
 ];
 
@@ -511,6 +514,38 @@ fn quote_ident(_: &Facts, args: &[Datum]) -> Result<Datum> {
 fn quote_literal(_: &Facts, args: &[Datum]) -> Result<Datum> {
     let text = crate::types::text::show(&args[0]);
     Ok(Datum::text(format!("'{}'", text.replace('\'', "''"))))
+}
+
+/// A text of at most so many bytes.
+fn check_length(n_bytes: usize) -> Result<()> {
+    match n_bytes > crate::expr::TEXT_BYTES_MAX {
+        true => Err(Error::new(state::LIMIT_EXCEEDED, "requested length too large")),
+        false => Ok(()),
+    }
+}
+
+fn count_of(datum: &Datum) -> usize {
+    usize::try_from(datum.as_i64().unwrap_or_default()).unwrap_or(0)
+}
+
+fn repeat(_: &Facts, args: &[Datum]) -> Result<Datum> {
+    let (text, n) = (crate::types::text::show(&args[0]), count_of(&args[1]));
+    check_length(text.len().saturating_mul(n))?;
+    Ok(Datum::text(text.repeat(n)))
+}
+
+/// To `n` characters: cut on the right, or filled on the left or the right.
+fn pad(args: &[Datum], left: bool) -> Result<Datum> {
+    let (text, n) = (crate::types::text::show(&args[0]), count_of(&args[1]));
+    let fill = args.get(2).map_or(" ", text_of);
+    let n_chars = text.chars().count();
+    if n <= n_chars || fill.is_empty() {
+        return Ok(Datum::text(text.chars().take(n).collect::<String>()));
+    }
+    check_length(n)?;
+    let filling: String = fill.chars().cycle().take(n - n_chars).collect();
+    check_length(text.len() + filling.len())?;
+    Ok(Datum::text(if left { filling + &text } else { text + &filling }))
 }
 
 fn timezone(_: &Facts, args: &[Datum]) -> Result<Datum> {

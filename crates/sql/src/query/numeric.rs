@@ -326,7 +326,9 @@ pub fn total(average: bool) -> Arc<AggregateUDF> {
 impl Total {
     /// Whether we compute it ourselves, given the type of its argument.
     fn is_ours(&self, ty: &DataType) -> bool {
-        *ty == shape::NUMERIC || (self.average && is_decimal(ty))
+        // DataFusion's own sum wraps around beyond 38 digits.
+        let may_overflow = matches!(ty, DataType::Decimal128(precision, _) if *precision > 28);
+        *ty == shape::NUMERIC || may_overflow || (self.average && is_decimal(ty))
     }
 
     fn ours(&self, args: &AccumulatorArgs) -> Df<Option<Groups>> {
@@ -596,14 +598,20 @@ impl Groups {
         if count == 0 {
             return Ok(None);
         }
-        if !self.average {
-            return Ok(Some(sum.wrapping_add(i256::from_i128(i128::from(scale)))));
-        }
         let too_large = || Error::new(state::OUT_OF_RANGE, "value overflows numeric format");
         let sum = match self.scale {
             Some(scale) => Numeric::new(sum.to_i128().ok_or_else(too_large)?, scale)?,
-            None => shape::unpack(sum.wrapping_add(i256::from_i128(i128::from(scale))))?,
+            None => {
+                let packed = sum.wrapping_add(i256::from_i128(i128::from(scale)));
+                if !self.average {
+                    return Ok(Some(packed));
+                }
+                shape::unpack(packed)?
+            }
         };
+        if !self.average {
+            return shape::pack(&sum).map(Some);
+        }
         shape::pack(&sum.div(&Numeric::from(count))?).map(Some)
     }
 }

@@ -60,6 +60,8 @@ static STATE: LazyLock<Result<SessionState, String>> = LazyLock::new(|| {
     options.sql_parser.map_string_types_to_utf8view = false;
     // A constant that cannot be computed is the user's error, at the user's time: not a rule's.
     options.optimizer.skip_failed_rules = false;
+    // A union's branches differ in their fields' metadata, where one is a column and one is none.
+    options.execution.skip_physical_aggregate_schema_check = true;
     let pool = TrackConsumersPool::new(GreedyMemoryPool::new(MEMORY_BYTES_MAX), N_CONSUMERS_NAMED);
     let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
     let runtime = RuntimeEnvBuilder::new()

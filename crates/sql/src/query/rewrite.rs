@@ -169,9 +169,13 @@ struct Rewriter<'a> {
 impl VisitorMut for Rewriter<'_> {
     type Break = Error;
 
-    fn pre_visit_query(&mut self, _: &mut Query) -> ControlFlow<Error> {
+    fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
         self.depth += 1;
-        ControlFlow::Continue(())
+        // DataFusion has them, but counts duplicates in its own way.
+        match keeps_duplicates(&query.body) {
+            true => ControlFlow::Break(Error::unsupported("INTERSECT ALL or EXCEPT ALL")),
+            false => ControlFlow::Continue(()),
+        }
     }
 
     fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
@@ -233,6 +237,7 @@ impl VisitorMut for Rewriter<'_> {
         for item in &mut select.projection {
             if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
                 count_instead_of_exists(expr);
+                unnest_series(expr);
             }
         }
         ControlFlow::Continue(())
@@ -320,6 +325,30 @@ impl VisitorMut for Rewriter<'_> {
         ControlFlow::Continue(())
     }
 
+    /// `= ANY (SELECT …)` before the subquery is visited: that would make it a single value.
+    fn pre_visit_expr(&mut self, expr: &mut ast::Expr) -> ControlFlow<Error> {
+        let (left, op, right, all) = match expr {
+            ast::Expr::AnyOp { left, compare_op, right, .. } => (left, compare_op, right, false),
+            ast::Expr::AllOp { left, compare_op, right } => (left, compare_op, right, true),
+            _ => return ControlFlow::Continue(()),
+        };
+        if !is_subquery(right) {
+            return ControlFlow::Continue(());
+        }
+        match quantified(left, op, right, all) {
+            Ok(Some(new)) => {
+                *expr = new;
+                ControlFlow::Continue(())
+            }
+            Ok(None) => {
+                let quantifier = if all { "ALL" } else { "ANY" };
+                let what = format!("{op} {quantifier} of a subquery");
+                ControlFlow::Break(Error::unsupported(what))
+            }
+            Err(error) => ControlFlow::Break(error),
+        }
+    }
+
     fn post_visit_expr(&mut self, expr: &mut ast::Expr) -> ControlFlow<Error> {
         match self.rewrite_expr(expr) {
             Ok(()) => ControlFlow::Continue(()),
@@ -397,8 +426,15 @@ impl Rewriter<'_> {
                 if digits.parse::<i32>().is_ok() {
                     let digits = std::mem::take(digits);
                     *expr = cast(number(&digits), ast::DataType::Integer(None));
+                } else if digits.contains(['e', 'E']) {
+                    // DataFusion reads these as floats or not at all.
+                    *expr = match digits.parse() {
+                        Ok(exact) => literal(&Datum::Numeric(exact), &Type::Numeric(None))?,
+                        Err(_) => cast(string(digits), ast::DataType::DoublePrecision),
+                    };
                 }
             }
+            SimilarTo { .. } => return Err(Error::unsupported("SIMILAR TO")),
             Interval(interval) => bare_number(&mut interval.value),
             Collate { expr: inner, .. } => *expr = (**inner).clone(),
             BinaryOp { op, left, right } => {
@@ -598,6 +634,36 @@ fn bare_number(expr: &mut ast::Expr) {
         && matches!(&**inner, ast::Expr::Value(ValueWithSpan { value: Value::Number(..), .. }))
     {
         *expr = (**inner).clone();
+    }
+}
+
+/// A series in a list of columns is a row for each value; DataFusion makes it an array.
+fn unnest_series(expr: &mut ast::Expr) {
+    if let ast::Expr::Function(function) = expr
+        && parse::last_part(&function.name).is_ok_and(|name| name == "generate_series")
+    {
+        *expr = call("unnest", vec![expr.clone()]);
+    }
+}
+
+/// Whether an INTERSECT or EXCEPT of the query's own body says ALL.
+fn keeps_duplicates(body: &SetExpr) -> bool {
+    let mut body = body;
+    while let SetExpr::SetOperation { op, set_quantifier, left, right } = body {
+        let all = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
+        if (all && !matches!(op, SetOperator::Union)) || keeps_duplicates(right) {
+            return true;
+        }
+        body = left;
+    }
+    false
+}
+
+fn is_subquery(expr: &ast::Expr) -> bool {
+    match expr {
+        ast::Expr::Nested(inner) => is_subquery(inner),
+        ast::Expr::Subquery(_) => true,
+        _ => false,
     }
 }
 

@@ -15,6 +15,7 @@ use super::{failure, shape};
 use crate::catalog::{IndexState, RelationId, Table};
 use crate::codec::{self, RowReader};
 use crate::error::{Error, Result};
+use crate::run::rows::row_key_of_entry;
 use crate::types::{Datum, Type};
 use base::KeyRange;
 use base::key::prefix_end;
@@ -218,9 +219,9 @@ fn key_range(
             range = range.intersect(&only);
             bounded = true;
         }
-        return (range, n_equal, bounded);
+        return (codec::shorten(range), n_equal, bounded);
     }
-    (KeyRange::prefix(prefix), n_equal, false)
+    (codec::shorten(KeyRange::prefix(prefix)), n_equal, false)
 }
 
 /// Reads one table.
@@ -391,7 +392,9 @@ impl Reading {
                 break;
             }
             if self.by_index {
-                let keys: Vec<base::Key> = rows.into_iter().map(|(_, row)| row.value).collect();
+                let table = &self.decoder.table;
+                let keys: Vec<base::Key> =
+                    rows.iter().map(|(_, entry)| row_key_of_entry(table, &entry.value)).collect();
                 for keys in keys.chunks(LOOKUP_ROWS) {
                     // An entry whose row is gone at the same snapshot would be a bug of the writer.
                     for row in self.reader.get(keys).await?.into_iter().flatten() {

@@ -155,11 +155,13 @@ impl Exec<'_> {
         for row in &chunk {
             rows::check_row(table, checks, row, self)?;
             let key = self.new_key(table, row);
+            rows::check_key(&key, &table.primary_name)?;
             let at = keys.len();
             keys.push(key);
             values.push(codec::encode_row(table, row).into());
             for index in &table.indexes {
                 let (entry, value) = rows::entry(table, index, row, &keys[at]);
+                rows::check_key(&entry, &index.name)?;
                 keys.push(entry);
                 values.push(value);
             }
@@ -370,6 +372,7 @@ impl Exec<'_> {
             let new_key = if moves { rows::row_key(table, new) } else { key.clone() };
             let value: Bytes = codec::encode_row(table, new).into();
             if moves {
+                rows::check_key(&new_key, &table.primary_name)?;
                 removed.push(key.clone());
                 more_locks.push(new_key.clone());
                 written.push((new_key.clone(), value, Some((at, None))));
@@ -382,6 +385,7 @@ impl Exec<'_> {
                 }
                 let (old_entry, _) = rows::entry(table, index, old, key);
                 let (new_entry, value) = rows::entry(table, index, new, &new_key);
+                rows::check_key(&new_entry, &index.name)?;
                 more_locks.push(old_entry.clone());
                 if new_entry != old_entry {
                     more_locks.push(new_entry.clone());

@@ -42,6 +42,17 @@ pub fn entry(table: &Table, index: &Index, row: &[Datum], row_key: &Key) -> (Key
     (key.into(), suffix)
 }
 
+/// Refuses a key that is longer than the store takes. `index` is the name of what it is a key of.
+pub fn check_key(key: &Key, index: &str) -> Result<()> {
+    let (size, max) = (key.len(), codec::KEY_BYTES_MAX);
+    if size <= max {
+        return Ok(());
+    }
+    let message = format!("index row size {size} exceeds maximum {max} for index \"{index}\"");
+    Err(Error::new(state::LIMIT_EXCEEDED, message)
+        .hint("Values larger than that cannot be part of a key."))
+}
+
 /// True where no other row may have this row's entry: NULLs are never equal.
 pub fn is_unique(table: &Table, index: &Index, row: &[Datum]) -> bool {
     index.unique

@@ -59,7 +59,9 @@ impl Session {
             let values = self.constants(row, &types)?;
             let mut key = codec::key_prefix(table.relation, 16);
             values.iter().for_each(|value| codec::encode_key(value, &mut key));
-            engine.client().split(key.into()).await?;
+            let key = base::Key::from(key);
+            crate::run::rows::check_key(&key, &table.primary_name)?;
+            engine.client().split(key).await?;
         }
         Ok(Outcome::Done { tag: "ALTER TABLE".to_owned() })
     }

@@ -368,7 +368,7 @@ impl Session {
                 done("SET")
             }
             Statement::SetSnapshot(text) => {
-                self.set_snapshot(text)?;
+                self.set_snapshot(text).await?;
                 done("SET")
             }
             Statement::Set { name, value, local } => {

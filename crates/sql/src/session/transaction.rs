@@ -68,7 +68,10 @@ impl Session {
     pub(super) fn begin_block(&mut self, modes: &Modes) -> Result<()> {
         match &mut self.open {
             Some(open) if open.block => {
-                self.warn("there is already a transaction in progress");
+                self.warn_as(
+                    state::ACTIVE_TRANSACTION,
+                    "there is already a transaction in progress",
+                );
                 return Ok(());
             }
             // Statements sent together with BEGIN become part of its block.
@@ -87,7 +90,10 @@ impl Session {
     pub(super) fn set_modes(&mut self, modes: &Modes) -> Result<()> {
         let engine = self.engine.clone();
         let Some(open) = self.open.as_mut().filter(|open| open.block) else {
-            self.warn("SET TRANSACTION can only be used in transaction blocks");
+            self.warn_as(
+                state::NO_ACTIVE_TRANSACTION,
+                "SET TRANSACTION can only be used in transaction blocks",
+            );
             return Ok(());
         };
         if let Some(isolation) = modes.isolation
@@ -117,7 +123,7 @@ impl Session {
     }
 
     /// SET TRANSACTION SNAPSHOT: an SCN as `pg_export_snapshot()` gives it.
-    pub(super) fn set_snapshot(&mut self, text: &str) -> Result<()> {
+    pub(super) async fn set_snapshot(&mut self, text: &str) -> Result<()> {
         let Some(open) = self.open.as_mut().filter(|open| open.block) else {
             self.warn("SET TRANSACTION can only be used in transaction blocks");
             return Ok(());
@@ -138,7 +144,7 @@ impl Session {
             Error::new(state::INVALID_PARAMETER, format!("invalid snapshot identifier: \"{text}\""))
                 .hint("A snapshot is an SCN, as pg_export_snapshot() returns it.")
         })?;
-        open.txn.read_as_of(scn)?;
+        open.txn.read_as_of(scn).await?;
         Ok(())
     }
 
@@ -214,7 +220,7 @@ impl Session {
                 "COMMIT"
             }
             _ => {
-                self.warn("there is no transaction in progress");
+                self.warn_as(state::NO_ACTIVE_TRANSACTION, "there is no transaction in progress");
                 // What was sent together with this COMMIT is committed by it.
                 if self.open.is_some() {
                     self.commit_open().await?;
@@ -231,7 +237,7 @@ impl Session {
     pub(super) async fn rollback(&mut self, chain: bool) -> Result<()> {
         let modes = self.modes();
         if !self.open.as_ref().is_some_and(|open| open.block) {
-            self.warn("there is no transaction in progress");
+            self.warn_as(state::NO_ACTIVE_TRANSACTION, "there is no transaction in progress");
         }
         self.roll_back().await;
         if chain {
@@ -368,7 +374,10 @@ impl Session {
             };
         }
         if local && !self.open.as_ref().is_some_and(|open| open.block) {
-            self.warn("SET LOCAL can only be used in transaction blocks");
+            self.warn_as(
+                state::NO_ACTIVE_TRANSACTION,
+                "SET LOCAL can only be used in transaction blocks",
+            );
             return Ok(());
         }
         let mut settings = (*self.settings).clone();

@@ -230,7 +230,7 @@ impl Numeric {
             let message = "NaN and infinity are not supported in type numeric";
             return Err(Error::new(state::FEATURE_NOT_SUPPORTED, message));
         }
-        let parsed: Numeric = digits.parse().map_err(|_: ParseError| overflow())?;
+        let parsed = Numeric::parse_rounded(digits).map_err(|_| overflow())?;
         Ok(parsed.without_trailing_zeros())
     }
 
@@ -337,7 +337,23 @@ pub enum ParseError {
 impl FromStr for Numeric {
     type Err = ParseError;
 
+    /// The very value that is written; an error where 38 digits do not hold it.
     fn from_str(text: &str) -> Result<Numeric, ParseError> {
+        match Numeric::read(text)? {
+            (value, true) => Ok(value),
+            (_, false) => Err(ParseError::Overflow),
+        }
+    }
+}
+
+impl Numeric {
+    /// Reads what is rounded anyway: digits after the point that do not fit may go.
+    pub fn parse_rounded(text: &str) -> Result<Numeric, ParseError> {
+        Numeric::read(text).map(|(value, _)| value)
+    }
+
+    /// The value, and whether it is all that was written.
+    fn read(text: &str) -> Result<(Numeric, bool), ParseError> {
         let text = text.trim().as_bytes();
         let (negative, digits) = match text {
             [b'-', rest @ ..] => (true, rest),
@@ -350,6 +366,7 @@ impl FromStr for Numeric {
         let mut n_digits = 0usize;
         let mut rounded_up = false;
         let mut full = false;
+        let mut exact = true;
         let mut exponent: i64 = 0;
         let mut bytes = digits.iter().copied().enumerate();
         for (at, byte) in &mut bytes {
@@ -361,6 +378,7 @@ impl FromStr for Numeric {
                         mantissa = mantissa * 10 + digit;
                         scale += i64::from(seen_point);
                     } else {
+                        exact &= digit == 0;
                         if !full {
                             rounded_up = digit >= 5;
                             full = true;
@@ -396,6 +414,7 @@ impl FromStr for Numeric {
             scale += 1;
         }
         while scale > i64::from(MAX_DIGITS) {
+            exact &= mantissa % 10 == 0;
             mantissa = if scale == i64::from(MAX_DIGITS) + 1 {
                 (mantissa + 5) / 10
             } else {
@@ -407,7 +426,8 @@ impl FromStr for Numeric {
             }
         }
         let mantissa = if negative { -mantissa } else { mantissa };
-        Numeric::new(mantissa, scale as u8).map_err(|_| ParseError::Overflow)
+        let value = Numeric::new(mantissa, scale as u8).map_err(|_| ParseError::Overflow)?;
+        Ok((value, exact))
     }
 }
 
@@ -511,5 +531,10 @@ mod tests {
         assert_eq!(Numeric::from_f64(0.1).unwrap().to_string(), "0.1");
         assert_eq!("1.2.3".parse::<Numeric>(), Err(ParseError::Syntax));
         assert_eq!("".parse::<Numeric>(), Err(ParseError::Syntax));
+        let long = "123456789012345678901234567890.123456789";
+        assert_eq!(long.parse::<Numeric>(), Err(ParseError::Overflow));
+        let rounded = Numeric::parse_rounded(long).unwrap();
+        assert_eq!(rounded.to_string(), "123456789012345678901234567890.12345679");
+        assert_eq!(n("1.0000000000000000000000000000000000000000"), n("1"));
     }
 }

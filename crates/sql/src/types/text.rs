@@ -183,7 +183,11 @@ pub fn parse(text: &str, ty: &Type, zone: &Zone) -> Result<Datum> {
         Type::Float4 => Datum::Float4(parse_float::<f32>(text, ty)?),
         Type::Float8 => Datum::Float8(parse_float::<f64>(text, ty)?),
         Type::Numeric(fit) => {
-            let value: Numeric = text.parse().map_err(|error| match error {
+            let read = match fit {
+                Some(_) => Numeric::parse_rounded(text),
+                None => text.parse(),
+            };
+            let value = read.map_err(|error| match error {
                 ParseError::Syntax => syntax(ty, text),
                 ParseError::Overflow => {
                     Error::new(state::OUT_OF_RANGE, "value overflows numeric format")

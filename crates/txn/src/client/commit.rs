@@ -17,6 +17,7 @@ use base::{Key, KeyRange, Scn, TabletId};
 use bytes::Bytes;
 use futures::future::join_all;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -96,11 +97,10 @@ impl Shared {
         let mut shares: BTreeMap<TabletId, (Share, usize)> = BTreeMap::new();
         let mut order: Vec<TabletId> = Vec::new();
         let mut share_of = |tablet: TabletId| -> Result<()> {
-            if !shares.contains_key(&tablet) {
+            if let Entry::Vacant(vacant) = shares.entry(tablet) {
                 let epoch = *grants.get(&tablet).ok_or_else(lost_locks)?;
                 order.push(tablet);
-                shares
-                    .insert(tablet, (Share { tablet, epoch, parts: vec![Changes::default()] }, 0));
+                vacant.insert((Share { tablet, epoch, parts: vec![Changes::default()] }, 0));
             }
             Ok(())
         };

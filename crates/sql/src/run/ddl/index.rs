@@ -110,6 +110,7 @@ impl Exec<'_> {
         let index = &table.indexes[at];
         let entries: Vec<_> =
             found.iter().map(|(key, row)| rows::entry(table, index, row, key)).collect();
+        entries.iter().try_for_each(|(key, _)| rows::check_key(key, &index.name))?;
         let keys: Vec<Key> = entries.iter().map(|(key, _)| key.clone()).collect();
         let locked = self.lock(&keys, LockMode::Exclusive, Wait::Block).await?;
         let mut own = HashMap::new();
