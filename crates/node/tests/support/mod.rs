@@ -71,14 +71,16 @@ impl Cluster {
     pub async fn connect(&self, node: u16) -> Client {
         let begun = Instant::now();
         loop {
-            if let Ok(client) = self.try_connect(node).await
-                && client.simple_query("SELECT 1").await.is_ok()
-            {
-                return client;
-            }
+            let error = match self.try_connect(node).await {
+                Ok(client) => match client.simple_query("SELECT 1").await {
+                    Ok(_) => return client,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
             assert!(
                 begun.elapsed() < Duration::from_secs(30),
-                "node {node} does not answer\n{}",
+                "node {node} does not answer: {error:?}\n{}",
                 self.logs()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;

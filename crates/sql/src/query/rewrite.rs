@@ -789,7 +789,7 @@ fn side_by_side(arrays: &[ast::Expr], alias: Option<TableAlias>) -> Result<Table
     let named: Vec<String> =
         arrays.iter().enumerate().map(|(n, array)| format!("{array} AS array{n}")).collect();
     let taken: Vec<String> =
-        (0..arrays.len()).map(|n| format!("unnest(arrays.array{n}) AS unnest{n}")).collect();
+        (0..arrays.len()).map(|n| format!("unnest(arrays.array{n}) AS unnest")).collect();
     let sql = format!("SELECT {} FROM (SELECT {}) AS arrays", taken.join(", "), named.join(", "));
     let parse::Statement::Query(subquery) = parse::parse(&sql)? else {
         return Err(Error::internal("a query did not parse as one"));
