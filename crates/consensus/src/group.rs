@@ -312,6 +312,11 @@ impl Group {
             })
     }
 
+    /// Whether this replica's log was empty when this process started it.
+    pub fn is_new(&self) -> bool {
+        self.inner.last_at_start.is_none()
+    }
+
     /// Campaigns now, unless a leader is known.
     pub async fn campaign(&self) -> Result<(), Error> {
         self.inner.raft.trigger().elect(false).await.map_err(|fatal| self.stopped(&fatal))

@@ -148,7 +148,7 @@ impl Membership {
         txn.commit().await?;
         tracing::info!(node = %id, zone = %row.zone, address = %row.peer_address, "a node joined");
         topology.nodes.insert(id, row);
-        self.learn(topology.clone());
+        let topology = self.learn(topology);
         Ok(JoinAnswer { cluster: self.parts.identity.cluster, node: id, topology })
     }
 
@@ -200,7 +200,7 @@ impl Membership {
         let mut txn = self.parts.client.begin(Isolation::ReadCommitted);
         let topology = Topology::of(read_nodes(&mut txn).await?);
         txn.rollback().await;
-        self.learn(topology.clone());
+        let topology = self.learn(topology);
         let mut settled = true;
         for group in self.parts.groups.all().into_iter().filter(leads) {
             let voters: BTreeSet<NodeId> = group.status().voters.into_iter().collect();
@@ -222,9 +222,14 @@ impl Membership {
         Ok(settled)
     }
 
-    fn learn(&self, topology: Topology) {
-        if *self.topology.read() == topology {
-            return;
+    /// Takes over what the rows say; returns all that is known. A founder that has not written
+    /// its row yet stays known: who forgot its address could not even ask it for the rows.
+    fn learn(&self, rows: Topology) -> Topology {
+        let known = self.topology.read().clone();
+        let mut topology = known.clone();
+        topology.nodes.extend(rows.nodes);
+        if topology == known {
+            return topology;
         }
         for row in topology.members() {
             self.parts.transport.set_address(row.id, row.peer_address);
@@ -236,7 +241,8 @@ impl Membership {
         if let Err(error) = self.parts.home.set_topology(&topology) {
             tracing::warn!(%error, "the known nodes are not written down");
         }
-        *self.topology.write() = topology;
+        *self.topology.write() = topology.clone();
+        topology
     }
 }
 

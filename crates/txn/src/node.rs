@@ -204,7 +204,8 @@ impl Node {
             }
             for _ in 0..N_CAMPAIGNS {
                 let Ok(group) = tablet.group() else { return };
-                if group.status().leader.is_some() {
+                // After a restart the split is only replayed: the child has lived since.
+                if !group.is_new() || group.status().leader.is_some() {
                     return;
                 }
                 if let Err(error) = group.campaign().await {
