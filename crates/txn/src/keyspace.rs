@@ -88,3 +88,25 @@ fn key(space: Space, tablet: TabletId, rest: &[u8]) -> Bytes {
     out.put_slice(rest);
     out.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_names_all_that_a_tablet_knows_of_itself_and_nothing_of_others() {
+        let (tablet, txn) = (TabletId::ROOT, TxnId(9));
+        let keys = [
+            descriptor(tablet),
+            barrier(tablet, 3),
+            prepared(tablet, txn, 1),
+            record(tablet, txn),
+            ceiling(),
+        ];
+        let named = |tablet, key: &Bytes| all(tablet).iter().any(|range| range.contains(key));
+        for key in &keys {
+            assert!(named(tablet, key), "{key:?}");
+            assert!(!named(TabletId(tablet.0 + 1), key), "{key:?}");
+        }
+    }
+}

@@ -130,6 +130,19 @@ fn a_killed_node_replays_what_was_not_durable() {
 }
 
 #[test]
+fn a_state_whose_log_is_gone_is_refused() {
+    let mut cluster = Cluster::new(1, forgetful());
+    forget(&cluster, 20);
+    cluster.kill(1);
+    std::fs::remove_dir_all(cluster.dir(1).join("log")).unwrap();
+    let node = cluster.open(1);
+    let refused = node.run(node.groups.start(TABLET, node.kv.clone()));
+    let message = refused.err().expect("it must not start").to_string();
+    assert!(message.contains("its log is gone"), "{message}");
+    cluster.nodes.insert(1, node);
+}
+
+#[test]
 fn a_log_that_begins_after_the_state_is_refused() {
     let mut cluster = Cluster::new(1, forgetful());
     forget(&cluster, 20);

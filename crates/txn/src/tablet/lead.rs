@@ -231,3 +231,82 @@ impl Marks {
                 .any(|(other, txn)| other.overlaps(range) && blocking.contains(txn))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Changes, encode};
+    use crate::locks::Answer;
+    use base::Env;
+    use base::env::MemoryNet;
+    use std::sync::Arc;
+    use storage::{Batch, Options};
+
+    fn key(n: u16) -> Key {
+        Key::copy_from_slice(&n.to_be_bytes())
+    }
+
+    fn at(scn: u64) -> ReadAt {
+        ReadAt::Snapshot(Scn(scn))
+    }
+
+    #[test]
+    fn a_reader_waits_for_what_may_lie_within_its_snapshot_and_for_nothing_else() {
+        let mut marks = Marks::default();
+        let txn = TxnId(1);
+        marks.add(txn, &[key(1)], &[], Scn(5));
+        assert!(marks.blocks_key(&key(1), at(10)), "its number is not known yet");
+        assert!(!marks.blocks_key(&key(2), at(10)));
+        assert!(!marks.blocks_key(&key(1), ReadAt::Newest), "not acknowledged before it is there");
+        marks.drawn(txn, Scn(11));
+        assert!(!marks.blocks_key(&key(1), at(10)));
+        assert!(marks.blocks_key(&key(1), at(11)));
+        assert_eq!(marks.lowest_floor(), Some(Scn(5)), "what is closed ends there");
+        marks.set_prepared(txn);
+        assert!(marks.blocks_key(&key(1), ReadAt::Newest), "it may be acknowledged already");
+        marks.remove(txn);
+        assert!(!marks.blocks_key(&key(1), at(99)));
+        assert_eq!(marks.lowest_floor(), None);
+    }
+
+    #[test]
+    fn a_definition_that_is_changing_holds_back_who_goes_by_the_older_one() {
+        let mut marks = Marks::default();
+        marks.add(TxnId(1), &[], &[SchemaUse { table: 7, version: 3 }], Scn(5));
+        let uses = |version| [SchemaUse { table: 7, version }];
+        assert!(marks.blocks_uses(&uses(2), at(10)));
+        assert!(!marks.blocks_uses(&uses(3), at(10)));
+        assert!(!marks.blocks_uses(&[SchemaUse { table: 8, version: 1 }], at(10)));
+        marks.remove(TxnId(1));
+        assert!(!marks.blocks_uses(&uses(2), at(10)));
+    }
+
+    #[test]
+    fn a_new_leader_locks_all_that_is_prepared_even_where_it_lies_side_by_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Env::seeded(1, Arc::new(MemoryNet::default()));
+        let store = Store::open(&env, dir.path(), Options::default()).unwrap();
+        let tablet = TabletId(7);
+        let (many, one, other) = (TxnId(1), TxnId(2), TxnId(3));
+        let mut batch = Batch::default();
+        let mut prepare = |txn, keys: Vec<Key>| {
+            let writes = keys.into_iter().map(|key| (key, None)).collect();
+            let changes = Changes { writes, ..Changes::default() };
+            let part = Prepared { anchor: tablet, changes };
+            batch.meta_put(keyspace::prepared(tablet, txn, 0), encode(&part));
+        };
+        prepare(many, (0..600).filter(|n| n % 2 == 0).map(key).collect());
+        prepare(one, vec![key(301)]);
+        store.apply(batch).unwrap();
+        let epoch = Epoch { term: 1, nonce: 1 };
+        let mut lead = Lead::take_over(&store, tablet, epoch, env.now()).unwrap();
+        let ask = |lead: &mut Lead, n| {
+            let target = Target::Key(key(n));
+            lead.locks.request(env.now(), other, target, LockMode::Exclusive, Wait::NoWait)
+        };
+        assert!(matches!(ask(&mut lead, 300), Answer::Refused));
+        lead.finish(many);
+        assert!(matches!(ask(&mut lead, 301), Answer::Refused), "still in doubt");
+        assert!(matches!(ask(&mut lead, 300), Answer::Granted));
+    }
+}
