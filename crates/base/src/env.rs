@@ -7,8 +7,10 @@
 //!
 //! Wall time ([`Env::wall`]) is for people and log lines. Nothing correct may depend on it.
 
+mod faulty;
 mod net;
 
+pub use faulty::{FaultyHost, FaultyNet};
 pub use net::{Listener, MemoryNet, Net, Stream, TcpNet};
 
 use parking_lot::Mutex;

@@ -27,7 +27,7 @@ enum Command {
     /// Run a whole cluster of real processes on this machine.
     Up(up::Up),
     /// Run one node of a cluster over many machines.
-    Node(NodeArgs),
+    Node(Box<NodeArgs>),
     /// Show the nodes and tablets.
     Status(status::Status),
     /// Send SQL to a local cluster: from -c, or statement by statement from standard input.

@@ -255,7 +255,7 @@ async fn read_nodes(txn: &mut Txn) -> Result<Vec<NodeRow>, Error> {
         txn.reader().await?.scan(KeyRange::prefix(NODES.to_be_bytes().to_vec()), false, None);
     let mut rows = Vec::new();
     loop {
-        let batch = scan.next().await?;
+        let batch = scan.next_batch().await?;
         if batch.is_empty() {
             return Ok(rows);
         }

@@ -244,7 +244,7 @@ impl Catalog {
         let mut scan = reader.scan(relation.range(), false, None);
         let mut all = Vec::new();
         loop {
-            let batch = scan.next().await?;
+            let batch = scan.next_batch().await?;
             if batch.is_empty() {
                 return Ok(all);
             }

@@ -17,14 +17,12 @@
 use crate::catalog::Table;
 use crate::error::{Error, Result};
 use crate::types::{Datum, Interval, Numeric, Type};
-use base::KeyRange;
-use base::key::prefix_end;
 use std::sync::Arc;
 
 // ---- keys
 
-/// The longest key that is stored or looked for: a little less than the store takes, which keeps
-/// room for what it puts around a key.
+/// The longest key that a row or an index entry may have: a little less than the store takes, so
+/// that the error names the index and not the store. Looking for a longer one finds nothing.
 pub const KEY_BYTES_MAX: usize = 32_000;
 
 const KEY_VALUE: u8 = 0x01;
@@ -125,19 +123,6 @@ fn encode_numeric_key(value: &Numeric, out: &mut Vec<u8>) {
     if mantissa < 0 {
         out[from..].iter_mut().for_each(|byte| *byte = !*byte);
     }
-}
-
-/// The same range with bounds that the store takes. It may hold more than before, never less.
-pub fn shorten(mut range: KeyRange) -> KeyRange {
-    if range.start.len() > KEY_BYTES_MAX {
-        range.start.truncate(KEY_BYTES_MAX);
-    }
-    if let Some(end) = &range.end
-        && end.len() > KEY_BYTES_MAX
-    {
-        range.end = prefix_end(&end[..KEY_BYTES_MAX]);
-    }
-    range
 }
 
 /// A relation's prefix, as the start of a key.

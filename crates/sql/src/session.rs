@@ -89,7 +89,7 @@ pub enum Outcome {
     Done {
         tag: String,
     },
-    CopyIn(CopyIn),
+    CopyIn(Box<CopyIn>),
     CopyOut(CopyOut),
     /// The empty statement.
     Empty,

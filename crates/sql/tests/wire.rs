@@ -100,7 +100,7 @@ impl Raw {
         seen
     }
 
-    async fn to_the_end(&mut self) -> Vec<String> {
+    async fn until_closed(&mut self) -> Vec<String> {
         self.until(0).await
     }
 }
@@ -145,18 +145,18 @@ async fn strangers_are_told_once_and_closed() {
     ] {
         let mut raw = Raw::connect(&served).await;
         raw.send(bytes).await;
-        assert_eq!(raw.to_the_end().await, [format!("E {state}")], "{bytes:?}");
+        assert_eq!(raw.until_closed().await, [format!("E {state}")], "{bytes:?}");
     }
     let mut raw = Raw::connect(&served).await;
     raw.send(&startup(b"user\0nobody\0")).await;
-    assert_eq!(raw.to_the_end().await, ["E 28000"]);
+    assert_eq!(raw.until_closed().await, ["E 28000"]);
 
     for (bytes, state) in
         [(&b"Q\x7f\xff\xff\xff"[..], "08P01"), (b"Q\0\0\0\x03", "08P01"), (b"!\0\0\0\x04", "08P01")]
     {
         let mut raw = Raw::login(&served).await;
         raw.send(bytes).await;
-        assert_eq!(raw.to_the_end().await, [format!("E {state}")], "{bytes:?}");
+        assert_eq!(raw.until_closed().await, [format!("E {state}")], "{bytes:?}");
     }
     let mut raw = Raw::login(&served).await;
     raw.send(&message(b'Q', b"SELECT 1\0")).await;
@@ -342,7 +342,7 @@ async fn a_cancel_request_needs_the_secret() {
         request.extend(key);
         let mut other = Raw::connect(&served).await;
         other.send(&request).await;
-        assert_eq!(other.to_the_end().await, [""; 0]);
+        assert_eq!(other.until_closed().await, [""; 0]);
     };
     let mut wrong = key.clone();
     wrong[7] ^= 1;
@@ -393,7 +393,7 @@ async fn a_full_server_says_so_and_a_stopping_one_too() {
     let second = Raw::login(&served).await;
     let mut third = Raw::connect(&served).await;
     third.send(&startup(b"user\0atoll\0")).await;
-    assert_eq!(third.to_the_end().await, ["E 53300"]);
+    assert_eq!(third.until_closed().await, ["E 53300"]);
     drop((second, third));
     // The places are free again once the server has seen them go.
     loop {
@@ -404,5 +404,5 @@ async fn a_full_server_says_so_and_a_stopping_one_too() {
         }
     }
     served.stop.send(true).unwrap();
-    assert_eq!(first.to_the_end().await, ["E 57P01"]);
+    assert_eq!(first.until_closed().await, ["E 57P01"]);
 }

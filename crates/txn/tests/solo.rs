@@ -28,7 +28,7 @@ async fn all(txn: &mut Txn, reverse: bool) -> Vec<String> {
     let mut scan = txn.reader().await.unwrap().scan(KeyRange::prefix(key("")), reverse, Some(2));
     let mut rows = vec![];
     loop {
-        let batch = scan.next().await.unwrap();
+        let batch = scan.next_batch().await.unwrap();
         if batch.is_empty() {
             return rows;
         }
@@ -236,7 +236,7 @@ async fn what_no_replica_could_apply_is_refused_before_it_is_in_the_log() {
     let mut txn = solo.client.begin(Isolation::ReadCommitted);
     let range = KeyRange::new(key(&long), key("z"));
     let mut scan = txn.reader().await.unwrap().scan(range, false, None);
-    assert_eq!(scan.next().await.unwrap().len(), 1, "a bound may be longer than any key");
+    assert_eq!(scan.next_batch().await.unwrap().len(), 1, "a bound may be longer than any key");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

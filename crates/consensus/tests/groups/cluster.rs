@@ -1,22 +1,18 @@
 //! The cluster under test: nodes, their faulty network, and a key-value machine.
 
-use base::env::{Instant, Listener, MemoryNet, Net, Stream};
+use base::env::{FaultyNet, Instant, MemoryNet};
 use base::{Env, KeyRange, NodeId, Scn, TabletId};
 use bytes::Bytes;
 use consensus::{Config, Entry, Error, Group, Groups, Machine, Position, Role};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashSet};
-use std::io;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 use storage::{Batch, Options, Store, TabletRanges};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 use transport::{Identity, Transport};
 
@@ -189,7 +185,7 @@ fn machine(env: &Env, store: &Store, tablet: TabletId, wrong: &Arc<Mutex<Vec<Str
 
 pub struct Cluster {
     pub nodes: BTreeMap<u64, Node>,
-    pub net: Faults,
+    pub net: FaultyNet,
     pub config: Config,
     pub wrong: Arc<Mutex<Vec<String>>>,
     dir: tempfile::TempDir,
@@ -213,7 +209,7 @@ impl Cluster {
     pub fn new(n: u64, config: Config) -> Cluster {
         let mut cluster = Cluster {
             nodes: BTreeMap::new(),
-            net: Faults::default(),
+            net: FaultyNet::default(),
             config,
             wrong: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
@@ -258,8 +254,7 @@ impl Cluster {
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
         let entered = runtime.enter();
         let boot = self.boot.fetch_add(1, Ordering::Relaxed);
-        let net = FaultyNet { me: address(id), faults: self.net.clone() };
-        let env = Env::seeded(boot, Arc::new(net));
+        let env = Env::seeded(boot, Arc::new(self.net.of(address(id))));
         let options = Options { log_bytes: 1 << 30, ..Options::default() };
         // A killed node's last tasks may still be letting go of the files.
         let store =
@@ -315,20 +310,20 @@ impl Cluster {
     }
 
     pub fn cut(&self, a: u64, b: u64) {
-        self.net.cut.lock().insert(pair(address(a), address(b)));
+        self.net.cut(address(a), address(b));
     }
 
     /// Cuts the two once `n_bytes` more have gone from `a` to `b` and back.
     pub fn cut_after(&self, a: u64, b: u64, n_bytes: u64) {
-        *self.net.fuse.lock() = Some((pair(address(a), address(b)), n_bytes));
+        self.net.cut_after(address(a), address(b), n_bytes);
     }
 
     pub fn is_cut(&self, a: u64, b: u64) -> bool {
-        self.net.cut.lock().contains(&pair(address(a), address(b)))
+        self.net.is_cut(address(a), address(b))
     }
 
     pub fn heal(&self) {
-        self.net.cut.lock().clear();
+        self.net.heal();
     }
 
     pub fn wait_applied(&self, id: u64, index: u64) {
@@ -356,118 +351,4 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 
 fn address(id: u64) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7400 + id as u16))
-}
-
-fn pair(a: SocketAddr, b: SocketAddr) -> Pair {
-    (a.min(b), a.max(b))
-}
-
-/// A network in memory. What is sent between nodes that are cut is lost without a word.
-#[derive(Clone, Default)]
-pub struct Faults {
-    net: MemoryNet,
-    cut: Arc<Mutex<HashSet<Pair>>>,
-    fuse: Arc<Mutex<Option<(Pair, u64)>>>,
-}
-
-type Pair = (SocketAddr, SocketAddr);
-
-struct FaultyNet {
-    me: SocketAddr,
-    faults: Faults,
-}
-
-impl Net for FaultyNet {
-    fn connect(
-        &self,
-        to: SocketAddr,
-    ) -> Pin<Box<dyn Future<Output = io::Result<Stream>> + Send + '_>> {
-        Box::pin(async move {
-            let pair = pair(self.me, to);
-            if self.faults.cut.lock().contains(&pair) {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "cut"));
-            }
-            let stream = self.faults.net.connect(to).await?;
-            Ok(Box::new(Faulty { stream, pair, faults: self.faults.clone(), lost: false })
-                as Stream)
-        })
-    }
-
-    fn listen(
-        &self,
-        at: SocketAddr,
-    ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Listener>>> + Send + '_>> {
-        self.faults.net.listen(at)
-    }
-}
-
-struct Faulty {
-    stream: Stream,
-    pair: Pair,
-    faults: Faults,
-    /// Something was lost on the way: as with TCP, nothing comes after it.
-    lost: bool,
-}
-
-impl Faulty {
-    /// Whether what passes now is lost.
-    fn loses(&mut self) -> io::Result<bool> {
-        let cut = self.faults.cut.lock().contains(&self.pair);
-        if self.lost && !cut {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
-        self.lost |= cut;
-        Ok(cut)
-    }
-
-    fn burn(&self, n_bytes: u64) {
-        let mut fuse = self.faults.fuse.lock();
-        if let Some((pair, left)) = fuse.as_mut().filter(|(pair, _)| *pair == self.pair) {
-            *left = left.saturating_sub(n_bytes);
-            if *left == 0 {
-                self.faults.cut.lock().insert(*pair);
-                *fuse = None;
-            }
-        }
-    }
-}
-
-impl AsyncRead for Faulty {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            let before = buf.filled().len();
-            std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-            let read = buf.filled().len() - before;
-            if read == 0 || !self.loses()? {
-                return Poll::Ready(Ok(()));
-            }
-            buf.set_filled(before);
-        }
-    }
-}
-
-impl AsyncWrite for Faulty {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.loses()? {
-            return Poll::Ready(Ok(buf.len()));
-        }
-        self.burn(buf.len() as u64);
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

@@ -49,8 +49,12 @@ impl Catalog {
                 sweep.n_waiting += 1;
                 continue;
             }
-            let batch =
-                txn.reader().await?.scan(relation.range(), false, Some(BATCH_ROWS)).next().await?;
+            let batch = txn
+                .reader()
+                .await?
+                .scan(relation.range(), false, Some(BATCH_ROWS))
+                .next_batch()
+                .await?;
             let mut keys: Vec<Key> = batch.into_iter().map(|(key, _)| key).collect();
             let n_rows = keys.len();
             if n_rows == 0 {
@@ -74,7 +78,7 @@ impl Catalog {
         let mut scan = txn.reader().await?.scan(rows::GARBAGE.range(), false, None);
         let mut found = Vec::new();
         loop {
-            let batch = scan.next().await?;
+            let batch = scan.next_batch().await?;
             if batch.is_empty() {
                 return Ok(found);
             }

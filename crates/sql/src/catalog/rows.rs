@@ -64,8 +64,6 @@ fn by_id(relation: RelationId, id: u32) -> Key {
 fn by_text(relation: RelationId, parts: &[&str]) -> Key {
     let mut key = codec::key_prefix(relation, 32);
     parts.iter().for_each(|part| codec::encode_key(&Datum::text(part), &mut key));
-    // The store takes no longer ones; nothing has such a name.
-    key.truncate(codec::KEY_BYTES_MAX);
     key.into()
 }
 

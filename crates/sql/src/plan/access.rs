@@ -194,14 +194,10 @@ impl Access {
             }
         }
         if self.is_point {
-            // Nothing is stored under a key that is too long.
-            prefixes.retain(|prefix| prefix.len() <= codec::KEY_BYTES_MAX);
             return Ok(Places::Points(prefixes.into_iter().map(Key::from).collect()));
         }
         if self.low.is_none() && self.high.is_none() {
-            let ranges =
-                prefixes.into_iter().map(|prefix| codec::shorten(KeyRange::prefix(prefix)));
-            return Ok(Places::Ranges(ranges.collect()));
+            return Ok(Places::Ranges(prefixes.into_iter().map(KeyRange::prefix).collect()));
         }
         let ty = &table.columns[self.key[self.equal.len()]].ty;
         // A bound is a value and whether it belongs to the range; NULL admits nothing.
@@ -239,7 +235,7 @@ impl Access {
                 Some((value, true)) => base::key::prefix_end(&with(value)),
                 Some((value, false)) => Some(with(value)),
             };
-            let range = codec::shorten(KeyRange { start, end });
+            let range = KeyRange { start, end };
             if !range.is_empty() {
                 ranges.push(range);
             }

@@ -79,9 +79,12 @@ pub struct Delete {
     pub returning: Option<Vec<Expr>>,
 }
 
+/// RETURNING's expressions and what they are called.
+type Returning = (Option<Vec<Expr>>, Option<Vec<Column>>);
+
 pub enum Finder {
     Scan {
-        access: Access,
+        access: Box<Access>,
         filter: Option<Expr>,
     },
     /// The query's first columns are the primary key's.
@@ -441,7 +444,7 @@ impl Planner<'_> {
             },
         };
         let (access, rest) = Access::choose(table, conjuncts, &[]);
-        Ok(Finder::Scan { access, filter: joined(rest) })
+        Ok(Finder::Scan { access: Box::new(access), filter: joined(rest) })
     }
 
     async fn update_joined(
@@ -610,7 +613,7 @@ impl Planner<'_> {
         scope: &Scope,
         table: &Table,
         alias: Option<&str>,
-    ) -> Result<(Option<Vec<Expr>>, Option<Vec<Column>>)> {
+    ) -> Result<Returning> {
         match items {
             None => Ok((None, None)),
             Some(items) => {

@@ -360,7 +360,7 @@ fn index_definition(facts: &Facts, args: &[Datum]) -> Result<Datum> {
     let Some(id) = oid(&args[0]) else { return Ok(Datum::Null) };
     let column = args.get(1).and_then(Datum::as_i64).unwrap_or(0);
     for table in &facts.snapshot.tables {
-        for index in views::indexes(table).filter(|index| index.id == id) {
+        if let Some(index) = views::indexes(table).find(|index| index.id == id) {
             let names: Vec<String> =
                 index.columns.iter().map(|&idx| quoted(&table.columns[idx].name)).collect();
             if column > 0 {
@@ -383,7 +383,7 @@ fn index_definition(facts: &Facts, args: &[Datum]) -> Result<Datum> {
 fn constraint_definition(facts: &Facts, args: &[Datum]) -> Result<Datum> {
     let Some(id) = oid(&args[0]) else { return Ok(Datum::Null) };
     for table in &facts.snapshot.tables {
-        for constraint in views::constraints(table).filter(|constraint| constraint.id == id) {
+        if let Some(constraint) = views::constraints(table).find(|constraint| constraint.id == id) {
             return Ok(Datum::text(constraint.definition(table)));
         }
     }

@@ -219,9 +219,9 @@ fn key_range(
             range = range.intersect(&only);
             bounded = true;
         }
-        return (codec::shorten(range), n_equal, bounded);
+        return (range, n_equal, bounded);
     }
-    (codec::shorten(KeyRange::prefix(prefix)), n_equal, false)
+    (KeyRange::prefix(prefix), n_equal, false)
 }
 
 /// Reads one table.
@@ -381,7 +381,7 @@ struct Reading {
 impl Reading {
     async fn next(&mut self) -> Result<Option<RecordBatch>> {
         while self.left > 0 {
-            let rows = self.scan.next().await?;
+            let rows = self.scan.next_batch().await?;
             if rows.is_empty() {
                 if let Some(relation) = self.remember {
                     let mut seen = N_ROWS_SEEN.lock();

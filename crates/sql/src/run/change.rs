@@ -363,8 +363,9 @@ impl Exec<'_> {
         let key_idxs = table.primary_idxs();
         let mut more_locks: Vec<Key> = Vec::new();
         let mut removed: Vec<Key> = Vec::new();
-        // Key, value, and for a unique one the replacement and index (none: the primary key).
-        let mut written: Vec<(Key, Bytes, Option<(usize, Option<usize>)>)> = Vec::new();
+        // For a unique key: the replacement, and the index (none: the primary key).
+        type Unique = (usize, Option<usize>);
+        let mut written: Vec<(Key, Bytes, Option<Unique>)> = Vec::new();
         for (at, replacement) in replacements.iter().enumerate() {
             let Replacement { key, old, new } = replacement;
             rows::check_row(table, checks, new, self)?;
@@ -468,8 +469,17 @@ impl Exec<'_> {
 /// The rows to change, locked, chunk by chunk. A joined row has the query's extra values behind
 /// the table's columns.
 enum Targets<'a> {
-    Points { table: &'a Arc<Table>, filter: &'a Option<Expr>, keys: Vec<Key> },
-    Scan { table: &'a Arc<Table>, filter: &'a Option<Expr>, scanner: Scanner, snapshot: base::Scn },
+    Points {
+        table: &'a Arc<Table>,
+        filter: &'a Option<Expr>,
+        keys: Vec<Key>,
+    },
+    Scan {
+        table: &'a Arc<Table>,
+        filter: &'a Option<Expr>,
+        scanner: Box<Scanner>,
+        snapshot: base::Scn,
+    },
     Done(std::vec::IntoIter<(Key, Row)>),
 }
 
@@ -501,7 +511,7 @@ impl<'a> Targets<'a> {
                         let is_index = access.index.is_some();
                         let wanted = filter.as_ref().map(|filter| wanted(table, access, filter));
                         let wanted = wanted.or_else(|| Some(vec![false; table.columns.len()]));
-                        let scanner = Scanner::over(
+                        let scanner = Box::new(Scanner::over(
                             reader,
                             table.clone(),
                             wanted,
@@ -509,7 +519,7 @@ impl<'a> Targets<'a> {
                             false,
                             None,
                             ranges,
-                        );
+                        ));
                         Ok(Targets::Scan { table, filter, scanner, snapshot })
                     }
                 }

@@ -44,12 +44,12 @@ impl Exec<'_> {
 
     /// The first schema of the search path that there is.
     async fn first_schema(&mut self) -> Result<String> {
-        for schema in self.view.search_path.to_vec() {
+        for schema in self.view.search_path.iter() {
             if VIRTUAL_SCHEMAS.contains(&schema.as_str()) {
                 continue;
             }
-            match self.check_schema(&schema).await {
-                Ok(()) => return Ok(schema),
+            match self.check_schema(schema).await {
+                Ok(()) => return Ok(schema.clone()),
                 Err(error) if error.state() == state::NO_SUCH_SCHEMA => {}
                 Err(error) => return Err(error),
             }

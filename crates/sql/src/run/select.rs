@@ -78,7 +78,7 @@ impl Exec<'_> {
                 } else {
                     self.txn.get(&keys).await?
                 };
-                self.from_points(plan, select, table, found, params, &mut slots, window).await
+                self.points_found(plan, select, table, found, params, &mut slots, window).await
             }
             Places::Points(keys) => {
                 let entries = self.txn.get(&keys).await?;
@@ -88,7 +88,7 @@ impl Exec<'_> {
                     .map(|entry| rows::row_key_of_entry(table, &entry.value))
                     .collect();
                 let found = if keys.is_empty() { Vec::new() } else { self.txn.get(&keys).await? };
-                self.from_points(plan, select, table, found, params, &mut slots, window).await
+                self.points_found(plan, select, table, found, params, &mut slots, window).await
             }
             Places::Ranges(ranges) => {
                 let reader = self.txn.reader().await?;
@@ -131,7 +131,7 @@ impl Exec<'_> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    async fn from_points(
+    async fn points_found(
         &mut self,
         plan: &Plan,
         select: &Select,
@@ -461,7 +461,7 @@ impl Finder {
                     none.insert(self.reader.scan(range, self.reverse, self.limit))
                 }
             };
-            let batch = scan.next().await?;
+            let batch = scan.next_batch().await?;
             if batch.is_empty() {
                 self.scan = None;
                 continue;

@@ -135,7 +135,7 @@ impl Session {
         let Some(open) = self.open.take() else {
             return Err(Error::internal("COPY lost its transaction"));
         };
-        Ok(Outcome::CopyIn(CopyIn {
+        Ok(Outcome::CopyIn(Box::new(CopyIn {
             n_columns: idxs.len(),
             reader: Reader::new(copy.options.clone(), &table, &idxs, view.zone),
             engine,
@@ -147,11 +147,11 @@ impl Session {
             row: row.map(|row| (row, plan)),
             fields: Vec::new(),
             n_rows: 0,
-        }))
+        })))
     }
 
     /// Ends COPY FROM STDIN and returns its tag.
-    pub async fn copy_end(&mut self, mut copy: CopyIn) -> Result<String> {
+    pub async fn copy_end(&mut self, mut copy: Box<CopyIn>) -> Result<String> {
         let mut outcome = copy.reader.finish(&mut copy.fields);
         if outcome.is_ok() {
             let chunk = std::mem::take(&mut copy.fields);
@@ -170,14 +170,14 @@ impl Session {
     }
 
     /// The client broke COPY off, or feeding it failed.
-    pub async fn copy_fail(&mut self, copy: CopyIn, message: &str) -> Error {
+    pub async fn copy_fail(&mut self, copy: Box<CopyIn>, message: &str) -> Error {
         self.take_back(copy);
         let error = Error::new(state::QUERY_CANCELED, format!("COPY from stdin failed: {message}"));
         self.fail_with(&error).await;
         error
     }
 
-    fn take_back(&mut self, copy: CopyIn) {
+    fn take_back(&mut self, copy: Box<CopyIn>) {
         let mut open = copy.open;
         open.n_statements += 1;
         self.open = Some(open);

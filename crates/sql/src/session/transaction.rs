@@ -125,7 +125,10 @@ impl Session {
     /// SET TRANSACTION SNAPSHOT: an SCN as `pg_export_snapshot()` gives it.
     pub(super) async fn set_snapshot(&mut self, text: &str) -> Result<()> {
         let Some(open) = self.open.as_mut().filter(|open| open.block) else {
-            self.warn("SET TRANSACTION can only be used in transaction blocks");
+            self.warn_as(
+                state::NO_ACTIVE_TRANSACTION,
+                "SET TRANSACTION can only be used in transaction blocks",
+            );
             return Ok(());
         };
         if open.n_statements > 0 {

@@ -456,7 +456,7 @@ impl Connection {
     }
 
     /// COPY … FROM STDIN: feeds what comes until the client ends it.
-    async fn copy_in(&mut self, mut copy: CopyIn) -> Step {
+    async fn copy_in(&mut self, mut copy: Box<CopyIn>) -> Step {
         reply::copy_response(&mut self.pipe.output, b'G', copy.n_columns);
         self.pipe.flush().await?;
         loop {

@@ -36,7 +36,7 @@ fn plain(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Stores at `at` how many bytes came since, less `skip` of them.
-fn fill_length(out: &mut Vec<u8>, at: usize, skip: usize) -> Result<()> {
+fn fill_length(out: &mut [u8], at: usize, skip: usize) -> Result<()> {
     let too_large = |_| Error::new(state::LIMIT_EXCEEDED, "a row is larger than 2 GiB");
     let length = i32::try_from(out.len() - at - skip).map_err(too_large)?;
     out[at..at + 4].copy_from_slice(&length.to_be_bytes());

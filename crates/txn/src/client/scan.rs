@@ -122,8 +122,7 @@ pub struct Scan {
 
 impl Scan {
     /// The next rows, up to some thousands; an empty batch ends the scan.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> BoxFuture<'_, Result<Vec<(Key, Row)>>> {
+    pub fn next_batch(&mut self) -> BoxFuture<'_, Result<Vec<(Key, Row)>>> {
         Box::pin(async move {
             if let Some(range) = self.rest.clone()
                 && !self.locked

@@ -92,7 +92,7 @@ impl Tablet {
             Applied::Done => {
                 let now = self.env.now();
                 self.with_lead(epoch, |lead| {
-                    lead.is_prepared(txn, anchor, part, now);
+                    lead.is_prepared(txn, anchor, now);
                     Ok(Response::Done)
                 })
             }

@@ -7,7 +7,7 @@ use crate::message::{Epoch, ReadAt, TxnState};
 use crate::{Error, LockMode, Wait, keyspace};
 use base::env::Instant;
 use base::{Key, KeyRange, Scn, TabletId, TxnId};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use storage::Store;
 use tokio::sync::oneshot;
 
@@ -33,7 +33,6 @@ pub(crate) struct Lead {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) anchor: TabletId,
-    pub(crate) parts: BTreeSet<u32>,
     pub(crate) since: Instant,
 }
 
@@ -59,9 +58,8 @@ impl Lead {
         };
         for row in store.meta_scan(&keyspace::space(keyspace::Space::Prepared, tablet)) {
             let (key, value) = row?;
-            let (Some(txn), Some(part)) = (key.get(9..17), key.last_chunk::<4>()) else { continue };
+            let Some(txn) = key.get(9..17) else { continue };
             let txn = TxnId(txn.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)));
-            let part = u32::from_be_bytes(*part);
             let prepared: Prepared = decode(&value, "a prepared part")?;
             let keys: Vec<Key> =
                 prepared.changes.writes.iter().map(|(key, _)| key.clone()).collect();
@@ -71,14 +69,13 @@ impl Lead {
                 lead.locks.request(now, txn, target, LockMode::Exclusive, Wait::NoWait);
             }
             lead.marks.add(txn, &keys, &prepared.changes.barriers, Scn::ZERO);
-            lead.is_prepared(txn, prepared.anchor, part, now);
+            lead.is_prepared(txn, prepared.anchor, now);
         }
         Ok(lead)
     }
 
-    pub(crate) fn is_prepared(&mut self, txn: TxnId, anchor: TabletId, part: u32, now: Instant) {
-        let fresh = || Waiting { anchor, parts: BTreeSet::new(), since: now };
-        self.prepared.entry(txn).or_insert_with(fresh).parts.insert(part);
+    pub(crate) fn is_prepared(&mut self, txn: TxnId, anchor: TabletId, now: Instant) {
+        self.prepared.entry(txn).or_insert(Waiting { anchor, since: now });
         self.marks.set_prepared(txn);
     }
 

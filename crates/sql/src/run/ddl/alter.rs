@@ -444,7 +444,7 @@ impl Exec<'_> {
     pub async fn has_rows(&mut self, table: &Table) -> Result<bool> {
         self.exclude(table).await?;
         let reader = self.txn.reader().await?;
-        let first = reader.scan(table.relation.range(), false, Some(1)).next().await?;
+        let first = reader.scan(table.relation.range(), false, Some(1)).next_batch().await?;
         Ok(!first.is_empty())
     }
 

@@ -234,7 +234,7 @@ async fn batch(
     };
     let reader = txn.reader().await?;
     let mut scan = reader.scan(range.clone(), false, Some(BATCH_ROWS));
-    let found = scan.next().await?;
+    let found = scan.next_batch().await?;
     let Some((last, _)) = found.last() else { return Ok(None) };
     let next = KeyRange { start: base::key::successor(last), end: range.end };
     let keys: Vec<Key> = found.into_iter().map(|(key, _)| key).collect();

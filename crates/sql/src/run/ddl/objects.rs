@@ -244,7 +244,7 @@ impl Exec<'_> {
         let tables: Vec<_> = tables.into_iter().filter(|table| table.schema == name).collect();
         let sequences: Vec<_> =
             sequences.into_iter().filter(|sequence| sequence.schema == name).collect();
-        if !cascade && !(tables.is_empty() && sequences.is_empty()) {
+        if !cascade && (!tables.is_empty() || !sequences.is_empty()) {
             return Err(Error::new(
                 "2BP01",
                 format!("cannot drop schema {name} because other objects depend on it"),
