@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use parking_lot::{Condvar, Mutex};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -379,6 +379,43 @@ fn a_torn_tail_is_cut() {
         log[at] ^= 0xff;
     };
     assert_eq!(with_changed_log(torn).unwrap(), all[..4]);
+}
+
+/// A vote may depend on the entries that were there when it was given, and entries on the vote
+/// they were accepted under: whatever a crash leaves is a beginning of what was asked for.
+#[test]
+fn votes_and_entries_are_lost_from_the_end_only() {
+    const N: u64 = 12;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let log = store.log();
+    for vote in 1..=N {
+        log.append(T1, vec![entry(vote, "x")], ignore());
+        let (done, heard) = done();
+        log.save(T1, Slot::Vote, Some(bytes(vote.to_string())), done);
+        wait(heard);
+    }
+    drop(store);
+    let log_files = || files(&dir.path().join("log"), ".raftlog");
+    let file = log_files().pop().unwrap();
+    let content = std::fs::read(&file).unwrap();
+    let mut seen = BTreeSet::new();
+    for length in (0..content.len()).rev().step_by(5) {
+        std::fs::write(&file, &content[..length]).unwrap();
+        let Ok(store) = Store::open(&env(), dir.path(), small()) else { continue };
+        let log = store.log();
+        let last = log.bounds(T1).map_or(0, |(_, last)| last);
+        let vote = log.load(T1, Slot::Vote).unwrap();
+        let vote = vote.map_or(0, |vote| std::str::from_utf8(&vote).unwrap().parse().unwrap());
+        assert!(vote <= last && last <= vote + 1, "cut at {length}: vote {vote}, entry {last}");
+        seen.insert((vote, last));
+        drop(store);
+        // What the opening itself wrote does not count.
+        for later in log_files().into_iter().filter(|other| *other > file) {
+            std::fs::remove_file(later).unwrap();
+        }
+    }
+    assert!(seen.len() as u64 >= N, "{seen:?}");
 }
 
 #[test]

@@ -372,7 +372,8 @@ impl Node {
         }
     }
 
-    /// Brings a request to the tablet's leader.
+    /// Brings a request to the tablet's leader; a read of the past, to our own replica if that is
+    /// far enough.
     pub(crate) async fn ask(
         self: &Arc<Self>,
         tablet: TabletId,
@@ -391,7 +392,8 @@ impl Node {
         let mut pause = PAUSE_MIN;
         let mut n_tries = 0;
         loop {
-            let to = self.guess(tablet, n_tries);
+            let own = self.tablet(tablet).filter(|own| n_tries == 0 && own.has_past(&request));
+            let to = own.map(|_| self.me).or_else(|| self.guess(tablet, n_tries));
             let mut again = request.clone();
             if let Request::Lock(lock) = &mut again {
                 lock.waited_ms = (self.env.now() - began).as_millis() as u64;

@@ -1,16 +1,21 @@
-//! A whole cluster of one node in a temporary directory, for tests: the real log, the real
-//! groups, no network.
+//! Whole nodes in temporary directories, for tests: the real log, the real groups, and a network
+//! in memory.
 
 use crate::{Client, Error, Node, Parts};
-use base::env::MemoryNet;
-use base::{Env, NodeId};
-use consensus::{Config, Groups};
+use base::env::{FaultyNet, MemoryNet};
+use base::{Env, NodeId, Scn, TabletId};
+use consensus::{Config, Groups, Role};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use storage::{Options, Store};
 use tokio::sync::watch;
 use transport::{Identity, Transport};
+
+/// What the tasks of a node that has ended may need to end too.
+const LETTING_GO: Duration = Duration::from_secs(10);
 
 /// A running node. Dropping it leaves the data where it is; starting on it again goes on.
 pub struct Solo {
@@ -23,11 +28,37 @@ pub struct Solo {
 /// Starts a cluster of one node on `dir`.
 pub async fn solo(dir: &Path) -> Result<Solo, Error> {
     let env = Env::seeded(1, Arc::new(MemoryNet::default()));
-    let store = Store::open(&env, dir, Options::default())?;
     let me = NodeId(1);
     let transport = Transport::new(env.clone(), Identity { node: me, cluster: 1, boot: 1 }, None);
+    start(dir, env, transport, BTreeSet::from([me])).await
+}
+
+/// Starts node `me` of a cluster of nodes `1..=n` on `dir`; all of them must be started.
+pub async fn member(dir: &Path, net: &FaultyNet, me: u64, n: u64) -> Result<Solo, Error> {
+    let env = Env::seeded(me, Arc::new(net.of(address(me))));
+    let identity = Identity { node: NodeId(me), cluster: 1, boot: 1 };
+    let transport = Transport::new(env.clone(), identity, None);
+    for peer in 1..=n {
+        transport.set_address(NodeId(peer), address(peer));
+    }
+    let served = transport.serve(address(me)).await;
+    served.map_err(|error| Error::Internal { reason: error.to_string() })?;
+    start(dir, env, transport, (1..=n).map(NodeId).collect()).await
+}
+
+/// Where node `id` of a cluster listens.
+pub fn address(id: u64) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7400 + id as u16))
+}
+
+async fn start(
+    dir: &Path,
+    env: Env,
+    transport: Transport,
+    members: BTreeSet<NodeId>,
+) -> Result<Solo, Error> {
+    let store = open(&env, dir).await?;
     let groups = Groups::new(env.clone(), store.clone(), transport.clone(), Config::default());
-    let members = BTreeSet::from([me]);
     let (_, watched) = watch::channel(members.clone());
     let boot = env.wall_us() as u64;
     let parts =
@@ -37,8 +68,45 @@ pub async fn solo(dir: &Path) -> Result<Solo, Error> {
     Ok(Solo { env, store, node, client })
 }
 
+/// Opens the store, once the last tasks of the node that ran on it before have let go of it.
+async fn open(env: &Env, dir: &Path) -> Result<Store, Error> {
+    let deadline = env.now() + LETTING_GO;
+    loop {
+        match Store::open(env, dir, Options::default()) {
+            Err(_) if env.now() < deadline => env.sleep(Duration::from_millis(5)).await,
+            opened => return Ok(opened?),
+        }
+    }
+}
+
 impl Solo {
-    /// Ends the groups, so that another start on the same directory finds it unused.
+    pub fn id(&self) -> NodeId {
+        self.node.me
+    }
+
+    /// The term in which this node leads `tablet`, if it does.
+    pub fn term(&self, tablet: TabletId) -> Option<u64> {
+        let group = self.node.groups.get(tablet)?;
+        match *group.role().borrow() {
+            Role::Leader { term } => Some(term),
+            Role::Follower { .. } => None,
+        }
+    }
+
+    /// Asks node `to` to lead `tablet`, which this node leads.
+    pub async fn hand_over(&self, tablet: TabletId, to: NodeId) -> Result<(), Error> {
+        let internal = |reason: String| Error::Internal { reason };
+        let group = self.node.groups.get(tablet);
+        let group = group.ok_or_else(|| internal(format!("no replica of {tablet}")))?;
+        group.transfer(to).await.map_err(|error| internal(error.to_string()))
+    }
+
+    /// The SCN up to which this node's replica of `tablet` has all commits, as far as it knows.
+    pub fn closed(&self, tablet: TabletId) -> Scn {
+        self.node.tablet(tablet).map_or(Scn::ZERO, |tablet| tablet.closed_scn())
+    }
+
+    /// Ends the groups; another start on the same directory may follow at once.
     pub async fn stop(self) {
         let groups = self.node.groups.clone();
         drop((self.client, self.node));

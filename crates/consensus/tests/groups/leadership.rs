@@ -1,7 +1,7 @@
 //! Who leads, since when, and until when.
 
-use crate::cluster::{Cluster, config, index, put, wait_for};
-use base::NodeId;
+use crate::cluster::{Cluster, Op, config, index, op, put, wait_for};
+use base::{NodeId, TabletId};
 use consensus::{Error, Role};
 use std::time::Duration;
 
@@ -186,4 +186,44 @@ fn a_quiet_leader_that_vanishes_is_missed() {
     wait_for("a successor", || others.iter().copied().find(|id| cluster.is_leader(*id)));
     eprintln!("a quiet leader's successor came after {:?}", cluster.node(old).env.now() - cut);
     assert!(!cluster.node(old).group().lease(term));
+}
+
+#[test]
+fn groups_at_rest_share_their_heartbeats() {
+    const N_GROUPS: u64 = 30;
+    let cluster = Cluster::new(3, config());
+    let leader = cluster.leader();
+    let children = || (100..100 + N_GROUPS).map(TabletId);
+    let born = children().map(|child| cluster.node(leader).propose(op(&Op::Seed(child))).unwrap());
+    let at = born.map(|answer| index(&answer)).max().unwrap();
+    (1..=3).for_each(|id| cluster.wait_applied(id, at));
+    let mut led = Vec::new();
+    for child in children() {
+        let groups: Vec<_> =
+            (1..=3).map(|id| cluster.node(id).start(child, &cluster.wrong).0).collect();
+        // They are led from different nodes.
+        let id = 1 + child.0 % 3;
+        let group = groups[id as usize - 1].clone();
+        let node = cluster.node(id);
+        node.run(group.campaign()).unwrap();
+        wait_for("the child's leader", || match *group.role().borrow() {
+            Role::Leader { term } => Some(led.push((id, child, term))),
+            Role::Follower { .. } => None,
+        });
+    }
+    let second = Duration::from_secs(1);
+    let n_writes = || {
+        let before = cluster.net.n_writes();
+        std::thread::sleep(second);
+        cluster.net.n_writes() - before
+    };
+    // Ten beats a second from each of three nodes to each of two peers, in whatever many groups.
+    let most = 2 * 10 * 3 * 2;
+    wait_for("the groups to fall quiet", || (n_writes() < most).then_some(()));
+    std::thread::sleep(config().election_max * 3);
+    assert!(n_writes() < most);
+    for (id, child, term) in led {
+        let role = cluster.node(id).groups.get(child).unwrap().role().borrow().clone();
+        assert_eq!(role, Role::Leader { term }, "{child} was led by node {id}");
+    }
 }

@@ -3,7 +3,7 @@
 use super::Tablet;
 use crate::Row;
 use crate::command::SchemaUse;
-use crate::message::{Fault, ReadAt, Response, ScanRequest, Scanned};
+use crate::message::{Fault, ReadAt, Request, Response, ScanRequest, Scanned};
 use base::{Key, KeyRange};
 use std::sync::atomic::Ordering;
 use storage::{At, View};
@@ -126,6 +126,15 @@ impl Tablet {
         }
     }
 
+    /// Is it a read that this replica's state answers without the leader?
+    pub(crate) fn has_past(&self, request: &Request) -> bool {
+        match request {
+            Request::Read { at, .. } => self.is_closed(*at),
+            Request::Scan(scan) => self.is_closed(scan.at),
+            _ => false,
+        }
+    }
+
     fn is_closed(&self, read_at: ReadAt) -> bool {
         let ReadAt::Snapshot(scn) = read_at else { return false };
         let closed = *self.closed.lock();
@@ -157,5 +166,28 @@ impl Tablet {
         if scn > closed.scn {
             *closed = super::Closed { scn, index };
         }
+    }
+}
+
+#[cfg(test)]
+// The test stands outside of what is simulated.
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+    use base::{Scn, TabletId};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_past_is_whole_once_its_entries_are_applied() {
+        let dir = tempfile::tempdir().unwrap();
+        let solo = crate::testing::solo(dir.path()).await.unwrap();
+        let tablet = solo.node.tablet(TabletId::FIRST_DATA).unwrap();
+        let far = Scn(1 << 60);
+        let index = tablet.applied_index.load(Ordering::Acquire) + 1;
+        tablet.learn_closed(far, index);
+        assert!(!tablet.is_closed(ReadAt::Snapshot(far)), "the entry is not here yet");
+        tablet.applied_index.store(index, Ordering::Release);
+        assert!(tablet.is_closed(ReadAt::Snapshot(far)));
+        assert!(!tablet.is_closed(ReadAt::Snapshot(Scn(far.0 + 1))));
+        assert!(!tablet.is_closed(ReadAt::Newest));
     }
 }

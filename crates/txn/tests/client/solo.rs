@@ -1,61 +1,17 @@
 //! One node: what a transaction does, seen from its client.
-// The test stands outside of what is simulated.
-#![allow(clippy::disallowed_methods)]
 
+use crate::common::{all, get, key, put, set};
 use base::{Key, KeyRange};
 use bytes::Bytes;
-use txn::testing::{Solo, solo};
-use txn::{Error, Isolation, LockMode, Locked, Txn, Wait};
-
-fn key(name: &str) -> Key {
-    let mut key = 100u32.to_be_bytes().to_vec();
-    key.extend_from_slice(name.as_bytes());
-    key.into()
-}
-
-async fn put(txn: &mut Txn, name: &str, value: &str) -> Result<(), Error> {
-    txn.lock(&[key(name)], LockMode::Exclusive, Wait::Block).await?;
-    txn.put(key(name), Bytes::copy_from_slice(value.as_bytes()));
-    Ok(())
-}
-
-async fn get(txn: &mut Txn, name: &str) -> Result<Option<String>, Error> {
-    let rows = txn.get(&[key(name)]).await?;
-    Ok(rows[0].as_ref().map(|row| String::from_utf8_lossy(&row.value).into_owned()))
-}
-
-async fn all(txn: &mut Txn, reverse: bool) -> Vec<String> {
-    let mut scan = txn.reader().await.unwrap().scan(KeyRange::prefix(key("")), reverse, Some(2));
-    let mut rows = vec![];
-    loop {
-        let batch = scan.next_batch().await.unwrap();
-        if batch.is_empty() {
-            return rows;
-        }
-        rows.extend(batch.into_iter().map(|(key, row)| {
-            format!(
-                "{}={}",
-                String::from_utf8_lossy(&key[4..]),
-                String::from_utf8_lossy(&row.value)
-            )
-        }));
-    }
-}
-
-async fn set(solo: &Solo, pairs: &[(&str, &str)]) {
-    let mut txn = solo.client.begin(Isolation::ReadCommitted);
-    for (name, value) in pairs {
-        put(&mut txn, name, value).await.unwrap();
-    }
-    txn.commit().await.unwrap();
-}
+use txn::testing::solo;
+use txn::{Error, Isolation, LockMode, Locked, Wait};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_committed_is_read_and_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     {
         let solo = solo(dir.path()).await.unwrap();
-        set(&solo, &[("a", "1"), ("b", "2"), ("c", "3")]).await;
+        set(&solo.client, &[("a", "1"), ("b", "2"), ("c", "3")]).await;
         let mut txn = solo.client.begin(Isolation::ReadCommitted);
         assert_eq!(all(&mut txn, false).await, ["a=1", "b=2", "c=3"]);
         put(&mut txn, "bb", "own").await.unwrap();
@@ -79,10 +35,10 @@ async fn what_was_committed_is_read_and_survives_a_restart() {
 async fn a_snapshot_stands_still_and_the_first_updater_wins() {
     let dir = tempfile::tempdir().unwrap();
     let solo = solo(dir.path()).await.unwrap();
-    set(&solo, &[("a", "1"), ("b", "1")]).await;
+    set(&solo.client, &[("a", "1"), ("b", "1")]).await;
     let mut old = solo.client.begin(Isolation::RepeatableRead);
     assert_eq!(get(&mut old, "a").await.unwrap().unwrap(), "1");
-    set(&solo, &[("a", "2")]).await;
+    set(&solo.client, &[("a", "2")]).await;
     let mut deleter = solo.client.begin(Isolation::ReadCommitted);
     deleter.lock(&[key("b")], LockMode::Exclusive, Wait::Block).await.unwrap();
     deleter.delete(key("b"));
@@ -101,7 +57,7 @@ async fn a_snapshot_stands_still_and_the_first_updater_wins() {
 async fn a_blocked_writer_sees_what_it_waited_for_and_nowait_does_not_wait() {
     let dir = tempfile::tempdir().unwrap();
     let solo = solo(dir.path()).await.unwrap();
-    set(&solo, &[("a", "1")]).await;
+    set(&solo.client, &[("a", "1")]).await;
     let mut first = solo.client.begin(Isolation::ReadCommitted);
     put(&mut first, "a", "2").await.unwrap();
     let mut impatient = solo.client.begin(Isolation::ReadCommitted);
@@ -128,7 +84,7 @@ async fn a_blocked_writer_sees_what_it_waited_for_and_nowait_does_not_wait() {
 async fn a_deadlock_over_two_tablets_has_one_victim() {
     let dir = tempfile::tempdir().unwrap();
     let solo = solo(dir.path()).await.unwrap();
-    set(&solo, &[("a", "1"), ("z", "1")]).await;
+    set(&solo.client, &[("a", "1"), ("z", "1")]).await;
     solo.client.split(key("m")).await.unwrap();
     let tablets = solo.client.inspector().tablets().await;
     assert_eq!(tablets.len(), 3);
@@ -156,7 +112,7 @@ async fn a_deadlock_over_two_tablets_has_one_victim() {
 async fn a_definition_changes_with_the_commit_that_changes_it() {
     let dir = tempfile::tempdir().unwrap();
     let solo = solo(dir.path()).await.unwrap();
-    set(&solo, &[("a", "1")]).await;
+    set(&solo.client, &[("a", "1")]).await;
     let relations = [KeyRange::prefix(key(""))];
     let mut stale = solo.client.begin(Isolation::ReadCommitted);
     stale.use_table(7, 1, &relations);
@@ -184,7 +140,7 @@ async fn a_definition_changes_with_the_commit_that_changes_it() {
 async fn serializable_keeps_phantoms_and_write_skew_out() {
     let dir = tempfile::tempdir().unwrap();
     let solo = solo(dir.path()).await.unwrap();
-    set(&solo, &[("a", "1"), ("b", "1")]).await;
+    set(&solo.client, &[("a", "1"), ("b", "1")]).await;
     let mut one = solo.client.begin(Isolation::Serializable);
     let mut two = solo.client.begin(Isolation::Serializable);
     assert_eq!(all(&mut one, false).await.len(), 2);
@@ -232,7 +188,7 @@ async fn what_no_replica_could_apply_is_refused_before_it_is_in_the_log() {
     let mut txn = solo.client.begin(Isolation::ReadCommitted);
     put(&mut txn, "row", &"v".repeat(17 << 20)).await.unwrap();
     assert!(matches!(txn.commit().await, Err(Error::TooLarge { .. })));
-    set(&solo, &[("a", "1"), ("l", "2")]).await;
+    set(&solo.client, &[("a", "1"), ("l", "2")]).await;
     let mut txn = solo.client.begin(Isolation::ReadCommitted);
     let range = KeyRange::new(key(&long), key("z"));
     let mut scan = txn.reader().await.unwrap().scan(range, false, None);
@@ -255,7 +211,7 @@ async fn the_future_is_no_snapshot() {
 async fn rows_read_together_are_of_one_state() {
     let dir = tempfile::tempdir().unwrap();
     let solo = solo(dir.path()).await.unwrap();
-    set(&solo, &[("a", "100"), ("b", "0")]).await;
+    set(&solo.client, &[("a", "100"), ("b", "0")]).await;
     let client = solo.client.clone();
     let writer = tokio::spawn(async move {
         for n in 0..300 {

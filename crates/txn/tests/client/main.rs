@@ -1,0 +1,7 @@
+//! Transactions, seen from their client.
+// The tests stand outside of what is simulated.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+mod solo;
+mod trio;
