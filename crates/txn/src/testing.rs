@@ -18,7 +18,7 @@ use transport::{Identity, Transport};
 const LETTING_GO: Duration = Duration::from_secs(10);
 
 /// A running node. Dropping it leaves the data where it is; starting on it again goes on.
-pub struct Solo {
+pub struct TestNode {
     pub env: Env,
     pub store: Store,
     pub node: Arc<Node>,
@@ -26,7 +26,7 @@ pub struct Solo {
 }
 
 /// Starts a cluster of one node on `dir`.
-pub async fn solo(dir: &Path) -> Result<Solo, Error> {
+pub async fn solo(dir: &Path) -> Result<TestNode, Error> {
     let env = Env::seeded(1, Arc::new(MemoryNet::default()));
     let me = NodeId(1);
     let transport = Transport::new(env.clone(), Identity { node: me, cluster: 1, boot: 1 }, None);
@@ -34,7 +34,7 @@ pub async fn solo(dir: &Path) -> Result<Solo, Error> {
 }
 
 /// Starts node `me` of a cluster of nodes `1..=n` on `dir`; all of them must be started.
-pub async fn member(dir: &Path, net: &FaultyNet, me: u64, n: u64) -> Result<Solo, Error> {
+pub async fn member(dir: &Path, net: &FaultyNet, me: u64, n: u64) -> Result<TestNode, Error> {
     let env = Env::seeded(me, Arc::new(net.of(address(me))));
     let identity = Identity { node: NodeId(me), cluster: 1, boot: 1 };
     let transport = Transport::new(env.clone(), identity, None);
@@ -56,7 +56,7 @@ async fn start(
     env: Env,
     transport: Transport,
     members: BTreeSet<NodeId>,
-) -> Result<Solo, Error> {
+) -> Result<TestNode, Error> {
     let store = open(&env, dir).await?;
     let groups = Groups::new(env.clone(), store.clone(), transport.clone(), Config::default());
     let (_, watched) = watch::channel(members.clone());
@@ -65,7 +65,7 @@ async fn start(
         Parts { env: env.clone(), store: store.clone(), groups, transport, boot, members: watched };
     let node = Node::start(parts, Some(&members)).await?;
     let client = Client::new(node.clone());
-    Ok(Solo { env, store, node, client })
+    Ok(TestNode { env, store, node, client })
 }
 
 /// Opens the store, once the last tasks of the node that ran on it before have let go of it.
@@ -79,7 +79,7 @@ async fn open(env: &Env, dir: &Path) -> Result<Store, Error> {
     }
 }
 
-impl Solo {
+impl TestNode {
     pub fn id(&self) -> NodeId {
         self.node.me
     }

@@ -1,4 +1,5 @@
-//! A network in memory whose links can be cut, for tests of what happens then.
+//! A network in memory whose links can be cut, for tests of what happens then. Nothing that a real
+//! node runs may use it.
 
 use super::net::{Listener, MemoryNet, Net, Pending, Stream};
 use parking_lot::Mutex;

@@ -4,14 +4,16 @@ use crate::common::{get, key, put, set};
 use base::TabletId;
 use base::env::FaultyNet;
 use std::time::Duration;
-use txn::testing::{Solo, address, member};
+use txn::testing::{TestNode, address, member};
 use txn::{Isolation, LockMode, Locked, Wait};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than a proposer waits for an answer before it says that it is lost.
+const GIVEN_UP: Duration = Duration::from_secs(4);
 
 struct Trio {
-    nodes: Vec<Solo>,
+    nodes: Vec<TestNode>,
     net: FaultyNet,
     _dirs: Vec<tempfile::TempDir>,
 }
@@ -26,7 +28,7 @@ impl Trio {
     }
 
     /// The node that leads both tablets, and the other two.
-    async fn roles(&self) -> (&Solo, Vec<&Solo>) {
+    async fn roles(&self) -> (&TestNode, Vec<&TestNode>) {
         let leader = self.leader(TabletId::FIRST_DATA).await;
         let root = self.leader(TabletId::ROOT).await;
         if root.id() != leader.id() {
@@ -37,11 +39,11 @@ impl Trio {
         (leader, self.nodes.iter().filter(|node| node.id() != leader.id()).collect())
     }
 
-    async fn leader(&self, tablet: TabletId) -> &Solo {
+    async fn leader(&self, tablet: TabletId) -> &TestNode {
         until("a leader", || self.nodes.iter().find(|node| node.term(tablet).is_some())).await
     }
 
-    fn cut(&self, a: &Solo, b: &Solo) {
+    fn cut(&self, a: &TestNode, b: &TestNode) {
         self.net.cut(address(a.id().0), address(b.id().0));
     }
 
@@ -105,7 +107,7 @@ async fn what_may_still_be_committed_keeps_its_locks() {
         second.rollback().await;
         Ok::<_, txn::Error>(held)
     });
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(GIVEN_UP).await;
     assert!(!first.is_finished() && !second.is_finished(), "nothing is certain yet");
     trio.net.heal();
     // Only one of them hears of the leader at first, so that it stays the leader.
