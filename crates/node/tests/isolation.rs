@@ -141,7 +141,7 @@ async fn play(cluster: &Cluster, script: &str, level: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scripts_end_as_recorded() {
     let cluster = Cluster::start(3).await;
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/isolation");
+    let dir = Path::new("tests/isolation");
     let mut names: Vec<_> =
         std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.retain(|path| path.extension().is_some_and(|extension| extension == "sql"));

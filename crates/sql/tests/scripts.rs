@@ -198,7 +198,7 @@ async fn play(script: &str, engine: &Engine, env: &Env) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stories_end_as_recorded() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let folder = Path::new("tests/scripts");
     let only = std::env::var("ONLY").unwrap_or_default();
     let mut failures = Vec::new();
     let mut paths: Vec<_> =

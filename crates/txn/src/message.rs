@@ -27,6 +27,8 @@ impl ReadAt {
 /// Names one lock table's life: locks granted under another epoch are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Epoch {
+    /// Where the table is. What rests on its locks is asked there, whoever leads by hearsay.
+    pub node: NodeId,
     pub term: u64,
     /// Drawn at random when the table was made, so that a restarted process cannot repeat it.
     pub nonce: u64,

@@ -10,7 +10,7 @@ mod serve;
 use crate::client::Active;
 use crate::command::{Descriptor, Outcome, decode, encode};
 use crate::message::{
-    CoordinatorRequest, CoordinatorResponse, Fault, ReplicaRow, Request, Response, ScnGrant,
+    CoordinatorRequest, CoordinatorResponse, Epoch, Fault, ReplicaRow, Request, Response, ScnGrant,
     ScnRequest,
 };
 use crate::routes::Routes;
@@ -54,7 +54,7 @@ pub struct Node {
     boot: u64,
     next_txn: AtomicU64,
     tablets: RwLock<HashMap<TabletId, Arc<Tablet>>>,
-    routes: RwLock<Routes>,
+    pub(crate) routes: RwLock<Routes>,
     pub(crate) active: Mutex<HashMap<TxnId, Arc<Active>>>,
     /// The nodes of the cluster, as the topology says.
     members: watch::Receiver<BTreeSet<NodeId>>,
@@ -380,7 +380,9 @@ impl Node {
         request: Request,
     ) -> Result<Response, Fault> {
         if !request.may_repeat() {
-            return match self.try_once(tablet, self.guess(tablet, 0), request, PATIENCE).await {
+            let locks_at = request.epoch().map(|epoch| epoch.node);
+            let to = locks_at.or_else(|| self.guess(tablet, 0));
+            return match self.try_once(tablet, to, request, PATIENCE).await {
                 Err(Attempt::Fault(fault)) => Err(fault),
                 Err(Attempt::Unsent) => Err(Fault::NotLeader { leader: None }),
                 Err(Attempt::Unsure) => Err(Fault::Lost),
@@ -473,8 +475,9 @@ impl Node {
             Request::Scan(scan) if scan.n_rows_max > BULK_ROWS_MIN => MessageKind::TabletBulk,
             _ => MessageKind::Tablet,
         };
+        let term = request.epoch().map(|epoch| epoch.term);
         let payload = encode(&(tablet, request));
-        let answer = match self.call_leader(tablet, to, kind, patience, payload).await {
+        let answer = match self.call_leader(tablet, to, term, kind, patience, payload).await {
             Ok(answer) => answer,
             Err(transport::Error::UnknownNode(_)) => return Err(Attempt::Unsent),
             Err(transport::Error::TooLarge { bytes, max }) => {
@@ -487,12 +490,14 @@ impl Node {
         answer.map_err(|error| Attempt::Fault(error.into()))?.map_err(Attempt::Fault)
     }
 
-    /// A call that is given up as soon as our own replica learns that another node leads now: a
-    /// host that stopped without a word would be waited for to the end of the deadline.
+    /// A call that is given up as soon as our own replica knows that another node leads, in a
+    /// term after `term`: a host that stopped without a word would be waited for to the end of
+    /// the deadline. Where no term is named, what our replica knew before counts for nothing.
     async fn call_leader(
         &self,
         tablet: TabletId,
         to: NodeId,
+        term: Option<u64>,
         kind: MessageKind,
         patience: Duration,
         payload: Bytes,
@@ -501,13 +506,21 @@ impl Node {
         let Some(Ok(mut role)) = self.tablet(tablet).map(|own| own.group().map(Group::role)) else {
             return call.await;
         };
-        role.mark_unchanged();
+        match term {
+            Some(_) => role.mark_changed(),
+            None => role.mark_unchanged(),
+        }
+        let newer = |now: u64| term.is_none_or(|term| now > term);
         let superseded = async {
             while role.changed().await.is_ok() {
-                match &*role.borrow_and_update() {
-                    Role::Leader { .. } => return,
-                    Role::Follower { leader: Some(leader), .. } if *leader != to => return,
-                    Role::Follower { .. } => {}
+                match *role.borrow_and_update() {
+                    Role::Leader { term } if newer(term) => return,
+                    Role::Follower { term, leader: Some(leader) }
+                        if newer(term) && leader != to =>
+                    {
+                        return;
+                    }
+                    _ => {}
                 }
             }
             std::future::pending().await
@@ -578,7 +591,7 @@ impl Node {
                 Some(to) => {
                     let payload = encode(&request);
                     let root = TabletId::ROOT;
-                    match self.call_leader(root, to, MessageKind::Scn, TRY, payload).await {
+                    match self.call_leader(root, to, None, MessageKind::Scn, TRY, payload).await {
                         Ok(answer) => decode(&answer, "an SCN grant")?,
                         Err(_) => Err(Fault::Lost),
                     }
@@ -646,5 +659,15 @@ impl Request {
                 | Request::Check { .. }
                 | Request::Split { .. }
         )
+    }
+
+    /// The lock table that the request rests on.
+    fn epoch(&self) -> Option<Epoch> {
+        match self {
+            Request::Commit { epoch, .. }
+            | Request::Prepare { epoch, .. }
+            | Request::Check { epoch, .. } => Some(*epoch),
+            _ => None,
+        }
     }
 }

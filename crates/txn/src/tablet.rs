@@ -215,6 +215,10 @@ impl Tablet {
         }
     }
 
+    fn new_epoch(&self, term: u64) -> Epoch {
+        Epoch { node: self.me(), term, nonce: self.env.random() }
+    }
+
     fn not_leader(&self) -> Fault {
         let leader = self.group.get().and_then(|group| group.status().leader);
         Fault::NotLeader { leader: leader.filter(|leader| *leader != self.me()) }
@@ -377,8 +381,8 @@ impl consensus::Machine for Tablet {
         }
         let lead = match role {
             Role::Leader { term } => {
-                let nonce = self.env.random();
-                match Lead::take_over(&self.store, self.id, Epoch { term, nonce }, self.env.now()) {
+                let epoch = self.new_epoch(term);
+                match Lead::take_over(&self.store, self.id, epoch, self.env.now()) {
                     Ok(lead) => Some(lead),
                     Err(error) => {
                         self.env.halt(format!("tablet {} cannot be led: {error}", self.id));

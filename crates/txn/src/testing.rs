@@ -30,20 +30,37 @@ pub async fn solo(dir: &Path) -> Result<TestNode, Error> {
     let env = Env::seeded(1, Arc::new(MemoryNet::default()));
     let me = NodeId(1);
     let transport = Transport::new(env.clone(), Identity { node: me, cluster: 1, boot: 1 }, None);
-    start(dir, env, transport, BTreeSet::from([me])).await
+    let me = BTreeSet::from([me]);
+    start(dir, env, transport, me.clone(), Some(me)).await
 }
 
 /// Starts node `me` of a cluster of nodes `1..=n` on `dir`; all of them must be started.
 pub async fn member(dir: &Path, net: &FaultyNet, me: u64, n: u64) -> Result<TestNode, Error> {
+    let members: BTreeSet<NodeId> = (1..=n).map(NodeId).collect();
+    join(dir, net, me, members.clone(), Some(members)).await
+}
+
+/// Starts node `n + 1` of that cluster, which has no replica of anything.
+pub async fn guest(dir: &Path, net: &FaultyNet, n: u64) -> Result<TestNode, Error> {
+    join(dir, net, n + 1, (1..=n + 1).map(NodeId).collect(), None).await
+}
+
+async fn join(
+    dir: &Path,
+    net: &FaultyNet,
+    me: u64,
+    members: BTreeSet<NodeId>,
+    founders: Option<BTreeSet<NodeId>>,
+) -> Result<TestNode, Error> {
     let env = Env::seeded(me, Arc::new(net.of(address(me))));
     let identity = Identity { node: NodeId(me), cluster: 1, boot: 1 };
     let transport = Transport::new(env.clone(), identity, None);
-    for peer in 1..=n {
-        transport.set_address(NodeId(peer), address(peer));
+    for peer in &members {
+        transport.set_address(*peer, address(peer.0));
     }
     let served = transport.serve(address(me)).await;
     served.map_err(|error| Error::Internal { reason: error.to_string() })?;
-    start(dir, env, transport, (1..=n).map(NodeId).collect()).await
+    start(dir, env, transport, members, founders).await
 }
 
 /// Where node `id` of a cluster listens.
@@ -56,14 +73,15 @@ async fn start(
     env: Env,
     transport: Transport,
     members: BTreeSet<NodeId>,
+    founders: Option<BTreeSet<NodeId>>,
 ) -> Result<TestNode, Error> {
     let store = open(&env, dir).await?;
     let groups = Groups::new(env.clone(), store.clone(), transport.clone(), Config::default());
-    let (_, watched) = watch::channel(members.clone());
+    let (_, watched) = watch::channel(members);
     let boot = env.wall_us() as u64;
     let parts =
         Parts { env: env.clone(), store: store.clone(), groups, transport, boot, members: watched };
-    let node = Node::start(parts, Some(&members)).await?;
+    let node = Node::start(parts, founders.as_ref()).await?;
     let client = Client::new(node.clone());
     Ok(TestNode { env, store, node, client })
 }
@@ -99,6 +117,11 @@ impl TestNode {
         let group = self.node.groups.get(tablet);
         let group = group.ok_or_else(|| internal(format!("no replica of {tablet}")))?;
         group.transfer(to).await.map_err(|error| internal(error.to_string()))
+    }
+
+    /// Makes this node believe that `leader` leads `tablet`, which has no replica here.
+    pub fn mislead(&self, tablet: TabletId, leader: NodeId) {
+        self.node.routes.write().leads(tablet, leader);
     }
 
     /// The SCN up to which this node's replica of `tablet` has all commits, as far as it knows.

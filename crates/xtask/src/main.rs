@@ -100,9 +100,11 @@ fn cargo() -> Command {
     command
 }
 
+/// The workspace that this was run from; cargo may have built it in another clone.
 fn root() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.ancestors().nth(2).unwrap_or(own).to_path_buf()
+    let own = std::env::var_os("CARGO_MANIFEST_DIR");
+    let own = own.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    own.ancestors().nth(2).unwrap_or(&own).to_path_buf()
 }
 
 /// Where cargo puts the binaries of the release profile.

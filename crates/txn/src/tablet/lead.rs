@@ -295,7 +295,7 @@ mod tests {
         prepare(many, (0..600).filter(|n| n % 2 == 0).map(key).collect());
         prepare(one, vec![key(301)]);
         store.apply(batch).unwrap();
-        let epoch = Epoch { term: 1, nonce: 1 };
+        let epoch = Epoch { node: base::NodeId(1), term: 1, nonce: 1 };
         let mut lead = Lead::take_over(&store, tablet, epoch, env.now()).unwrap();
         let ask = |lead: &mut Lead, n| {
             let target = Target::Key(key(n));

@@ -82,7 +82,7 @@ impl Tablet {
     pub(super) fn after_split(&self) {
         let mut guard = self.lead.lock();
         if let Some(lead) = &mut *guard {
-            let epoch = Epoch { term: lead.epoch.term, nonce: self.env.random() };
+            let epoch = self.new_epoch(lead.epoch.term);
             match super::Lead::take_over(&self.store, self.id, epoch, self.env.now()) {
                 Ok(fresh) => *lead = fresh,
                 Err(error) => self.env.halt(format!("tablet {} cannot be led: {error}", self.id)),

@@ -4,7 +4,7 @@ use crate::common::{get, key, put, set};
 use base::TabletId;
 use base::env::FaultyNet;
 use std::time::Duration;
-use txn::testing::{TestNode, address, member};
+use txn::testing::{TestNode, address, guest, member};
 use txn::{Isolation, LockMode, Locked, Wait};
 
 /// Longer than anything here takes on a busy machine.
@@ -118,4 +118,22 @@ async fn what_may_still_be_committed_keeps_its_locks() {
     assert_eq!(leader.term(TabletId::FIRST_DATA), term, "the leader was to go on");
     let Locked::Held { row: Some(row) } = &held[0] else { panic!("{held:?}") };
     assert_eq!(&row.value[..], b"2", "the lock was given before the commit was certain");
+}
+
+/// Whoever leads by hearsay: the lock table is where the locks were given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_goes_where_its_locks_are() {
+    let trio = Trio::start().await;
+    let (leader, others) = trio.roles().await;
+    let dir = tempfile::tempdir().unwrap();
+    let guest = guest(dir.path(), &trio.net, 3).await.unwrap();
+    for isolation in [Isolation::ReadCommitted, Isolation::Serializable] {
+        let mut txn = guest.client.begin(isolation);
+        assert_eq!(get(&mut txn, "b").await.unwrap(), None);
+        put(&mut txn, "a", "1").await.unwrap();
+        guest.mislead(TabletId::FIRST_DATA, others[0].id());
+        txn.commit().await.unwrap();
+    }
+    let mut reader = leader.client.begin(Isolation::ReadCommitted);
+    assert_eq!(get(&mut reader, "a").await.unwrap().unwrap(), "1");
 }
