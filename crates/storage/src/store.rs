@@ -51,7 +51,7 @@ impl Default for Options {
         Options {
             retention: Duration::from_secs(600),
             bucket: Duration::from_secs(60),
-            memtable_bytes: 16 << 20,
+            memtable_bytes: 32 << 20,
             cache_bytes: 32 << 20,
             open_files: 256,
             log_bytes: 128 << 20,

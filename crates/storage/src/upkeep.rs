@@ -22,8 +22,16 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two visits to the log's reclaiming.
 const TICKS_PER_RECLAIM: u32 = 5;
+/// Runs in the first level of a tree that are merged into the next: each merge writes the whole
+/// next level again, and a point read asks one filter more for each run that waits.
+const RUNS_MERGED: u8 = 8;
 /// Runs in the first level of a tree beyond which appliers wait for compaction.
 const RUNS_MAX: usize = 32;
+/// One file of a tree. The level after the first takes `RUNS_MERGED` of them.
+const TABLE_BYTES: u64 = 32 << 20;
+/// How much the compaction gives way to commits (`nice`): what it does can wait, and those who
+/// apply wait for it when it falls too far behind.
+const COMPACTION_NICENESS: i32 = 15;
 
 /// Halts the process if the thread that owns it panics: that is a bug, and its work stands still.
 pub(crate) struct PanicHalts {
@@ -107,6 +115,11 @@ fn flush_loop(state: &State, log: &Log) -> Result<()> {
 }
 
 fn compact_loop(state: &State) -> Result<()> {
+    // Linux keeps a niceness for each thread. Without it the compaction is only less polite.
+    let thread = rustix::thread::gettid();
+    if let Err(error) = rustix::process::setpriority_process(Some(thread), COMPACTION_NICENESS) {
+        tracing::debug!(%error, "the compaction runs at the priority of everything else");
+    }
     loop {
         {
             let mut pressure = state.pressure.lock();
@@ -133,7 +146,9 @@ fn compact_loop(state: &State) -> Result<()> {
 
 /// Compacts until there is nothing left to do.
 fn compact(state: &State, tree: &AnyTree) -> Result<()> {
-    let strategy = Arc::new(Leveled::default());
+    let strategy =
+        Leveled::default().with_l0_threshold(RUNS_MERGED).with_table_target_size(TABLE_BYTES);
+    let strategy = Arc::new(strategy);
     let shape = || (0..7).map(|level| tree.level_table_count(level)).collect::<Vec<_>>();
     loop {
         let before = (shape(), tree.disk_space());

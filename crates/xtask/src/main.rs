@@ -96,6 +96,16 @@ fn packages(names: &[&'static str]) -> impl Iterator<Item = &'static str> {
 
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo tells this program about itself is not meant for the builds it starts: some
+    // dependencies' build scripts look at it, and would be built again with all that rests on them.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        if told {
+            command.env_remove(name);
+        }
+    }
     command.current_dir(root());
     command
 }
