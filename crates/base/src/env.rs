@@ -13,6 +13,7 @@ mod net;
 pub use faulty::{FaultyHost, FaultyNet};
 pub use net::{Listener, MemoryNet, Net, Stream, TcpNet};
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -80,8 +81,13 @@ impl Env {
     }
 
     /// None when `duration` passes before `future` is ready.
-    pub async fn timeout<F: Future>(&self, duration: Duration, future: F) -> Option<F::Output> {
-        tokio::time::timeout(duration, future).await.ok()
+    pub fn timeout<F: Future>(
+        &self,
+        duration: Duration,
+        future: F,
+    ) -> impl Future<Output = Option<F::Output>> + use<F> {
+        // Not an async function: that would hold `future` twice.
+        tokio::time::timeout(duration, future).map(Result::ok)
     }
 
     pub fn random(&self) -> u64 {
@@ -105,6 +111,8 @@ impl Env {
         F: Future<Output = ()> + Send + 'static,
     {
         let guard = PanicHalts { env: self.clone(), name };
+        // Boxed at once: it would be moved several times on its way, and is often large.
+        let future = Box::pin(future);
         tokio::spawn(async move {
             let guard = guard;
             future.await;

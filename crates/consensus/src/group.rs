@@ -241,7 +241,8 @@ impl Group {
             return false;
         }
         self.inner.pulse.touch(self.inner.now_us());
-        let asked = self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        // Boxed: it is large, seldom needed, and would make every request's task as large.
+        let asked = Box::pin(self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex));
         let confirmed = matches!(self.inner.env.timeout(CONFIRM, asked).await, Some(Ok(_)));
         confirmed && self.leads(term) && !self.inner.lease.is_given_up(term)
     }

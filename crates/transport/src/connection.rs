@@ -142,7 +142,8 @@ impl Peer {
         {
             return Err(self.unreachable(reason));
         }
-        let opened = inner.env.timeout(OPEN_MAX, self.open(inner, priority)).await;
+        // Boxed: it is large and seldom needed, and every call's future carries it.
+        let opened = inner.env.timeout(OPEN_MAX, Box::pin(self.open(inner, priority))).await;
         match opened.unwrap_or_else(|| Err("connecting took too long".into())) {
             Ok(connection) => {
                 let connection = Arc::new(connection);
