@@ -143,7 +143,7 @@ async fn scripts_end_as_recorded() {
     let cluster = Cluster::start(3).await;
     let dir = Path::new("tests/isolation");
     let mut names: Vec<_> =
-        std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.retain(|path| path.extension().is_some_and(|extension| extension == "sql"));
     names.sort();
     let only = std::env::var("ATOLL_SCRIPT").ok();

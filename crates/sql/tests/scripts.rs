@@ -202,7 +202,7 @@ async fn stories_end_as_recorded() {
     let only = std::env::var("ONLY").unwrap_or_default();
     let mut failures = Vec::new();
     let mut paths: Vec<_> =
-        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     for path in paths {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();

@@ -207,7 +207,10 @@ fn groups_at_rest_share_their_heartbeats() {
         let node = cluster.node(id);
         node.run(group.campaign()).unwrap();
         wait_for("the child's leader", || match *group.role().borrow() {
-            Role::Leader { term } => Some(led.push((id, child, term))),
+            Role::Leader { term } => {
+                led.push((id, child, term));
+                Some(())
+            }
             Role::Follower { .. } => None,
         });
     }
