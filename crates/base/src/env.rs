@@ -11,7 +11,7 @@ mod faulty;
 mod net;
 
 pub use faulty::{FaultyHost, FaultyNet};
-pub use net::{Listener, MemoryNet, Net, Stream, TcpNet};
+pub use net::{Duplex, Listener, MemoryNet, Net, Pending, Stream, TcpNet};
 
 use futures::FutureExt;
 use parking_lot::Mutex;

@@ -66,6 +66,14 @@ impl Home {
         }
     }
 
+    /// Makes this the home of a founder of a new cluster: `node`, one of `founders`.
+    pub fn found(&self, cluster: u64, node: NodeId, founders: &Topology) -> Result<(), Error> {
+        let zone = founders.nodes.get(&node).map(|row| row.zone.0.clone()).unwrap_or_default();
+        let ids = founders.nodes.keys().copied().collect();
+        self.set_topology(founders)?;
+        self.set_identity(&Identity { cluster, node, zone, founders: Some(ids) })
+    }
+
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
         self.read_json("identity.json")
     }

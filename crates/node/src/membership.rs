@@ -5,11 +5,12 @@
 //! leads, brings the replicas to where [`cluster::placement`] wants them.
 
 use crate::identity::{Home, Identity};
+use crate::worker::leads;
 use base::env::Instant;
 use base::{Env, Key, KeyRange, NodeId};
 use bytes::Bytes;
 use cluster::{DeathReport, JoinAnswer, JoinRequest, NodeRow, Topology, placement};
-use consensus::{Groups, Role};
+use consensus::Groups;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -244,10 +245,6 @@ impl Membership {
         *self.topology.write() = topology.clone();
         topology
     }
-}
-
-fn leads(group: &consensus::Group) -> bool {
-    matches!(*group.role().borrow(), Role::Leader { .. })
 }
 
 async fn read_nodes(txn: &mut Txn) -> Result<Vec<NodeRow>, Error> {

@@ -1,5 +1,6 @@
 //! The process that does the work: puts the rooms of the house together, bottom up, and takes
-//! them apart again.
+//! them apart again. [`run`] is the process: what its supervisor tells it, its word that it is
+//! well, its exit code. [`start`] is the rooms alone, wherever they stand.
 
 use crate::config::{AuthMethod, Config};
 use crate::identity::{Home, Identity};
@@ -27,7 +28,7 @@ const JOIN_TRY: Duration = Duration::from_secs(5);
 
 pub async fn run() -> ExitCode {
     let env = Env::real();
-    let started = start(&env).await;
+    let started = start_process(&env).await;
     let running = match started {
         Ok(running) => running,
         Err(error) => {
@@ -51,15 +52,50 @@ pub async fn run() -> ExitCode {
     }
 }
 
-struct Running {
+async fn start_process(env: &Env) -> Result<Running, Error> {
+    let config = std::env::var(CONFIG_VARIABLE)
+        .map_err(|_| "a worker is started by its supervisor: use `atoll node`")?;
+    let config: Config = serde_json::from_str(&config)?;
+    log_to_stderr(&config.log)?;
+    let home = Home::open(&config.data)?;
+    home.write_pid("worker.pid")?;
+    beat(env);
+    let options = options(&config);
+    start(env, config, &home, options).await
+}
+
+/// How the store is tuned for what the node was told.
+pub fn options(config: &Config) -> Options {
+    Options {
+        retention: Duration::from_secs(config.retention_s.max(1)),
+        bucket: Duration::from_secs((config.retention_s / 10).max(1)),
+        cache_bytes: config.cache_mib << 20,
+        ..Options::default()
+    }
+}
+
+pub type Error = Box<dyn std::error::Error>;
+
+/// A node at work.
+pub struct Running {
     shutdown: watch::Sender<bool>,
     sql: base::env::JoinHandle<()>,
     groups: Groups,
     store: Store,
 }
 
+/// Whether this node leads the group and serves in it.
+pub fn leads(group: &consensus::Group) -> bool {
+    matches!(*group.role().borrow(), consensus::Role::Leader { .. })
+}
+
 impl Running {
-    async fn stop(self) {
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// Ends it politely. Nothing depends on that.
+    pub async fn stop(self) {
         self.shutdown.send_replace(true);
         if let Err(error) = self.sql.await {
             tracing::warn!(%error, "the SQL listener did not end cleanly");
@@ -85,27 +121,19 @@ async fn stop_asked() {
     std::process::exit(1);
 }
 
-async fn start(env: &Env) -> Result<Running, Box<dyn std::error::Error>> {
-    let config = std::env::var(CONFIG_VARIABLE)
-        .map_err(|_| "a worker is started by its supervisor: use `atoll node`")?;
-    let config: Config = serde_json::from_str(&config)?;
-    log_to_stderr(&config.log)?;
-    let home = Home::open(&config.data)?;
-    home.write_pid("worker.pid")?;
-    beat(env);
-
+/// Starts a node on what its home holds; one without an identity joins first.
+pub async fn start(
+    env: &Env,
+    config: Config,
+    home: &Home,
+    options: Options,
+) -> Result<Running, Error> {
     let tls = config.load_tls()?;
     let identity = match home.identity()? {
         Some(identity) => identity,
-        None => join(env, &config, &home, &tls).await?,
+        None => join(env, &config, home, &tls).await?,
     };
     let boot = home.boot()?;
-    let options = Options {
-        retention: Duration::from_secs(config.retention_s.max(1)),
-        bucket: Duration::from_secs((config.retention_s / 10).max(1)),
-        cache_bytes: config.cache_mib << 20,
-        ..Options::default()
-    };
     let is_founder = identity.founders.is_some() && !home.is_founded();
     if identity.founders.is_some() && home.is_founded() && !home.dir().join("state").exists() {
         return Err(format!(
@@ -196,7 +224,7 @@ async fn start(env: &Env) -> Result<Running, Box<dyn std::error::Error>> {
 }
 
 /// `filter` is a level, or levels by target: `info,txn=debug`.
-fn log_to_stderr(filter: &str) -> Result<(), Box<dyn std::error::Error>> {
+fn log_to_stderr(filter: &str) -> Result<(), Error> {
     let filter: Targets = filter.parse().map_err(|error| format!("log = {filter:?}: {error}"))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     tracing_subscriber::registry().with(lines.with_filter(filter)).init();
@@ -224,7 +252,7 @@ async fn join(
     config: &Config,
     home: &Home,
     tls: &Option<transport::tls::Tls>,
-) -> Result<Identity, Box<dyn std::error::Error>> {
+) -> Result<Identity, Error> {
     if config.join.is_empty() {
         return Err(format!(
             "{} is empty and no peer is named to join: use `atoll up` to begin a cluster, or --join HOST:PORT",

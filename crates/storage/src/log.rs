@@ -159,6 +159,8 @@ impl Log {
             dir: dir.to_string_lossy().into_owned(),
             recovery_mode: RecoveryMode::AbsoluteConsistency,
             recovery_threads: 2,
+            // Files to be used again would stay in front of a gap, which is how a lost file looks.
+            enable_log_recycle: false,
             // Entries are small and the reader's cache keeps whole records: leave them as they are.
             batch_compression_threshold: ReadableSize(0),
             target_file_size: ReadableSize(options.log_file_bytes),

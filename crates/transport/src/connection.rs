@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Frames that may wait to be written on one connection.
 pub(crate) const QUEUE_FRAMES: usize = 4096;
@@ -21,6 +21,9 @@ pub(crate) const QUEUE_FRAMES: usize = 4096;
 const BATCH_BYTES: usize = 256 * 1024;
 /// How long opening a connection, greeting included, may take.
 pub(crate) const OPEN_MAX: Duration = Duration::from_secs(2);
+/// When nothing at all has come back for so long after a deadline, not even the word that the
+/// answer is late, the connection is given up: it may be cut in a way that TCP takes minutes to see.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// After a failed attempt, requests fail at once for this long.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -39,11 +42,16 @@ struct Lane {
 struct Connection {
     requests: mpsc::Sender<Frame>,
     waiting: Arc<Mutex<Waiting>>,
+    /// Ends the reading of a connection that is given up.
+    given_up: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct Waiting {
     next_request: u64,
+    n_received: u64,
+    /// Somebody waits to see whether anything comes back.
+    is_watched: bool,
     closed: Option<String>,
     replies: HashMap<u64, oneshot::Sender<Frame>>,
 }
@@ -70,11 +78,15 @@ impl Peer {
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(Error::TooLarge { bytes: payload.len(), max: PAYLOAD_BYTES_MAX });
         }
-        let asked = self.ask(inner, kind, deadline, payload);
+        let mut asked_on = None;
+        let asked = self.ask(inner, kind, deadline, payload, &mut asked_on);
         match inner.env.timeout(deadline, asked).await {
             Some(answer) => answer,
             None => {
                 add(&inner.counters.n_deadlines_passed, 1);
+                if let Some((connection, n_received)) = asked_on {
+                    watch(inner, &connection, n_received);
+                }
                 Err(Error::Deadline { node: self.node, after: deadline })
             }
         }
@@ -86,6 +98,7 @@ impl Peer {
         kind: MessageKind,
         deadline: Duration,
         payload: Bytes,
+        asked_on: &mut Option<(Arc<Connection>, u64)>,
     ) -> Result<Bytes, Error> {
         let connection = self.connection(inner, kind.priority()).await?;
         let (sender, reply) = oneshot::channel();
@@ -97,6 +110,7 @@ impl Peer {
             waiting.next_request += 1;
             let request = waiting.next_request;
             waiting.replies.insert(request, sender);
+            *asked_on = Some((connection.clone(), waiting.n_received));
             request
         };
         let _forget = Forget { waiting: &connection.waiting, request };
@@ -110,6 +124,8 @@ impl Peer {
             Ok(frame) if frame.shape == Shape::NoHandler => {
                 Err(Error::NoHandler { node: self.node, kind })
             }
+            // The deadline is about to pass here too.
+            Ok(frame) if frame.shape == Shape::Late => std::future::pending().await,
             Ok(frame) => Ok(frame.payload),
             Err(_) => Err(self.unreachable(&self.closed_because(&connection))),
         }
@@ -177,7 +193,9 @@ impl Peer {
 
         let (requests, queue) = mpsc::channel(QUEUE_FRAMES);
         let waiting = Arc::new(Mutex::new(Waiting::default()));
-        let connection = Connection { requests, waiting: waiting.clone() };
+        let given_up = Arc::new(Notify::new());
+        let connection =
+            Connection { requests, waiting: waiting.clone(), given_up: given_up.clone() };
         let writing = waiting.clone();
         let for_writer = inner.clone();
         inner.env.spawn("transport writer", async move {
@@ -186,22 +204,54 @@ impl Peer {
         });
         let for_reader = inner.clone();
         inner.env.spawn("transport reader", async move {
-            let reason = loop {
-                match next_frame(&for_reader, &mut read, &mut reader, &mut input).await {
-                    Ok(frame) => {
-                        let reply = waiting.lock().replies.remove(&frame.request);
-                        // A reply nobody waits for any more came after its deadline.
-                        if let Some(reply) = reply {
-                            drop(reply.send(frame));
+            let receiving = async {
+                loop {
+                    match next_frame(&for_reader, &mut read, &mut reader, &mut input).await {
+                        Ok(frame) => {
+                            let reply = {
+                                let mut waiting = waiting.lock();
+                                waiting.n_received += 1;
+                                waiting.replies.remove(&frame.request)
+                            };
+                            // A reply nobody waits for any more came after its deadline.
+                            if let Some(reply) = reply {
+                                drop(reply.send(frame));
+                            }
                         }
+                        Err(reason) => break reason,
                     }
-                    Err(reason) => break reason,
                 }
+            };
+            let reason = tokio::select! {
+                reason = receiving => reason,
+                () = given_up.notified() => "nothing came back over it".into(),
             };
             waiting.lock().close(reason);
         });
         Ok(connection)
     }
+}
+
+/// A deadline has passed, and `n_received` frames had come before its request was sent: gives the
+/// connection up unless something comes soon.
+fn watch(inner: &Arc<Inner>, connection: &Arc<Connection>, n_received: u64) {
+    {
+        let mut waiting = connection.waiting.lock();
+        if waiting.n_received != n_received || std::mem::replace(&mut waiting.is_watched, true) {
+            return;
+        }
+    }
+    let (inner, connection) = (inner.clone(), connection.clone());
+    inner.env.clone().spawn("transport watch", async move {
+        inner.env.sleep(SILENCE_MAX).await;
+        let mut waiting = connection.waiting.lock();
+        waiting.is_watched = false;
+        if waiting.n_received == n_received && waiting.closed.is_none() {
+            add(&inner.counters.n_connections_given_up, 1);
+            waiting.close("nothing came back over it".into());
+            connection.given_up.notify_one();
+        }
+    });
 }
 
 /// Takes a request off the waiting list however its future ends.
@@ -216,7 +266,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
     let mut payload = BytesMut::new();

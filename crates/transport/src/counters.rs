@@ -35,6 +35,8 @@ counters! {
     /// Refused at the greeting: wrong cluster, wrong node, or garbage.
     n_connections_refused,
     n_deadlines_passed,
+    /// Nothing came back over it, not even after a deadline.
+    n_connections_given_up,
 }
 
 pub(crate) fn add(counter: &AtomicU64, n: u64) {

@@ -96,7 +96,7 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
                     let deadline = Duration::from_millis(u64::from(deadline_ms));
                     match env.timeout(deadline, handler.handle(from, payload)).await {
                         Some(answer) => (Shape::Reply, answer),
-                        None => return,
+                        None => (Shape::Late, Bytes::new()),
                     }
                 }
             };

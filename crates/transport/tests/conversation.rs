@@ -2,7 +2,7 @@
 // The test stands outside of what is simulated.
 #![allow(clippy::disallowed_methods)]
 
-use base::env::{MemoryNet, Net, TcpNet};
+use base::env::{FaultyNet, MemoryNet, Net, TcpNet};
 use base::{Env, NodeId};
 use bytes::{Bytes, BytesMut};
 use std::net::SocketAddr;
@@ -104,7 +104,7 @@ async fn closes_after(net: &MemoryNet, bytes: &[u8], greeted: bool) -> bool {
 
 fn greeting(writer: &mut Writer) -> BytesMut {
     let numbers = [7u64, 1, 2, 1].map(u64::to_le_bytes);
-    let fields = [&1u32.to_le_bytes()[..], &numbers.concat()];
+    let fields = [&2u32.to_le_bytes()[..], &numbers.concat()];
     let payload = Bytes::from(fields.concat());
     let mut out = BytesMut::new();
     let frame = Frame { shape: Shape::Hello, kind: 1, request: 0, deadline_ms: 0, payload };
@@ -170,6 +170,33 @@ async fn a_peer_that_went_away_is_unreachable_and_found_again() {
     two.serve(address(2)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(ask(&one, MessageKind::Tablet, "back").await.unwrap(), "back");
+}
+
+/// What is sent over a cut link is lost without a word, and TCP would take minutes to say so.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_only_swallows_is_given_up_and_one_that_is_slow_is_not() {
+    let net = FaultyNet::default();
+    let on = |id: u64| {
+        let env = Env::seeded(id, Arc::new(net.of(address(id))));
+        Transport::new(env, Identity { node: NodeId(id), cluster: 7, boot: 1 }, None)
+    };
+    let (one, two) = (on(1), on(2));
+    echo(&two);
+    two.serve(address(2)).await.unwrap();
+    one.set_address(NodeId(2), address(2));
+    let late = ask(&one, MessageKind::Tablet, "sleep").await;
+    assert!(matches!(late, Err(Error::Deadline { .. })), "{late:?}");
+    tokio::time::sleep(LONG).await;
+    assert_eq!(one.counters().n_connections_given_up, 0, "the other side said that it is late");
+
+    net.cut(address(1), address(2));
+    let lost = ask(&one, MessageKind::Tablet, "hello").await;
+    assert!(matches!(lost, Err(Error::Deadline { .. })), "{lost:?}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(one.counters().n_connections_given_up, 1);
+    net.heal();
+    assert_eq!(ask(&one, MessageKind::Tablet, "again").await.unwrap(), "again");
+    assert_eq!(one.counters().n_connections_opened, 2);
 }
 
 struct Authority(rcgen::Issuer<'static, rcgen::KeyPair>, rcgen::Certificate);

@@ -28,6 +28,12 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// Simulate clusters under every fault; `cargo xtask sim --help` tells what it takes.
+    #[command(disable_help_flag = true)]
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Judge the lints.
     Lint,
     /// Format, and apply the lints' suggestions.
@@ -48,6 +54,7 @@ enum Bench {
 fn main() -> Result<()> {
     match Xtask::parse().command {
         Task::Test { quick } => test(quick),
+        Task::Sim { words } => sim(words.iter().map(String::as_str)),
         Task::Lint => lint(),
         Task::Fix => {
             run(cargo().args(["fmt", "--all"]))?;
@@ -77,6 +84,16 @@ fn test(quick: bool) -> Result<()> {
     run(cargo().args(upper).args(packages(&UPPER)).args(["--", "--test-threads=1", "--nocapture"]))
 }
 
+fn sim<'a>(words: impl Iterator<Item = &'a str>) -> Result<()> {
+    let run = ["run", "--release", "--quiet", "--package", "sim", "--"];
+    let status = cargo().args(run).args(words).status()?;
+    if !status.success() {
+        // It has said why.
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    Ok(())
+}
+
 fn lint() -> Result<()> {
     for group in [&LOWER[..], &UPPER] {
         let clippy = ["clippy", "--release", "--all-targets"];
@@ -88,7 +105,7 @@ fn lint() -> Result<()> {
 /// Their tests want tokio's virtual clock. Tested in one command with the others they would
 /// change a feature of tokio under DataFusion, and with it build DataFusion once more.
 const LOWER: [&str; 7] = ["base", "transport", "storage", "cluster", "consensus", "txn", "xtask"];
-const UPPER: [&str; 2] = ["sql", "node"];
+const UPPER: [&str; 3] = ["sql", "node", "sim"];
 
 fn packages(names: &[&'static str]) -> impl Iterator<Item = &'static str> {
     names.iter().flat_map(|name| ["--package", *name])

@@ -7,7 +7,7 @@
 //! ```
 
 use super::Result;
-use crate::identity::{Home, Identity};
+use crate::identity::Home;
 use base::{Env, NodeId, Zone};
 use cluster::{NodeRow, Topology};
 use serde::{Deserialize, Serialize};
@@ -90,9 +90,7 @@ impl Plan {
         }
         let plan = Plan { cluster: env.random().max(1), nodes };
         // The first node of each zone founds the cluster; the others join it.
-        let founders: Vec<&PlannedNode> = plan.nodes.iter().take(usize::from(zones)).collect();
-        let ids: Vec<NodeId> = founders.iter().map(|node| NodeId(u64::from(node.number))).collect();
-        let topology = Topology::of(founders.iter().map(|node| NodeRow {
+        let founders = plan.nodes.iter().take(usize::from(zones)).map(|node| NodeRow {
             id: NodeId(u64::from(node.number)),
             zone: Zone(node.zone.clone()),
             peer_address: node.peer_address,
@@ -100,16 +98,13 @@ impl Plan {
             boot: 0,
             since_us: env.wall_us(),
             replaced_by: None,
-        }));
-        for node in founders {
-            let home = Home::open(&node_dir(data, node.number))?;
-            home.set_topology(&topology)?;
-            home.set_identity(&Identity {
-                cluster: plan.cluster,
-                node: NodeId(u64::from(node.number)),
-                zone: node.zone.clone(),
-                founders: Some(ids.clone()),
-            })?;
+        });
+        let topology = Topology::of(founders);
+        for node in &plan.nodes {
+            if topology.nodes.contains_key(&NodeId(u64::from(node.number))) {
+                let home = Home::open(&node_dir(data, node.number))?;
+                home.found(plan.cluster, NodeId(u64::from(node.number)), &topology)?;
+            }
         }
         std::fs::write(plan_path(data), serde_json::to_vec_pretty(&plan)?)
             .map_err(|error| format!("cannot write {}: {error}", plan_path(data).display()))?;

@@ -20,7 +20,7 @@
 //! The format (raft-engine 0.4, version 2): a file header of 69 bytes; then records of
 //! `len << 8 | compression: u64, footer offset: u64, entries, crc32: u32, footer, crc32: u32`, big
 //! endian in the head and little endian in the checksums, the last of which is mixed with the
-//! low half of the file's number, so that what a recycled file held before does not check.
+//! low half of the file's number.
 
 use crate::{Error, Result};
 use std::fs;
@@ -80,7 +80,8 @@ fn check_newest(number: u64, path: &Path, data_dir: &Path) -> Result<()> {
             end += len;
         }
     }
-    if end == bytes.len() {
+    // An empty file is one whose making was torn, and no readable end of anything.
+    if headed && end == bytes.len() {
         return Ok(());
     }
     let survivor = (end + 1..bytes.len()).find(|&at| record_at(&bytes[at..], number).is_some());

@@ -1,0 +1,4 @@
+//! What must hold of a history, whatever happened meanwhile.
+
+pub mod append;
+pub mod register;

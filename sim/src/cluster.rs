@@ -1,0 +1,452 @@
+//! The simulated cluster: hosts in zones, a supervisor and a worker on each.
+//!
+//! The worker is the product's own, started by `node::worker::start` in a process of the machine.
+//! The supervisor is the product's decision table (`cluster::supervision`) with the machine's
+//! means to act: where the real one kills and waits for a child, this one does it to a process.
+
+use crate::machine::disk::{self, Disk};
+use crate::machine::threads::{self, Host, Process};
+use crate::net::SimNet;
+use base::{Env, NodeId, Zone};
+use cluster::supervision::{Action, EXIT_HALTED, EXIT_MISUSED, Event, Supervision};
+use cluster::{DeathReport, NodeRow, Topology};
+use node::config::{AuthMethod, Config};
+use node::identity::Home;
+use parking_lot::Mutex;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use storage::Options;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+pub const PEER_PORT: u16 = 7401;
+pub const SQL_PORT: u16 = 5433;
+const CLUSTER: u64 = 7;
+const TICK: Duration = Duration::from_millis(250);
+const BEAT: Duration = Duration::from_millis(500);
+/// Deeply nested statements are planned by recursion.
+const STACK_BYTES: usize = 16 << 20;
+
+/// How the cluster is laid out.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub n_zones: usize,
+    /// Hosts a zone; the first of each founds the cluster, the others join.
+    pub n_per_zone: usize,
+    /// Hosts beyond those, without a node at first.
+    pub n_spare: usize,
+}
+
+impl Shape {
+    pub fn n_hosts(&self) -> usize {
+        self.n_zones * self.n_per_zone + self.n_spare
+    }
+}
+
+/// What the world asks of a worker, beside what SQL can do.
+pub enum Ask {
+    Stop,
+    /// Hand the leadership of a group that it leads to another member, drawn by the number.
+    Transfer(u64),
+}
+
+pub struct Node {
+    pub number: usize,
+    pub zone: usize,
+    pub ip: IpAddr,
+    pub host: Host,
+    slot: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    worker: Option<Worker>,
+    supervisor: Option<JoinHandle<()>>,
+    /// The supervisor has given up with this code.
+    exited: Option<i32>,
+    is_dark: bool,
+    is_paused: bool,
+    was_started: bool,
+}
+
+struct Worker {
+    process: Process,
+    boot: Arc<AtomicU64>,
+    asks: mpsc::Sender<Ask>,
+    heard: mpsc::Sender<Event>,
+}
+
+/// How a node is, for those who break it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Up,
+    Paused,
+    /// Its supervisor ended, with this code.
+    Exited(i32),
+    /// Supervisor and worker are dead, or were never there.
+    Down,
+    /// No power.
+    Dark,
+}
+
+pub struct Cluster {
+    pub shape: Shape,
+    pub net: SimNet,
+    pub nodes: Vec<Node>,
+    seed: u64,
+    n_starts: AtomicU64,
+    notes: Box<dyn Fn(String) + Send + Sync>,
+}
+
+/// Small sizes, so that an hour of light load flushes, merges, turns segments and purges logs as
+/// weeks of a heavy one would.
+pub fn options(config: &Config) -> Options {
+    Options {
+        memtable_bytes: 128 << 10,
+        cache_bytes: 1 << 20,
+        open_files: 64,
+        log_bytes: 256 << 10,
+        log_file_bytes: 64 << 10,
+        log_cache_bytes: 64 << 10,
+        ..node::worker::options(config)
+    }
+}
+
+impl Node {
+    pub fn peer_address(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, PEER_PORT)
+    }
+
+    pub fn sql_address(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, SQL_PORT)
+    }
+
+    pub fn health(&self) -> Health {
+        let slot = self.slot.lock();
+        match (&slot.supervisor, slot.exited) {
+            _ if slot.is_dark => Health::Dark,
+            (_, Some(code)) => Health::Exited(code),
+            (None, None) => Health::Down,
+            _ if slot.is_paused => Health::Paused,
+            _ => Health::Up,
+        }
+    }
+
+    pub fn zone_name(&self) -> String {
+        format!("zone-{}", self.zone + 1)
+    }
+}
+
+impl Cluster {
+    /// Hosts with disks under `root`, and the homes of the founders on them.
+    pub fn create(
+        shape: Shape,
+        seed: u64,
+        root: &Path,
+        net: SimNet,
+        notes: impl Fn(String) + Send + Sync + 'static,
+    ) -> anyhow::Result<Arc<Cluster>> {
+        net.know_frames_at(PEER_PORT);
+        let mut nodes = Vec::new();
+        for number in 0..shape.n_hosts() {
+            let zone = number % shape.n_zones;
+            let ip = IpAddr::V4(Ipv4Addr::new(127, 0, zone as u8 + 1, number as u8 + 1));
+            let host = threads::add_host(Disk::create(&root.join(format!("host-{}", number + 1)))?);
+            nodes.push(Node { number, zone, ip, host, slot: Mutex::default() });
+        }
+        let founders = nodes.iter().take(shape.n_zones).map(|node| NodeRow {
+            id: NodeId(node.number as u64 + 1),
+            zone: Zone(node.zone_name()),
+            peer_address: node.peer_address(),
+            sql_address: node.sql_address(),
+            boot: 0,
+            since_us: 0,
+            replaced_by: None,
+        });
+        let founders = Topology::of(founders);
+        for node in nodes.iter().take(shape.n_zones) {
+            let home = Home::open(&disk::files(node.host))?;
+            home.found(CLUSTER, NodeId(node.number as u64 + 1), &founders)?;
+            disk::settle(node.host)?;
+        }
+        Ok(Arc::new(Cluster {
+            shape,
+            net,
+            nodes,
+            seed,
+            n_starts: AtomicU64::new(0),
+            notes: Box::new(notes),
+        }))
+    }
+
+    fn note(&self, text: String) {
+        (self.notes)(text);
+    }
+
+    fn config(&self, node: &Node) -> Config {
+        let others = self.nodes.iter().filter(|other| other.number != node.number);
+        Config {
+            zone: node.zone_name(),
+            data: disk::files(node.host),
+            join: others.take(3).map(Node::peer_address).collect(),
+            listen: node.peer_address(),
+            sql_listen: node.sql_address(),
+            auth: AuthMethod::Trust,
+            retention_s: 60,
+            cache_mib: 1,
+            log: String::new(),
+            tls: None,
+        }
+    }
+
+    /// A fresh env for a process on the node's host.
+    pub fn env(&self, node: &Node) -> Env {
+        let start = self.n_starts.fetch_add(1, Ordering::Relaxed);
+        let seed = self.seed ^ (start + 1).wrapping_mul(0xd1b5_4a32_d192_ed03);
+        Env::seeded(seed, Arc::new(self.net.of(node.ip)))
+    }
+
+    /// Starts the node's supervisor, which starts its worker.
+    pub fn start(self: &Arc<Self>, number: usize) {
+        let node = &self.nodes[number];
+        let cluster = self.clone();
+        let mut slot = node.slot.lock();
+        if slot.is_dark || (slot.supervisor.is_some() && slot.exited.is_none()) {
+            return;
+        }
+        slot.exited = None;
+        slot.was_started = true;
+        slot.supervisor = Some(tokio_spawn(async move { cluster.supervise(number).await }));
+    }
+
+    /// Whether the host ever had a node.
+    pub fn was_started(&self, number: usize) -> bool {
+        self.nodes[number].slot.lock().was_started
+    }
+
+    async fn supervise(self: Arc<Self>, number: usize) {
+        let node = &self.nodes[number];
+        let env = self.env(node);
+        let (heard, mut hears) = mpsc::channel::<Event>(256);
+        let mut supervision = Supervision::new(env.now());
+        let mut event = Event::Tick;
+        loop {
+            for action in supervision.step(env.now(), event) {
+                match action {
+                    Action::Start => self.start_worker(node, heard.clone()),
+                    Action::AskToStop => {
+                        if let Some(worker) = &node.slot.lock().worker {
+                            worker.asks.try_send(Ask::Stop).ok();
+                        }
+                    }
+                    Action::Kill => {
+                        self.note(format!("node {}: the worker is stuck, killing it", number + 1));
+                        self.kill_worker(number);
+                    }
+                    Action::Report => {
+                        let boot = self.bury(node);
+                        self.report(node, &env, boot).await;
+                    }
+                    Action::Exit(code) => {
+                        self.note(format!("node {} ended with code {code}", number + 1));
+                        node.slot.lock().exited = Some(code);
+                        return;
+                    }
+                }
+            }
+            event = tokio::select! {
+                biased;
+                Some(event) = hears.recv() => event,
+                () = env.sleep(TICK) => Event::Tick,
+            };
+        }
+    }
+
+    /// After the end of a worker, whatever ended it.
+    fn bury(&self, node: &Node) -> u64 {
+        let worker = node.slot.lock().worker.take();
+        let Some(worker) = worker else { return 0 };
+        threads::kill(worker.process);
+        self.net.process_died(node.ip, &[PEER_PORT, SQL_PORT]);
+        if let Err(error) = disk::after_kill(node.host) {
+            self.note(format!("cannot close the files of node {}: {error}", node.number + 1));
+        }
+        worker.boot.load(Ordering::Relaxed)
+    }
+
+    async fn report(&self, node: &Node, env: &Env, boot: u64) {
+        let Ok(home) = Home::open(&disk::files(node.host)) else { return };
+        let (Ok(Some(identity)), Ok(topology)) = (home.identity(), home.topology()) else { return };
+        let report = DeathReport { node: identity.node, boot };
+        let peers = topology.members().filter(|row| row.id != identity.node);
+        let addresses: Vec<_> = peers.map(|row| row.peer_address).collect();
+        node::supervisor::tell(env, &None, identity.cluster, report, &addresses).await;
+    }
+
+    fn start_worker(&self, node: &Node, heard: mpsc::Sender<Event>) {
+        let (asks, asked) = mpsc::channel(16);
+        let boot = Arc::new(AtomicU64::new(0));
+        let (config, env) = (self.config(node), self.env(node));
+        let name = format!("node {}", node.number + 1);
+        let (told, says) = (boot.clone(), heard.clone());
+        let process = threads::start(node.host, name, STACK_BYTES, move || {
+            let code = work(env, config, &told, asked, &says);
+            // The supervisor finds a worker that cannot tell its end by its silence.
+            says.try_send(Event::Ended(Some(code))).ok();
+            threads::exit();
+        });
+        let mut slot = node.slot.lock();
+        slot.is_paused = false;
+        slot.worker = Some(Worker { process, boot, asks, heard });
+    }
+
+    /// `kill -9` for the worker alone.
+    pub fn kill_worker(&self, number: usize) {
+        let node = &self.nodes[number];
+        let slot = node.slot.lock();
+        if let Some(worker) = &slot.worker {
+            threads::kill(worker.process);
+            worker.heard.try_send(Event::Ended(None)).ok();
+        }
+        drop(slot);
+        self.net.process_died(node.ip, &[PEER_PORT, SQL_PORT]);
+        disk::after_kill(node.host).ok();
+    }
+
+    /// `kill -9` for supervisor and worker: nobody reports it.
+    pub fn kill_node(&self, number: usize) {
+        let node = &self.nodes[number];
+        if let Some(supervisor) = node.slot.lock().supervisor.take() {
+            supervisor.abort();
+        }
+        node.slot.lock().exited = None;
+        self.bury(node);
+    }
+
+    /// The host loses its power: processes, connections, and what was not synced.
+    pub fn cut_power(&self, number: usize) {
+        let node = &self.nodes[number];
+        self.net.set_power(node.ip, false);
+        self.kill_node(number);
+        node.slot.lock().is_dark = true;
+        if let Err(error) = disk::cut_power(node.host) {
+            self.note(format!("the disk of node {} cannot lose its power: {error}", number + 1));
+        }
+    }
+
+    pub fn restore_power(self: &Arc<Self>, number: usize) {
+        let node = &self.nodes[number];
+        self.net.set_power(node.ip, true);
+        node.slot.lock().is_dark = false;
+        self.start(number);
+    }
+
+    pub fn pause(&self, number: usize, is_paused: bool) {
+        let mut slot = self.nodes[number].slot.lock();
+        if let Some(worker) = &slot.worker {
+            threads::pause(worker.process, is_paused);
+            slot.is_paused = is_paused;
+        }
+    }
+
+    /// The data of a node that does not run is gone; it will join anew.
+    pub fn wipe(&self, number: usize) -> std::io::Result<()> {
+        self.kill_node(number);
+        disk::wipe(self.nodes[number].host)
+    }
+
+    pub fn ask(&self, number: usize, ask: Ask) -> bool {
+        match &self.nodes[number].slot.lock().worker {
+            Some(worker) => worker.asks.try_send(ask).is_ok(),
+            None => false,
+        }
+    }
+
+    /// Stops a node as an operator would: supervisor first told, worker asked.
+    pub async fn stop(self: &Arc<Self>, number: usize) {
+        let node = &self.nodes[number];
+        let heard = node.slot.lock().worker.as_ref().map(|worker| worker.heard.clone());
+        let Some(heard) = heard else { return self.kill_node(number) };
+        heard.send(Event::Stop).await.ok();
+        let patience = Duration::from_secs(20);
+        let gone = async {
+            while node.slot.lock().worker.is_some() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(patience, gone).await.is_err() {
+            self.note(format!("node {} did not stop when asked", number + 1));
+        }
+        self.kill_node(number);
+    }
+}
+
+/// Tasks of the world itself.
+#[allow(clippy::disallowed_methods)]
+fn tokio_spawn(future: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    tokio::spawn(future)
+}
+
+/// A worker's life, from its first thread; the exit code.
+fn work(
+    env: Env,
+    config: Config,
+    boot: &AtomicU64,
+    mut asked: mpsc::Receiver<Ask>,
+    says: &mpsc::Sender<Event>,
+) -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let Ok(runtime) = runtime else { return EXIT_MISUSED };
+    runtime.block_on(async {
+        let started = async {
+            let home = Home::open(&config.data)?;
+            boot.store(home.raise_boot()?, Ordering::Relaxed);
+            let (clock, says) = (env.clone(), says.clone());
+            env.spawn("beat", async move {
+                loop {
+                    says.try_send(Event::Beat).ok();
+                    clock.sleep(BEAT).await;
+                }
+            });
+            let options = options(&config);
+            node::worker::start(&env, config, &home, options).await
+        };
+        let running = match started.await {
+            Ok(running) => running,
+            Err(error) => {
+                tracing::error!("cannot start: {error}");
+                let is_lost = env.halt_reason().is_some() || error.is::<storage::Error>();
+                return if is_lost { EXIT_HALTED } else { EXIT_MISUSED };
+            }
+        };
+        loop {
+            tokio::select! {
+                biased;
+                reason = env.halted() => {
+                    tracing::error!("this node stops: {reason}");
+                    return EXIT_HALTED;
+                }
+                ask = asked.recv() => match ask {
+                    Some(Ask::Transfer(draw)) => transfer(&running, draw).await,
+                    Some(Ask::Stop) | None => {
+                        running.stop().await;
+                        return 0;
+                    }
+                }
+            }
+        }
+    })
+}
+
+async fn transfer(running: &node::worker::Running, draw: u64) {
+    let led: Vec<_> = running.groups().all().into_iter().filter(node::worker::leads).collect();
+    let Some(group) = led.get(draw as usize % led.len().max(1)) else { return };
+    let voters = group.status().voters;
+    let Some(to) = voters.get((draw >> 8) as usize % voters.len().max(1)) else { return };
+    if let Err(error) = group.transfer(*to).await {
+        tracing::debug!(tablet = %group.tablet(), %error, "no hand-over");
+    }
+}

@@ -1,0 +1,407 @@
+//! The one who breaks things: which fault comes when, for how long, and how it ends.
+//!
+//! Faults come one after the other and overlap: each is drawn by weight, does its harm, and is
+//! undone by itself some time later, unless the storm ends before. What is not undone: a wiped or
+//! damaged disk, whose node joins anew. At most one node's data is lost at a time, as the promise
+//! goes: what a majority had synced must survive, and nobody promises more.
+
+use crate::cluster::{Ask, Health};
+use crate::machine::disk::{self, Faults};
+use crate::machine::threads;
+use crate::world::{CLIENTS, Dice, World};
+use std::net::IpAddr;
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL to a worker; its supervisor reports it and starts it again.
+    KillWorker,
+    /// SIGKILL to supervisor and worker.
+    KillNode,
+    /// Power lost: what was not synced is lost or torn.
+    PowerCut,
+    ZonePowerCut,
+    /// Two groups of hosts do not hear each other.
+    Partition,
+    /// One direction only.
+    OneWay,
+    SlowLinks,
+    LossyLinks,
+    /// Frames flipped, repeated, swapped, dropped, cut short.
+    DamagedFrames,
+    ResetConnections,
+    /// SIGSTOP, then SIGCONT.
+    Pause,
+    WallClockJump,
+    ClockDrift,
+    SlowDisk,
+    FailedSync,
+    FullDisk,
+    /// A disk is replaced by an empty one.
+    WipedDisk,
+    /// One bit of one stored file.
+    FlippedBit,
+    TransferLeaders,
+    /// One node after the other is stopped and started, as for a new version.
+    RollingRestart,
+    /// A host that had no node gets one.
+    AddNode,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 21] = [
+        Fault::KillWorker,
+        Fault::KillNode,
+        Fault::PowerCut,
+        Fault::ZonePowerCut,
+        Fault::Partition,
+        Fault::OneWay,
+        Fault::SlowLinks,
+        Fault::LossyLinks,
+        Fault::DamagedFrames,
+        Fault::ResetConnections,
+        Fault::Pause,
+        Fault::WallClockJump,
+        Fault::ClockDrift,
+        Fault::SlowDisk,
+        Fault::FailedSync,
+        Fault::FullDisk,
+        Fault::WipedDisk,
+        Fault::FlippedBit,
+        Fault::TransferLeaders,
+        Fault::RollingRestart,
+        Fault::AddNode,
+    ];
+
+    pub fn name(self) -> String {
+        let mut name = String::new();
+        for letter in format!("{self:?}").chars() {
+            if letter.is_uppercase() && !name.is_empty() {
+                name.push(' ');
+            }
+            name.extend(letter.to_lowercase());
+        }
+        name
+    }
+}
+
+/// Between two faults.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    pub least: Duration,
+    pub most: Duration,
+}
+
+pub struct Nemesis {
+    world: World,
+    dice: Dice,
+    faults: Vec<(Fault, u64)>,
+    pace: Pace,
+    /// The node whose data is lost or in doubt, until it is whole again.
+    patient: Option<usize>,
+}
+
+const MS: u64 = 1_000_000;
+/// How long an operator takes to start again what has ended.
+const OPERATOR: Duration = Duration::from_secs(4);
+/// What a clock may be fast or slow by. Leases are promised to survive a tenth.
+const DRIFT_PPM: u64 = 20_000;
+
+impl Nemesis {
+    pub fn new(world: &World, faults: Vec<(Fault, u64)>, pace: Pace) -> Nemesis {
+        let dice = world.dice("nemesis", 0);
+        Nemesis { world: world.clone(), dice, faults, pace, patient: None }
+    }
+
+    /// Breaks things until the storm is over.
+    pub async fn run(mut self) {
+        let total: u64 = self.faults.iter().map(|(_, weight)| weight).sum();
+        if total == 0 {
+            return;
+        }
+        while self.world.storming() {
+            let pause = self.dice.between(self.pace.least, self.pace.most);
+            self.world.sleep(pause).await;
+            if !self.world.storming() {
+                return;
+            }
+            let mut draw = self.dice.below(total);
+            let chosen = self.faults.iter().find(|(_, weight)| {
+                let is_it = draw < *weight;
+                draw = draw.saturating_sub(*weight);
+                is_it
+            });
+            if let Some((fault, _)) = chosen.copied() {
+                self.strike(fault).await;
+            }
+        }
+    }
+
+    fn ip(&self, node: usize) -> IpAddr {
+        self.world.cluster().nodes[node].ip
+    }
+
+    fn up(&self) -> Vec<usize> {
+        let nodes = &self.world.cluster().nodes;
+        nodes.iter().filter(|node| node.health() == Health::Up).map(|node| node.number).collect()
+    }
+
+    fn some_up(&mut self) -> Option<usize> {
+        let up = self.up();
+        (!up.is_empty()).then(|| *self.dice.pick(&up))
+    }
+
+    /// Runs `undo` after a while, if the storm still goes on; its end undoes everything anyway.
+    fn later(&self, after: Duration, undo: impl FnOnce(&World) + Send + 'static) {
+        let world = self.world.clone();
+        self.world.spawn("undo", async move {
+            world.sleep(after).await;
+            if world.storming() {
+                undo(&world);
+            }
+        });
+    }
+
+    async fn strike(&mut self, fault: Fault) {
+        let Some(node) = self.some_up() else { return };
+        let long = self.dice.between(Duration::from_millis(500), Duration::from_secs(12));
+        let world = self.world.clone();
+        let cluster = world.cluster().clone();
+        let name = fault.name();
+        let told = |what: String| {
+            world.note(format!("FAULT {name}: {what}"));
+            world.count(&format!("fault: {name}"), 1);
+        };
+        let host = cluster.nodes[node].host;
+        let here = format!("node {}", node + 1);
+        match fault {
+            Fault::KillWorker => {
+                told(here);
+                cluster.kill_worker(node);
+            }
+            Fault::KillNode => {
+                told(format!("{here} for {long:?}"));
+                cluster.kill_node(node);
+                self.later(long, move |world| world.cluster().start(node));
+            }
+            Fault::PowerCut => {
+                told(format!("{here} for {long:?}"));
+                cluster.cut_power(node);
+                self.later(long, move |world| world.cluster().restore_power(node));
+            }
+            Fault::ZonePowerCut => {
+                let zone = cluster.nodes[node].zone;
+                told(format!("{} for {long:?}", cluster.nodes[node].zone_name()));
+                for node in cluster.nodes.iter().filter(|node| node.zone == zone) {
+                    if node.health() != Health::Down && node.health() != Health::Dark {
+                        let number = node.number;
+                        cluster.cut_power(number);
+                        self.later(long, move |world| world.cluster().restore_power(number));
+                    }
+                }
+            }
+            Fault::Partition | Fault::OneWay => {
+                let (some, others) = self.two_groups(node);
+                let both = fault == Fault::Partition;
+                let clients_too = self.dice.one_in(3);
+                told(format!("{some:?} from {others:?} for {long:?}"));
+                for &a in &some {
+                    let mut far: Vec<IpAddr> = others.iter().map(|b| self.ip(*b)).collect();
+                    far.extend(clients_too.then_some(CLIENTS));
+                    for b in far {
+                        cluster.net.set_link(self.ip(a), b, |link| link.is_cut = true);
+                        if both {
+                            cluster.net.set_link(b, self.ip(a), |link| link.is_cut = true);
+                        }
+                    }
+                }
+                self.later(long, |world| world.cluster().net.heal());
+            }
+            Fault::SlowLinks | Fault::LossyLinks | Fault::DamagedFrames => {
+                let amount = match fault {
+                    Fault::SlowLinks => 20 + self.dice.below(480),
+                    Fault::LossyLinks => 5 + self.dice.below(46),
+                    _ => 1 + self.dice.below(300),
+                };
+                let all = self.dice.one_in(3);
+                let where_to = if all { "everywhere" } else { here.as_str() };
+                told(format!("{amount} {where_to} for {long:?}"));
+                for a in 0..cluster.nodes.len() {
+                    for b in 0..cluster.nodes.len() {
+                        if a == b || (!all && a != node && b != node) {
+                            continue;
+                        }
+                        cluster.net.set_link(self.ip(a), self.ip(b), |link| match fault {
+                            Fault::SlowLinks => {
+                                link.latency_ns = (amount * MS / 2, amount * MS);
+                            }
+                            Fault::LossyLinks => link.loss_percent = amount,
+                            _ => link.n_damaged = amount,
+                        });
+                    }
+                }
+                self.later(long, |world| world.cluster().net.heal_all());
+            }
+            Fault::ResetConnections => {
+                let up = self.up();
+                let other = *self.dice.pick(&up);
+                told(format!("{here} and node {}, and {here}'s clients", other + 1));
+                cluster.net.reset(self.ip(node), self.ip(other));
+                cluster.net.reset(self.ip(node), CLIENTS);
+            }
+            Fault::Pause => {
+                told(format!("{here} for {long:?}"));
+                cluster.pause(node, true);
+                self.later(long, move |world| world.cluster().pause(node, false));
+            }
+            Fault::WallClockJump => {
+                let minutes = self.dice.below(121) as i64 - 60;
+                told(format!("{here} to {minutes} minutes off"));
+                threads::set_clock(host, |clock| clock.set_wall_offset_s(minutes * 60));
+            }
+            Fault::ClockDrift => {
+                let ppm = self.dice.below(2 * DRIFT_PPM + 1) as i64 - DRIFT_PPM as i64;
+                told(format!("{here} by {ppm} ppm"));
+                let now = crate::machine::clock::now_ns();
+                threads::set_clock(host, |clock| clock.set_drift(now, ppm));
+            }
+            Fault::SlowDisk => {
+                let most = 20 + self.dice.below(480);
+                told(format!("{here}, up to {most} ms a sync, for {long:?}"));
+                disk::set_faults(host, |faults| faults.sync_ns = (most * MS / 10, most * MS));
+                self.later(long, move |_| disk::set_faults(host, |f| *f = Faults::NONE));
+            }
+            Fault::FailedSync => {
+                told(here);
+                disk::set_faults(host, |faults| faults.n_failing_syncs = 1);
+                self.revive(node);
+            }
+            Fault::FullDisk => {
+                told(format!("{here} for {long:?}"));
+                disk::set_faults(host, |faults| faults.is_full = true);
+                self.later(long, move |_| disk::set_faults(host, |faults| faults.is_full = false));
+                self.revive(node);
+            }
+            Fault::WipedDisk => self.lose_disk(node, &told),
+            Fault::FlippedBit => self.flip_bit(node, &told),
+            Fault::TransferLeaders => {
+                told(here);
+                cluster.ask(node, Ask::Transfer(self.dice.below(u64::MAX)));
+            }
+            Fault::RollingRestart => {
+                told("all nodes".into());
+                for node in 0..cluster.nodes.len() {
+                    if cluster.nodes[node].health() == Health::Up && world.storming() {
+                        cluster.stop(node).await;
+                        cluster.start(node);
+                        world.sleep(Duration::from_secs(3)).await;
+                    }
+                }
+            }
+            Fault::AddNode => {
+                let spare = cluster.nodes.iter().rev().take(cluster.shape.n_spare);
+                let mut spare = spare.filter(|node| node.health() == Health::Down);
+                if let Some(node) = spare.next_back() {
+                    told(format!("node {}", node.number + 1));
+                    cluster.start(node.number);
+                }
+            }
+        }
+    }
+
+    /// Two groups that a switch could part: a zone and the rest, or one node and some others.
+    fn two_groups(&mut self, node: usize) -> (Vec<usize>, Vec<usize>) {
+        let nodes = &self.world.cluster().nodes;
+        let zone = nodes[node].zone;
+        let by_zone = self.dice.one_in(2);
+        let some: Vec<usize> = (0..nodes.len())
+            .filter(|other| if by_zone { nodes[*other].zone == zone } else { *other == node })
+            .collect();
+        let mut others: Vec<usize> =
+            (0..nodes.len()).filter(|other| !some.contains(other)).collect();
+        if !by_zone && self.dice.one_in(2) {
+            let kept = self.dice.below(others.len() as u64).max(1) as usize;
+            others.truncate(kept);
+        }
+        (some, others)
+    }
+
+    /// What an operator does about a node whose supervisor has given up: start it again, and when
+    /// it gives up at once, give it an empty disk.
+    fn revive(&self, node: usize) {
+        let world = self.world.clone();
+        self.world.spawn("operator", async move {
+            for _ in 0..30 {
+                world.sleep(OPERATOR).await;
+                if !world.storming() {
+                    return;
+                }
+                if matches!(world.cluster().nodes[node].health(), Health::Exited(_)) {
+                    world.cluster().start(node);
+                }
+            }
+        });
+    }
+
+    /// Whether a node's data may be lost now: everybody else must be well.
+    fn may_lose_data(&mut self, node: usize) -> bool {
+        let nodes = &self.world.cluster().nodes;
+        let joined = nodes.iter().filter(|node| node.health() != Health::Down).count();
+        self.patient.is_none() && self.up().len() == joined && joined > 2 && node < nodes.len()
+    }
+
+    fn lose_disk(&mut self, node: usize, told: &impl Fn(String)) {
+        if !self.may_lose_data(node) {
+            return;
+        }
+        // Once a run: that the newcomer has everything again is known only after the storm.
+        self.patient = Some(node);
+        told(format!("node {}", node + 1));
+        if let Err(error) = self.world.cluster().wipe(node) {
+            self.world.wrong(format!("the disk of node {} cannot be wiped: {error}", node + 1));
+        }
+        self.later(OPERATOR, move |world| world.cluster().start(node));
+    }
+
+    fn flip_bit(&mut self, node: usize, told: &impl Fn(String)) {
+        if !self.may_lose_data(node) {
+            return;
+        }
+        self.patient = Some(node);
+        let root = disk::files(self.world.cluster().nodes[node].host);
+        match flip(&root, &mut self.dice) {
+            Some(what) => told(format!("node {}: {what}", node + 1)),
+            None => self.patient = None,
+        }
+    }
+}
+
+/// Flips one bit of one of the files with checksums under `root`; says where.
+fn flip(root: &std::path::Path, dice: &mut Dice) -> Option<String> {
+    use std::os::unix::fs::FileExt;
+    let mut files = Vec::new();
+    let mut dirs = vec![root.join("log"), root.join("state")];
+    while let Some(dir) = dirs.pop() {
+        let mut entries: Vec<_> =
+            std::fs::read_dir(&dir).ok()?.flatten().map(|entry| entry.path()).collect();
+        entries.sort();
+        for path in entries {
+            match path.metadata() {
+                Ok(metadata) if metadata.is_dir() => dirs.push(path),
+                Ok(metadata) if metadata.len() > 0 => files.push((path, metadata.len())),
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        return None;
+    }
+    let (path, len) = dice.pick(&files).clone();
+    let (at, bit) = (dice.below(len), dice.below(8));
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).ok()?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).ok()?;
+    file.write_all_at(&[byte[0] ^ (1 << bit)], at).ok()?;
+    Some(format!("bit {bit} of byte {at} of {}", path.strip_prefix(root).ok()?.display()))
+}

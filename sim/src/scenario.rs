@@ -1,0 +1,196 @@
+//! What is simulated: the shape of the cluster, who works on it, and what goes wrong.
+
+use crate::cluster::Shape;
+use crate::nemesis::{Fault, Pace};
+use crate::world::Dice;
+use std::time::Duration;
+
+pub struct Scenario {
+    pub name: &'static str,
+    pub about: &'static str,
+    faults: &'static [(Fault, u64)],
+    /// Seconds between two faults, at least and at most.
+    pace_s: (u64, u64),
+    n_zones: usize,
+    n_per_zone: usize,
+    n_spare: usize,
+}
+
+/// One scenario as one seed plays it.
+pub struct Plan {
+    pub shape: Shape,
+    pub storm: Duration,
+    pub faults: Vec<(Fault, u64)>,
+    pub pace: Pace,
+    pub workloads: Vec<&'static str>,
+    /// One way between zones, in nanoseconds.
+    pub latency_ns: (u64, u64),
+}
+
+use Fault::*;
+
+pub const SCENARIOS: [Scenario; 9] = [
+    Scenario {
+        name: "calm",
+        about: "no faults: what fails here fails everywhere",
+        faults: &[],
+        pace_s: (1, 1),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 0,
+    },
+    Scenario {
+        name: "crash",
+        about: "processes, hosts and zones die and come back",
+        faults: &[
+            (KillWorker, 4),
+            (KillNode, 3),
+            (PowerCut, 4),
+            (ZonePowerCut, 2),
+            (TransferLeaders, 1),
+        ],
+        pace_s: (2, 12),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 0,
+    },
+    Scenario {
+        name: "network",
+        about: "partitions, one-way links, slow, lossy and damaging ones",
+        faults: &[
+            (Partition, 4),
+            (OneWay, 3),
+            (SlowLinks, 2),
+            (LossyLinks, 2),
+            (DamagedFrames, 3),
+            (ResetConnections, 2),
+            (TransferLeaders, 1),
+        ],
+        pace_s: (2, 10),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 0,
+    },
+    Scenario {
+        name: "time",
+        about: "paused processes, clocks that jump and drift, slow disks and links",
+        faults: &[
+            (Pause, 5),
+            (WallClockJump, 2),
+            (ClockDrift, 3),
+            (SlowDisk, 2),
+            (SlowLinks, 1),
+            (KillWorker, 1),
+            (TransferLeaders, 1),
+        ],
+        pace_s: (2, 10),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 0,
+    },
+    Scenario {
+        name: "disk",
+        about: "power cuts, failed syncs, full, slow, wiped and damaged disks",
+        faults: &[
+            (PowerCut, 5),
+            (SlowDisk, 2),
+            (FailedSync, 2),
+            (FullDisk, 2),
+            (WipedDisk, 2),
+            (FlippedBit, 2),
+        ],
+        pace_s: (3, 15),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 0,
+    },
+    Scenario {
+        name: "operations",
+        about: "nodes added and replaced, leaders moved, rolling restarts, now and then a crash",
+        faults: &[
+            (RollingRestart, 3),
+            (AddNode, 3),
+            (WipedDisk, 2),
+            (TransferLeaders, 6),
+            (KillWorker, 2),
+            (PowerCut, 1),
+        ],
+        pace_s: (3, 12),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 2,
+    },
+    Scenario {
+        name: "zone-loss",
+        about: "a whole zone at a time, on five zones",
+        faults: &[(ZonePowerCut, 4), (Partition, 2), (KillWorker, 1), (TransferLeaders, 1)],
+        pace_s: (4, 15),
+        n_zones: 5,
+        n_per_zone: 1,
+        n_spare: 0,
+    },
+    Scenario {
+        name: "everything",
+        about: "all faults at once, on three zones",
+        faults: &[],
+        pace_s: (1, 8),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 1,
+    },
+    Scenario {
+        name: "storm",
+        about: "a few faults, drawn by the seed, in quick succession",
+        faults: &[],
+        pace_s: (0, 3),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 1,
+    },
+];
+
+impl Scenario {
+    pub fn find(name: &str) -> Result<&'static Scenario, String> {
+        SCENARIOS.iter().find(|scenario| scenario.name == name).ok_or_else(|| {
+            let lines: Vec<String> =
+                SCENARIOS.iter().map(|s| format!("  {:<12} {}", s.name, s.about)).collect();
+            format!("there is no scenario {name:?}; there are\n{}", lines.join("\n"))
+        })
+    }
+
+    pub fn plan(&self, seed: u64) -> Plan {
+        let mut dice = Dice::new(seed, "plan", 0);
+        let all = || Fault::ALL.iter().map(|fault| (*fault, 1));
+        let faults: Vec<(Fault, u64)> = match self.name {
+            "everything" => all().collect(),
+            "storm" => {
+                let mut few: Vec<_> = all().filter(|_| dice.one_in(4)).collect();
+                few.push((KillWorker, 1));
+                few
+            }
+            _ => self.faults.to_vec(),
+        };
+        let second = Duration::from_secs(1);
+        let pace =
+            Pace { least: second * self.pace_s.0 as u32, most: second * self.pace_s.1 as u32 };
+        let names = crate::workload::all();
+        let mut workloads: Vec<&'static str> =
+            names.iter().copied().filter(|_| dice.one_in(3)).collect();
+        workloads.push(*dice.pick(&names));
+        workloads.sort_unstable();
+        workloads.dedup();
+        let far = 500_000 * (1 + dice.below(6));
+        Plan {
+            shape: Shape {
+                n_zones: self.n_zones,
+                n_per_zone: self.n_per_zone,
+                n_spare: self.n_spare,
+            },
+            storm: Duration::from_secs(60 + dice.below(121)),
+            faults,
+            pace,
+            workloads,
+            latency_ns: (far / 2, far),
+        }
+    }
+}
