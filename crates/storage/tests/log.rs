@@ -381,6 +381,47 @@ fn a_torn_tail_is_cut() {
     assert_eq!(with_changed_log(torn).unwrap(), all[..4]);
 }
 
+/// A power cut may leave a log file's name and nothing of what was to be in it.
+#[test]
+fn a_log_file_whose_making_was_torn_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    append(store.log(), T1, 1..=3, "entry");
+    drop(store);
+    for file in files(&dir.path().join("log"), ".rewrite") {
+        std::fs::write(file, "").unwrap();
+    }
+    assert_eq!(texts(open(dir.path()).log(), T1), ["entry1", "entry2", "entry3"]);
+}
+
+/// As a kill would find it: what is open stays as it is.
+#[test]
+fn a_log_that_forgot_most_of_its_files_opens_again() {
+    const N: u64 = 400;
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = open(dir.path());
+    for index in 1..=N {
+        append(store.log(), T1, index..=index, &"x".repeat(500));
+    }
+    let (done, heard) = done();
+    store.log().purge(T1, N - 1, done);
+    wait(heard);
+    let log_files = || files(&dir.path().join("log"), ".raftlog");
+    let n_files_before = log_files().len();
+    let deadline = env().now() + Duration::from_secs(30);
+    // The upkeep gives the space back within seconds.
+    while log_files().len() > 3 {
+        assert!(env().now() < deadline, "the log keeps {n_files_before} files");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::fs::create_dir(copy.path().join("log")).unwrap();
+    for file in log_files().iter().chain(&files(&dir.path().join("log"), ".rewrite")) {
+        let name = file.file_name().unwrap();
+        std::fs::copy(file, copy.path().join("log").join(name)).unwrap();
+    }
+    assert_eq!(open(copy.path()).log().bounds(T1), Some((N, N)));
+}
+
 /// A vote may depend on the entries that were there when it was given, and entries on the vote
 /// they were accepted under: whatever a crash leaves is a beginning of what was asked for.
 #[test]
