@@ -5,7 +5,7 @@
 //! * [`cluster`]: hosts with nodes on them
 //! * [`world`], [`workload`], [`nemesis`]: who works, and who breaks things
 //! * [`check`], [`replicas`]: what must hold
-//! * [`scenario`], [`run`], [`suite`]: one run, and many
+//! * [`scenario`], [`run`], [`suite`]: one run, and many; [`year`]: a long one
 
 mod check;
 mod cluster;
@@ -19,6 +19,7 @@ mod suite;
 mod timeline;
 mod workload;
 mod world;
+mod year;
 
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -97,6 +98,9 @@ impl Sim {
             };
             return self.replay(seed, scenario);
         }
+        if let Some(scenario) = scenario.filter(|scenario| !scenario.is_in_suite()) {
+            return self.replay(self.from.unwrap_or(1), scenario);
+        }
         let budget = match (self.hours, self.minutes) {
             (Some(hours), _) => Budget::Simulated(Duration::from_secs_f64(hours * 3600.0)),
             (None, Some(minutes)) => Budget::Real(Duration::from_secs_f64(minutes * 60.0)),
@@ -134,6 +138,7 @@ impl Sim {
             for (what, n) in &verdict.counts {
                 println!("  {n:>9}  {what}");
             }
+            verdict.lines.iter().for_each(|line| println!("{line}"));
             for violation in &verdict.violations {
                 println!("WRONG: {violation}");
             }

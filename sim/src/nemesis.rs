@@ -370,7 +370,10 @@ impl Nemesis {
         self.patient = Some(node);
         let root = disk::files(self.world.cluster().nodes[node].host);
         match flip(&root, &mut self.dice) {
-            Some(what) => told(format!("node {}: {what}", node + 1)),
+            Some(what) => {
+                self.world.set_damaged(node);
+                told(format!("node {}: {what}", node + 1));
+            }
             None => self.patient = None,
         }
     }

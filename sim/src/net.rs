@@ -24,6 +24,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+use transport::MessageKind;
+use transport::frame::Shape;
 
 const MS: u64 = 1_000_000;
 /// Bytes under way in one direction before the sender waits.
@@ -49,6 +51,8 @@ pub struct Link {
 pub struct Counts {
     pub n_connections: u64,
     pub n_pieces: u64,
+    /// Of frames that carry replicas' states.
+    pub n_snapshot_bytes: u64,
     pub n_flipped: u64,
     pub n_repeated: u64,
     pub n_swapped: u64,
@@ -149,6 +153,9 @@ impl State {
 
     /// Sends one whole frame, unless chance wills otherwise.
     fn send_frame(&mut self, pipe: &mut Pipe, frame: Bytes) {
+        if is_snapshot(&frame) {
+            self.counts.n_snapshot_bytes += frame.len() as u64;
+        }
         let n_damaged = self.link(pipe.from, pipe.to).n_damaged;
         if n_damaged == 0 || self.rng.random_range(0..10_000) >= n_damaged {
             self.send(pipe, frame);
@@ -568,4 +575,11 @@ impl Drop for Connected {
 fn frame_len(bytes: &[u8]) -> Option<usize> {
     let length = bytes.first_chunk::<4>().map(|length| u32::from_le_bytes(*length))?;
     Some(transport::frame::PREFIX_BYTES + length as usize)
+}
+
+/// Whether a frame asks its receiver to take a piece of a replica's state.
+fn is_snapshot(frame: &[u8]) -> bool {
+    const SHAPE_AT: usize = transport::frame::PREFIX_BYTES + 8;
+    let asked = [Shape::Request as u8, MessageKind::RaftSnapshot.number()];
+    frame.get(SHAPE_AT..SHAPE_AT + 2) == Some(&asked)
 }

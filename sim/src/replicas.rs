@@ -14,6 +14,8 @@ use txn::keyspace;
 pub struct Compared {
     pub n_replicas: u64,
     pub n_rows: u64,
+    /// Nodes that were found damaged only now.
+    pub n_damaged: u64,
 }
 
 struct Replica {
@@ -24,18 +26,22 @@ struct Replica {
 /// Points of the past that are compared, beside the present.
 const N_PAST: u64 = 4;
 
-pub fn compare(cluster: &Cluster) -> anyhow::Result<Compared> {
+/// `damaged`: a node one of whose bits was flipped. It is left out if it says so: a node that has
+/// not read the bit yet could not know.
+pub fn compare(cluster: &Cluster, damaged: Option<usize>) -> anyhow::Result<Compared> {
+    let mut n_damaged = 0;
+    if let Some(number) = damaged {
+        n_damaged = u64::from(read_all(cluster, number).is_err());
+    }
+    let left_out = damaged.filter(|_| n_damaged > 0);
     let mut replicas: BTreeMap<TabletId, Vec<(Descriptor, Replica)>> = BTreeMap::new();
     let mut horizon = Scn::ZERO;
     let mut newest = Scn::ZERO;
     for node in &cluster.nodes {
-        if !cluster.was_started(node.number) {
+        if !cluster.was_started(node.number) || left_out == Some(node.number) {
             continue;
         }
-        let env = cluster.env(node);
-        let dir = disk::files(node.host);
-        let store = Store::open(&env, &dir, storage::Options::default())
-            .map_err(|error| anyhow::anyhow!("node {}: {error}", node.number + 1))?;
+        let store = open(cluster, node.number)?;
         horizon = horizon.max(store.horizon());
         for row in store.meta_scan(&keyspace::descriptors()) {
             let (_, value) = row?;
@@ -47,11 +53,11 @@ pub fn compare(cluster: &Cluster) -> anyhow::Result<Compared> {
             newest = newest.max(row?.1);
         }
     }
-    let mut compared = Compared { n_replicas: 0, n_rows: 0 };
+    let mut compared = Compared { n_replicas: 0, n_rows: 0, n_damaged };
     let step = newest.0.saturating_sub(horizon.0) / (N_PAST + 1);
     let past = (1..=N_PAST).map(|n| At::Scn(Scn(horizon.0 + n * step)));
     let moments: Vec<At> = past.filter(|_| step > 0).chain([At::Newest]).collect();
-    let n_voters = cluster.shape.n_zones;
+    let n_voters = cluster.shape.n_zones - n_damaged as usize;
     for (tablet, replicas) in replicas {
         let generation = replicas.iter().map(|(d, _)| d.generation).max().unwrap_or(0);
         let current: Vec<_> = replicas.iter().filter(|(d, _)| d.generation == generation).collect();
@@ -77,6 +83,23 @@ pub fn compare(cluster: &Cluster) -> anyhow::Result<Compared> {
         compared.n_replicas += current.len() as u64;
     }
     Ok(compared)
+}
+
+fn open(cluster: &Cluster, number: usize) -> anyhow::Result<Store> {
+    let node = &cluster.nodes[number];
+    let dir = disk::files(node.host);
+    Store::open(&cluster.env(node), &dir, storage::Options::default())
+        .map_err(|error| anyhow::anyhow!("node {}: {error}", number + 1))
+}
+
+fn read_all(cluster: &Cluster, number: usize) -> anyhow::Result<()> {
+    let store = open(cluster, number)?;
+    let horizon = store.horizon();
+    for at in [At::Newest, At::Scn(horizon)] {
+        rows(&store, &KeyRange::all(), at)?;
+    }
+    store.meta_scan(&KeyRange::all()).collect::<Result<Vec<_>, _>>()?;
+    Ok(())
 }
 
 type Rows = Vec<(base::Key, Scn, bytes::Bytes)>;

@@ -16,6 +16,7 @@ use crate::replicas;
 use crate::scenario::Scenario;
 use crate::workload;
 use crate::world::{Dice, Telling, World};
+use crate::year;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,6 +40,8 @@ pub struct Verdict {
     pub seed: u64,
     pub scenario: String,
     pub violations: Vec<String>,
+    /// What the scenario itself has to say.
+    pub lines: Vec<String>,
     pub simulated_s: f64,
     pub n_events: u64,
     pub trace: u64,
@@ -71,6 +74,7 @@ pub fn run(
         seed,
         scenario: scenario.name.into(),
         violations: telling.violations(),
+        lines: telling.lines(),
         simulated_s: clock::now_ns() as f64 / 1e9,
         n_events,
         trace,
@@ -103,6 +107,10 @@ async fn play(
     if world.has_failed() {
         return Ok(());
     }
+    if plan.is_year {
+        let sql = world.connect(0).await.map_err(anyhow::Error::msg)?;
+        sql.batch_execute(year::LAY_OUT).await?;
+    }
 
     world.note("the storm begins");
     let mut clients = Vec::new();
@@ -113,13 +121,18 @@ async fn play(
             clients.push(world_spawn(life));
         }
     }
-    let nemesis = world_spawn(Nemesis::new(&world, plan.faults, plan.pace).run());
-    let end = world.now() + plan.storm;
-    while world.now() < end && !world.has_failed() {
-        world.sleep(Duration::from_millis(500)).await;
+    if plan.is_year {
+        year::live(&world, &mut world.dice("year", 0)).await;
+        world.end_storm();
+    } else {
+        let nemesis = world_spawn(Nemesis::new(&world, plan.faults, plan.pace).run());
+        let end = world.now() + plan.storm;
+        while world.now() < end && !world.has_failed() {
+            world.sleep(Duration::from_millis(500)).await;
+        }
+        world.end_storm();
+        nemesis.abort();
     }
-    world.end_storm();
-    nemesis.abort();
     world.note("the storm is over");
     if world.has_failed() {
         return Ok(());
@@ -146,7 +159,8 @@ async fn play(
     for number in 0..cluster.nodes.len() {
         cluster.stop(number).await;
     }
-    let compared = replicas::compare(&cluster)?;
+    let compared = replicas::compare(&cluster, world.damaged())?;
+    world.count("nodes found damaged by the last scan", compared.n_damaged);
     world.count("replicas compared", compared.n_replicas);
     world.count("rows compared", compared.n_rows);
     tell_machine(&world);
@@ -334,6 +348,7 @@ fn tell_machine(world: &World) {
     for (what, n) in [
         ("connections", net.n_connections),
         ("pieces sent", net.n_pieces),
+        ("bytes of replicas sent", net.n_snapshot_bytes),
         ("frames flipped", net.n_flipped),
         ("frames repeated", net.n_repeated),
         ("frames swapped", net.n_swapped),

@@ -23,13 +23,15 @@ pub struct Plan {
     pub faults: Vec<(Fault, u64)>,
     pub pace: Pace,
     pub workloads: Vec<&'static str>,
+    /// The year's events come instead of faults.
+    pub is_year: bool,
     /// One way between zones, in nanoseconds.
     pub latency_ns: (u64, u64),
 }
 
 use Fault::*;
 
-pub const SCENARIOS: [Scenario; 9] = [
+pub const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "calm",
         about: "no faults: what fails here fails everywhere",
@@ -147,9 +149,23 @@ pub const SCENARIOS: [Scenario; 9] = [
         n_per_zone: 1,
         n_spare: 1,
     },
+    Scenario {
+        name: "google-year",
+        about: "the first year of a cluster, as Jeff Dean lists it; not part of the suite",
+        faults: &[],
+        pace_s: (1, 1),
+        n_zones: 3,
+        n_per_zone: 3,
+        n_spare: 0,
+    },
 ];
 
 impl Scenario {
+    /// Played by the suite, and not only by its name.
+    pub fn is_in_suite(&self) -> bool {
+        self.name != "google-year"
+    }
+
     pub fn find(name: &str) -> Result<&'static Scenario, String> {
         SCENARIOS.iter().find(|scenario| scenario.name == name).ok_or_else(|| {
             let lines: Vec<String> =
@@ -174,9 +190,14 @@ impl Scenario {
         let pace =
             Pace { least: second * self.pace_s.0 as u32, most: second * self.pace_s.1 as u32 };
         let names = crate::workload::all();
-        let mut workloads: Vec<&'static str> =
-            names.iter().copied().filter(|_| dice.one_in(3)).collect();
-        workloads.push(*dice.pick(&names));
+        let mut workloads = vec![*dice.pick(&names), *dice.pick(&names)];
+        if dice.one_in(4) {
+            workloads.push(*dice.pick(&names));
+        }
+        let is_year = self.name == "google-year";
+        if is_year {
+            workloads = vec!["bank", "unique"];
+        }
         workloads.sort_unstable();
         workloads.dedup();
         let far = 500_000 * (1 + dice.below(6));
@@ -186,10 +207,11 @@ impl Scenario {
                 n_per_zone: self.n_per_zone,
                 n_spare: self.n_spare,
             },
-            storm: Duration::from_secs(60 + dice.below(121)),
+            storm: Duration::from_secs(60 + dice.below(181)),
             faults,
             pace,
             workloads,
+            is_year,
             latency_ns: (far / 2, far),
         }
     }

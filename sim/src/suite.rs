@@ -56,7 +56,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let next = AtomicU64::new(0);
     let scenarios: Vec<&Scenario> = match options.scenario {
         Some(scenario) => vec![scenario],
-        None => SCENARIOS.iter().collect(),
+        None => SCENARIOS.iter().filter(|scenario| scenario.is_in_suite()).collect(),
     };
     let n_scenarios = scenarios.len() as u64;
     let goes_on = |n: u64| {
@@ -150,6 +150,7 @@ fn judged(seed: u64, scenario: &Scenario, job: usize, twice: bool) -> Verdict {
         seed,
         scenario: scenario.name.into(),
         violations: vec![format!("{error:#}")],
+        lines: Vec::new(),
         simulated_s: 0.0,
         n_events: 0,
         trace: 0,

@@ -29,6 +29,8 @@ struct Inner {
     cluster: Arc<Cluster>,
     telling: Telling,
     storming: AtomicBool,
+    /// The node one of whose stored bits was flipped.
+    damaged: Mutex<Option<usize>>,
 }
 
 /// What a run tells.
@@ -42,6 +44,7 @@ struct Told {
     /// Print each line at once.
     is_loud: bool,
     wrong: Vec<String>,
+    lines: Vec<String>,
     counts: BTreeMap<String, u64>,
 }
 
@@ -64,6 +67,15 @@ impl Telling {
         let text = text.into();
         self.note(format!("WRONG: {text}"));
         self.told.lock().wrong.push(text);
+    }
+
+    fn tell(&self, text: String) {
+        self.note(&text);
+        self.told.lock().lines.push(text);
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.told.lock().lines.clone()
     }
 
     pub fn violations(&self) -> Vec<String> {
@@ -117,8 +129,17 @@ impl Dice {
 
 impl World {
     pub fn new(seed: u64, cluster: Arc<Cluster>, telling: Telling) -> World {
-        let storming = AtomicBool::new(true);
-        World { inner: Arc::new(Inner { seed, cluster, telling, storming }) }
+        let (storming, damaged) = (AtomicBool::new(true), Mutex::default());
+        World { inner: Arc::new(Inner { seed, cluster, telling, storming, damaged }) }
+    }
+
+    /// Whoever reads this node's files may find damage from now on.
+    pub fn set_damaged(&self, node: usize) {
+        *self.inner.damaged.lock() = Some(node);
+    }
+
+    pub fn damaged(&self) -> Option<usize> {
+        *self.inner.damaged.lock()
     }
 
     pub fn cluster(&self) -> &Arc<Cluster> {
@@ -199,6 +220,11 @@ impl World {
     /// Statistics of the run.
     pub fn count(&self, what: &str, n: u64) {
         self.inner.telling.count(what, n);
+    }
+
+    /// A line of the run's result.
+    pub fn tell(&self, text: impl Into<String>) {
+        self.inner.telling.tell(text.into());
     }
 
     /// A violation: the run has failed.

@@ -77,7 +77,7 @@ const REST_MS_MIN: u64 = 20;
 
 impl Pace {
     pub fn new(dice: &mut Dice) -> Pace {
-        Pace { ms_max: *dice.pick(&[60, 150, 400]) }
+        Pace { ms_max: *dice.pick(&[60, 300, 1_000, 3_000]) }
     }
 
     pub async fn rest(&self, world: &World, dice: &mut Dice) {
