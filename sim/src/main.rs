@@ -42,6 +42,9 @@ struct Sim {
     /// Only this scenario.
     #[arg(long)]
     scenario: Option<String>,
+    /// Only these workloads, such as `bank,ddl`, instead of those that the seed draws.
+    #[arg(long, value_delimiter = ',')]
+    workloads: Vec<String>,
     /// Seeds for each scenario.
     #[arg(long, default_value_t = 4)]
     seeds: u64,
@@ -92,6 +95,11 @@ impl Sim {
             Some(name) => Some(Scenario::find(name).map_err(anyhow::Error::msg)?),
             None => None,
         };
+        for name in &self.workloads {
+            if !workload::all().contains(&name.as_str()) {
+                bail!("there is no workload {name:?}; there are {}", workload::all().join(", "));
+            }
+        }
         if let Some(seed) = self.seed {
             let Some(scenario) = scenario else {
                 bail!("a seed is replayed in a scenario: give --scenario too");
@@ -111,6 +119,7 @@ impl Sim {
             budget,
             first_seed: self.from.unwrap_or(if self.hours.is_some() { fresh_seed() } else { 1 }),
             scenario,
+            workloads: self.workloads.clone(),
             n_jobs: self.jobs.unwrap_or(n_cores),
             twice: self.twice,
             stop_at_failure: self.stop_at_failure,
@@ -126,7 +135,12 @@ impl Sim {
             None => None,
         };
         timeline::listen(if self.as_child { None } else { Some(&self.log) })?;
-        let verdict = run::run(seed, scenario, &root, !self.as_child, trace_file);
+        let mut plan = scenario.plan(seed);
+        if !self.workloads.is_empty() {
+            let all = workload::all().into_iter();
+            plan.workloads = all.filter(|name| self.workloads.iter().any(|w| w == name)).collect();
+        }
+        let verdict = run::run(seed, scenario, plan, &root, !self.as_child, trace_file);
         let is_good = verdict.violations.is_empty();
         if self.as_child {
             println!("{}", serde_json::to_string(&verdict)?);

@@ -13,7 +13,7 @@ use crate::machine::{clock, threads};
 use crate::nemesis::Nemesis;
 use crate::net::SimNet;
 use crate::replicas;
-use crate::scenario::Scenario;
+use crate::scenario::{Plan, Scenario};
 use crate::workload;
 use crate::world::{Dice, Telling, World};
 use crate::year;
@@ -52,6 +52,7 @@ pub struct Verdict {
 pub fn run(
     seed: u64,
     scenario: &Scenario,
+    plan: Plan,
     root: &Path,
     is_loud: bool,
     trace_file: Option<i32>,
@@ -61,7 +62,7 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     match runtime {
         Ok(runtime) => {
-            if let Err(error) = runtime.block_on(play(seed, scenario, root, &telling)) {
+            if let Err(error) = runtime.block_on(play(seed, plan, root, &telling)) {
                 telling.wrong(error.to_string());
             }
             // Tasks that still wait for dead nodes are left where they are.
@@ -82,13 +83,7 @@ pub fn run(
     }
 }
 
-async fn play(
-    seed: u64,
-    scenario: &Scenario,
-    root: &Path,
-    telling: &Telling,
-) -> anyhow::Result<()> {
-    let plan = scenario.plan(seed);
+async fn play(seed: u64, plan: Plan, root: &Path, telling: &Telling) -> anyhow::Result<()> {
     let net = SimNet::new(seed, plan.latency_ns);
     let notes = telling.clone();
     let cluster = Cluster::create(plan.shape, seed, root, net, move |text| notes.note(text))?;

@@ -160,6 +160,22 @@ pub const SCENARIOS: [Scenario; 10] = [
     },
 ];
 
+/// Seeds that found a bug of the product, the oldest first.
+pub const REGRESSIONS: [(u64, &str); 8] = [
+    // A log file whose making a power cut had torn was taken for damage.
+    (1, "disk"),
+    // A log with files kept for reuse looked like one with a file lost.
+    (3, "calm"),
+    (6, "crash"),
+    // A flipped bit in a frame's length silenced a connection for good.
+    (24, "network"),
+    // An index built after a snapshot was used for it, and had nothing to show.
+    (9, "time"),
+    (27, "calm"),
+    (43, "zone-loss"),
+    (23, "storm"),
+];
+
 impl Scenario {
     /// Played by the suite, and not only by its name.
     pub fn is_in_suite(&self) -> bool {

@@ -1,10 +1,14 @@
 //! Many runs: each in a process of its own, on one core each, judged together.
 //!
+//! The first seed of each scenario runs twice, and must tell the same both times. Seeds that once
+//! found a bug come first; each change of the program deals them other cards, so what they found
+//! is also told by a test of its own.
+//!
 //! A run is killed when it takes far longer than any should, and counts as failed. What fails
 //! prints the line that replays it.
 
 use crate::run::Verdict;
-use crate::scenario::{SCENARIOS, Scenario};
+use crate::scenario::{REGRESSIONS, SCENARIOS, Scenario};
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -33,6 +37,8 @@ pub struct Options {
     pub first_seed: u64,
     /// Only this one, or all.
     pub scenario: Option<&'static Scenario>,
+    /// Instead of those that the seeds draw.
+    pub workloads: Vec<String>,
     pub n_jobs: usize,
     /// Each seed twice: both must tell the same.
     pub twice: bool,
@@ -59,11 +65,17 @@ pub fn run(options: &Options) -> Result<bool> {
         None => SCENARIOS.iter().filter(|scenario| scenario.is_in_suite()).collect(),
     };
     let n_scenarios = scenarios.len() as u64;
+    // A scenario by name, or a soak, is after something else.
+    let known: &[(u64, &str)] = match (options.scenario, options.budget) {
+        (None, Budget::Seeds(_)) => &REGRESSIONS,
+        _ => &[],
+    };
+    let n_known = known.len() as u64;
     let goes_on = |n: u64| {
         let sum = sum.lock();
         let failed = options.stop_at_failure && !sum.failures.is_empty();
         let more = match options.budget {
-            Budget::Seeds(n_seeds) => n < n_seeds * n_scenarios,
+            Budget::Seeds(n_seeds) => n < n_known + n_seeds * n_scenarios,
             Budget::Simulated(time) => sum.simulated_s < time.as_secs_f64(),
             Budget::Real(time) => begun.elapsed() < time,
         };
@@ -78,9 +90,16 @@ pub fn run(options: &Options) -> Result<bool> {
                     if !goes_on(n) {
                         return;
                     }
-                    let scenario = scenarios[(n % n_scenarios) as usize];
-                    let seed = options.first_seed + n / n_scenarios;
-                    let verdict = judged(seed, scenario, job, options.twice);
+                    let (seed, scenario) = match known.get(n as usize) {
+                        Some((seed, name)) => (*seed, Scenario::find(name).unwrap_or(scenarios[0])),
+                        None => {
+                            let n = n - n_known;
+                            let scenario = scenarios[(n % n_scenarios) as usize];
+                            (options.first_seed + n / n_scenarios, scenario)
+                        }
+                    };
+                    let is_first = n >= n_known && n - n_known < n_scenarios;
+                    let verdict = judged(seed, scenario, job, options, options.twice || is_first);
                     add(&mut sum.lock(), verdict);
                 }
             });
@@ -145,7 +164,7 @@ fn report(sum: &Sum, took: Duration) {
 }
 
 /// One run, or two that must tell the same.
-fn judged(seed: u64, scenario: &Scenario, job: usize, twice: bool) -> Verdict {
+fn judged(seed: u64, scenario: &Scenario, job: usize, options: &Options, twice: bool) -> Verdict {
     let failed = |error: anyhow::Error| Verdict {
         seed,
         scenario: scenario.name.into(),
@@ -156,9 +175,9 @@ fn judged(seed: u64, scenario: &Scenario, job: usize, twice: bool) -> Verdict {
         trace: 0,
         counts: BTreeMap::new(),
     };
-    let mut verdict = child(seed, scenario, job).unwrap_or_else(failed);
+    let mut verdict = child(seed, scenario, job, &options.workloads).unwrap_or_else(failed);
     if twice {
-        let again = child(seed, scenario, job).unwrap_or_else(failed);
+        let again = child(seed, scenario, job, &options.workloads).unwrap_or_else(failed);
         let told = |v: &Verdict| (v.n_events, v.trace, v.violations.clone());
         if told(&again) != told(&verdict) {
             verdict.violations.push(format!(
@@ -170,10 +189,13 @@ fn judged(seed: u64, scenario: &Scenario, job: usize, twice: bool) -> Verdict {
     verdict
 }
 
-fn child(seed: u64, scenario: &Scenario, job: usize) -> Result<Verdict> {
+fn child(seed: u64, scenario: &Scenario, job: usize, workloads: &[String]) -> Result<Verdict> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--seed", &seed.to_string(), "--scenario", scenario.name, "--as-child"]);
     command.args(["--core", &job.to_string()]);
+    if !workloads.is_empty() {
+        command.args(["--workloads", &workloads.join(",")]);
+    }
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let (out, err, status) = std::thread::scope(|scope| -> Result<_> {

@@ -22,7 +22,7 @@ struct Xtask {
 #[derive(Subcommand)]
 enum Task {
     /// Judge the format, and run all tests: every room by itself, SQL against PostgreSQL, real
-    /// clusters under real clients. Installs what that takes.
+    /// clusters under real clients, simulated ones under every fault. Installs what that takes.
     Test {
         /// Only the rooms below SQL: builds in two minutes and installs nothing.
         #[arg(long)]
@@ -81,7 +81,12 @@ fn test(quick: bool) -> Result<()> {
     tools::install()?;
     // One after the other: each test has the machine, and its clusters' ports, to itself.
     let upper = ["test", "--release", "--no-fail-fast"];
-    run(cargo().args(upper).args(packages(&UPPER)).args(["--", "--test-threads=1", "--nocapture"]))
+    run(cargo().args(upper).args(packages(&UPPER)).args([
+        "--",
+        "--test-threads=1",
+        "--nocapture",
+    ]))?;
+    sim(["--seeds", N_SEEDS].into_iter())
 }
 
 fn sim<'a>(words: impl Iterator<Item = &'a str>) -> Result<()> {
@@ -101,6 +106,9 @@ fn lint() -> Result<()> {
     }
     Ok(())
 }
+
+/// Seeds for each scenario of the simulator: a few minutes on two cores.
+const N_SEEDS: &str = "8";
 
 /// Their tests want tokio's virtual clock. Tested in one command with the others they would
 /// change a feature of tokio under DataFusion, and with it build DataFusion once more.
