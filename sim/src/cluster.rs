@@ -442,7 +442,8 @@ fn work(
 }
 
 async fn transfer(running: &node::worker::Running, draw: u64) {
-    let led: Vec<_> = running.groups().all().into_iter().filter(node::worker::leads).collect();
+    let led: Vec<_> =
+        running.groups().all().into_iter().filter(consensus::Group::is_led_here).collect();
     let Some(group) = led.get(draw as usize % led.len().max(1)) else { return };
     let voters = group.status().voters;
     let Some(to) = voters.get((draw >> 8) as usize % voters.len().max(1)) else { return };

@@ -67,7 +67,7 @@ struct Sim {
     #[arg(long)]
     jobs: Option<usize>,
     /// Say more in the timeline: a filter such as `debug` or `info,consensus=debug`.
-    #[arg(long, default_value = "info,openraft=error")]
+    #[arg(long, default_value = "info,consensus::group=debug,openraft=error")]
     log: String,
     /// Write every event of the trace to this file, 32 bytes each.
     #[arg(long, value_name = "FILE")]

@@ -158,6 +158,11 @@ impl Group {
         self.inner.role.subscribe()
     }
 
+    /// Whether this node leads the group and serves in it.
+    pub fn is_led_here(&self) -> bool {
+        matches!(*self.inner.role.borrow(), Role::Leader { .. })
+    }
+
     fn leads(&self, term: u64) -> bool {
         *self.inner.role.borrow() == (Role::Leader { term })
     }
@@ -427,6 +432,7 @@ impl Group {
                 }
                 let before = group.inner.role.borrow().clone();
                 if before != now {
+                    tracing::debug!(tablet = %group.inner.tablet, ?now, "a new role");
                     if let Role::Leader { term } = before {
                         group.inner.lease.give_up(term);
                     }

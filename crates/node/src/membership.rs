@@ -5,12 +5,11 @@
 //! leads, brings the replicas to where [`cluster::placement`] wants them.
 
 use crate::identity::{Home, Identity};
-use crate::worker::leads;
 use base::env::Instant;
 use base::{Env, Key, KeyRange, NodeId};
 use bytes::Bytes;
 use cluster::{DeathReport, JoinAnswer, JoinRequest, NodeRow, Topology, placement};
-use consensus::Groups;
+use consensus::{Group, Groups};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -180,7 +179,7 @@ impl Membership {
     async fn sweep(&self, engine: &sql::Engine, swept: Instant) -> Instant {
         let now = self.parts.env.now();
         let leads_root =
-            self.parts.groups.get(base::TabletId::ROOT).is_some_and(|root| leads(&root));
+            self.parts.groups.get(base::TabletId::ROOT).is_some_and(|root| root.is_led_here());
         if now < swept + SWEEP_EVERY {
             return swept;
         }
@@ -203,7 +202,7 @@ impl Membership {
         txn.rollback().await;
         let topology = self.learn(topology);
         let mut settled = true;
-        for group in self.parts.groups.all().into_iter().filter(leads) {
+        for group in self.parts.groups.all().into_iter().filter(Group::is_led_here) {
             let voters: BTreeSet<NodeId> = group.status().voters.into_iter().collect();
             let tablet = group.tablet();
             let Some(wanted) = placement::wanted(tablet, &voters, &topology) else { continue };

@@ -84,11 +84,6 @@ pub struct Running {
     store: Store,
 }
 
-/// Whether this node leads the group and serves in it.
-pub fn leads(group: &consensus::Group) -> bool {
-    matches!(*group.role().borrow(), consensus::Role::Leader { .. })
-}
-
 impl Running {
     pub fn groups(&self) -> &Groups {
         &self.groups

@@ -204,7 +204,7 @@ impl Session {
     /// Which node it talks to, for messages.
     pub fn node(&self) -> String {
         match &self.connection {
-            Some(connection) => format!("node {}", connection.node),
+            Some(connection) => format!("node {}", connection.node + 1),
             None => "no node".to_owned(),
         }
     }
@@ -274,6 +274,7 @@ impl Session {
         level: Level,
         body: impl AsyncFnOnce(&mut Session) -> Answer<T>,
     ) -> (Outcome, Option<T>) {
+        let begun = self.world.now();
         let worked = match self.command(level.begin()).await {
             Ok(()) => body(self).await,
             Err(trouble) => Err(trouble),
@@ -289,6 +290,10 @@ impl Session {
                 (aborted(trouble), None)
             }
         };
+        let took_ms = (self.world.now() - begun).as_millis();
+        let (owner, number, node) = (self.owner, self.number, self.node());
+        self.world
+            .note(format!("{owner} {number}: {level:?} {outcome:?} after {took_ms} ms, {node}"));
         self.world.count(
             match outcome {
                 Outcome::Committed => "transactions",
