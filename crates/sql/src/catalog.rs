@@ -14,6 +14,18 @@
 //!   node B   UPDATE t … by v7  ->  SchemaChanged  ->  reads v8 from the root tablet, plans again
 //! ```
 //!
+//! An old snapshot may meet a definition that is newer than itself, whose index was filled and whose
+//! rows were moved by later commits. The catalog's rows have versions like any others, so it is
+//! read as of that snapshot ([`Catalog::as_of`]): SELECT finds what there was, where it was, and a
+//! write is refused like any write to what has changed since.
+//!
+//! An error may come before any tablet was asked: a column that is not known here yet, a CHECK
+//! that is not there any more. It is told only after a look at the definition ([`Catalog::judge`]).
+//!
+//! A sequence has no tablet that would refuse, because its values come from a block in memory. One
+//! that a column owns goes with the table's definition; one that a statement names is looked up by
+//! its name once a statement ([`Catalog::is_named`]).
+//!
 //! Because a change waits for every writer that goes by the older version, two versions never
 //! write at once. An index under construction thus needs one intermediate state only (kept up by
 //! writers, not read yet), where designs with leases need two.
@@ -33,6 +45,7 @@ pub use garbage::Sweep;
 pub use rows::{Kind, Name};
 
 use crate::error::{Error, Result, state};
+use base::Scn;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -228,10 +241,64 @@ impl Catalog {
         let found = txn.get(&[key]).await?;
         let Some(Some(row)) = found.into_iter().next() else { return Ok(None) };
         Ok(Some(match entry.kind {
-            Kind::Table => Object::Table(rows::decode::<Table>(&row.value)?.seal()),
-            Kind::Index => Object::Index(rows::decode::<Table>(&row.value)?.seal()),
+            Kind::Table => Object::Table(table_of(&row)?.seal()),
+            Kind::Index => Object::Index(table_of(&row)?.seal()),
             Kind::Sequence => Object::Sequence(Arc::new(rows::decode(&row.value)?)),
         }))
+    }
+
+    /// What `table` stood for at a snapshot that is older than its definition: the table that had
+    /// its name then, or the same one by another name. One that there was not yet stays what it is,
+    /// and empty: all its rows are newer.
+    pub async fn as_of(&self, table: Arc<Table>, at: Scn) -> Result<Arc<Table>> {
+        let mut txn = self.client.begin(Isolation::RepeatableRead);
+        txn.read_as_of(at).await?;
+        let found = txn.get(&[rows::name_key(&table.schema, &table.name)]).await?;
+        let named = match found.into_iter().next().flatten() {
+            Some(row) => Some(rows::decode::<Name>(&row.value)?),
+            None => None,
+        };
+        let id = named.filter(|named| named.kind == Kind::Table).map_or(table.id, |named| named.id);
+        let found = txn.get(&[rows::table_key(id)]).await?;
+        let Some(row) = found.into_iter().next().flatten() else { return Ok(table) };
+        let past = table_of(&row)?;
+        let (schema, name) = (table.schema.clone(), table.name.clone());
+        Ok(Table { schema, name, is_past: true, ..past }.seal())
+    }
+
+    /// Is this definition, which may be a cached one, the one in force?
+    pub async fn is_in_force(&self, table: &Table) -> Result<bool> {
+        // What this transaction itself has changed, nobody else has.
+        if table.since == Scn::ZERO {
+            return Ok(true);
+        }
+        let row = self.read_newest(rows::table_key(table.id)).await?;
+        Ok(row.is_some_and(|row| row.scn == table.since))
+    }
+
+    /// Does a cached sequence's name still stand for it?
+    pub async fn is_named(&self, sequence: &Sequence) -> Result<bool> {
+        let key = rows::name_key(&sequence.schema, &sequence.name);
+        let named: Option<Name> = self.read_one(key).await?;
+        Ok(named.is_some_and(|named| named.id == sequence.id))
+    }
+
+    /// What a statement that went by these definitions failed with. An error in names or values may
+    /// come before any tablet was asked: it counts only if the definitions are in force, or else
+    /// the statement is to be planned anew.
+    pub async fn judge(&self, error: Error, tables: &[Arc<Table>]) -> Error {
+        // Uniqueness is found under locks.
+        let is_early = matches!(&error.state()[..2], "0A" | "22" | "23" | "42")
+            && error.state() != state::UNIQUE_VIOLATION;
+        for table in tables.iter().filter(|table| is_early && !table.is_past) {
+            match self.is_in_force(table).await {
+                Ok(true) => {}
+                Ok(false) => return txn::Error::SchemaChanged { table: table.id }.into(),
+                // Of two errors, the statement's own.
+                Err(_) => return error,
+            }
+        }
+        error
     }
 
     // ---- listing, for the views
@@ -281,13 +348,15 @@ impl Catalog {
     }
 
     async fn read_one<T: serde::de::DeserializeOwned>(&self, key: base::Key) -> Result<Option<T>> {
+        let row = self.read_newest(key).await?;
+        row.map(|row| rows::decode(&row.value)).transpose()
+    }
+
+    async fn read_newest(&self, key: base::Key) -> Result<Option<txn::Row>> {
         let mut txn = self.client.begin(Isolation::ReadCommitted);
-        let found = txn.get(&[key]).await;
+        let found = txn.get_only(&[key]).await;
         txn.rollback().await;
-        match found?.into_iter().next() {
-            Some(Some(row)) => rows::decode(&row.value).map(Some),
-            _ => Ok(None),
-        }
+        Ok(found?.into_iter().next().flatten())
     }
 
     // ---- changing, inside the user's transaction
@@ -375,6 +444,11 @@ impl Catalog {
     pub fn client(&self) -> &txn::Client {
         &self.client
     }
+}
+
+/// A committed definition.
+fn table_of(row: &txn::Row) -> Result<Table> {
+    Ok(Table { since: row.scn, ..rows::decode(&row.value)? })
 }
 
 /// Runs a short internal transaction again while it conflicts.

@@ -22,6 +22,7 @@ use crate::parse::{self, Statement};
 use crate::query::{self, QueryContext};
 use crate::session::{Column, View};
 use crate::types::Type;
+use base::Scn;
 use datafusion::sql::sqlparser::ast::{self, Visit, Visitor};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -36,7 +37,8 @@ pub struct Plan {
     pub tables: Vec<Arc<Table>>,
     /// The catalog's generation that the plan was made at.
     pub generation: u64,
-    /// It rests on uncommitted definitions of one transaction: never shared.
+    /// It rests on definitions that only one transaction goes by, uncommitted or as of an older
+    /// snapshot: never shared.
     pub is_private: bool,
     pub tree: Arc<Statement>,
 }
@@ -53,6 +55,27 @@ pub enum Kind {
 }
 
 impl Plan {
+    /// True where all its definitions were in force at this snapshot already (none: the snapshot
+    /// is yet to be drawn).
+    pub fn holds_at(&self, snapshot: Option<Scn>) -> bool {
+        snapshot.is_none_or(|at| self.tables.iter().all(|table| table.since <= at))
+    }
+
+    /// True where a definition it goes by is in force no more: it can read, but not write.
+    pub fn is_past(&self) -> bool {
+        self.tables.iter().any(|table| table.is_past)
+    }
+
+    /// The table that it changes.
+    pub fn target(&self) -> Option<&Arc<Table>> {
+        match &self.kind {
+            Kind::Insert(insert) => Some(&insert.table),
+            Kind::Update(update) => Some(&update.table),
+            Kind::Delete(delete) => Some(&delete.table),
+            Kind::Select(_) | Kind::Query(_) | Kind::Utility => None,
+        }
+    }
+
     /// True where a slot must be computed anew for each row.
     pub fn draws_per_row(&self) -> bool {
         self.slots.iter().any(|slot| matches!(slot.kind, SlotKind::NextVal | SlotKind::NextOf(_)))
@@ -63,6 +86,8 @@ pub struct Planner<'a> {
     pub engine: &'a Engine,
     pub overlay: &'a Overlay,
     pub view: &'a View,
+    /// What [`txn::Txn::lasting_snapshot`] says: definitions must not be newer.
+    pub snapshot: Option<Scn>,
     pub params: Params,
     pub slots: Vec<Slot>,
     pub tables: Vec<Arc<Table>>,
@@ -80,6 +105,7 @@ impl<'a> Planner<'a> {
             engine,
             overlay,
             view,
+            snapshot: None,
             params: Params { types: hints.to_vec() },
             slots: Vec::new(),
             tables: Vec::new(),
@@ -88,15 +114,21 @@ impl<'a> Planner<'a> {
     }
 
     pub async fn plan(mut self, tree: Arc<Statement>) -> Result<Plan> {
-        let generation = self.engine.catalog().generation();
-        let (kind, columns) = match &*tree {
-            Statement::Query(query) => self.query(query).await?,
-            Statement::Insert(insert) => Box::pin(self.insert(insert)).await?,
-            Statement::Update(update) => Box::pin(self.update(update)).await?,
-            Statement::Delete(delete) => Box::pin(self.delete(delete)).await?,
-            _ => (Kind::Utility, None),
+        let catalog = self.engine.catalog();
+        let generation = catalog.generation();
+        let planned = match &*tree {
+            Statement::Query(query) => self.query(query).await,
+            Statement::Insert(insert) => Box::pin(self.insert(insert)).await,
+            Statement::Update(update) => Box::pin(self.update(update)).await,
+            Statement::Delete(delete) => Box::pin(self.delete(delete)).await,
+            _ => Ok((Kind::Utility, None)),
         };
-        let is_private = self.tables.iter().any(|table| self.overlay.has_table(table.id));
+        let (kind, columns) = match planned {
+            Ok(planned) => planned,
+            Err(error) => return Err(Box::pin(catalog.judge(error, &self.tables)).await),
+        };
+        let is_private =
+            self.tables.iter().any(|table| table.is_past || self.overlay.has_table(table.id));
         Ok(Plan {
             kind,
             params: self.params.finish(),
@@ -168,17 +200,27 @@ impl<'a> Planner<'a> {
 
     /// A stored table by its name, along the search path if it names no schema.
     pub async fn find_table(&self, schema: Option<&str>, name: &str) -> Result<Option<Arc<Table>>> {
-        match find(self.engine, self.overlay, self.view, schema, name).await? {
+        match self.find(schema, name).await? {
             Some(Object::Table(table)) => Ok(Some(table)),
             _ => Ok(None),
         }
     }
 
+    async fn find(&self, schema: Option<&str>, name: &str) -> Result<Option<Object>> {
+        let found = find(self.engine, self.overlay, self.view, schema, name).await?;
+        Ok(match (found, self.snapshot) {
+            (Some(Object::Table(table)), Some(at)) if table.since > at => {
+                let past = Box::pin(self.engine.catalog().as_of(table, at)).await?;
+                Some(Object::Table(past))
+            }
+            (found, _) => found,
+        })
+    }
+
     /// The table that a statement changes.
     pub async fn target(&mut self, name: &ast::ObjectName) -> Result<Arc<Table>> {
         let (schema, short) = parse::qualified(name)?;
-        let found = find(self.engine, self.overlay, self.view, schema.as_deref(), &short).await?;
-        match found {
+        match self.find(schema.as_deref(), &short).await? {
             Some(Object::Table(table)) => {
                 self.note(&table);
                 Ok(table)

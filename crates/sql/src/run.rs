@@ -23,7 +23,7 @@ pub mod select;
 pub use explain::explain;
 
 use crate::bind::{Slot, SlotKind};
-use crate::catalog::{Object, Overlay};
+use crate::catalog::{Object, Overlay, Sequence};
 use crate::engine::Engine;
 use crate::error::{Error, Result, state};
 use crate::expr::Context;
@@ -59,6 +59,8 @@ pub struct Exec<'a> {
     pub txn: &'a mut Txn,
     pub overlay: &'a mut Overlay,
     pub drawn: &'a mut Drawn,
+    /// The sequences that this statement has named, as they are now.
+    pub sequences: HashMap<String, Arc<Sequence>>,
     /// Hidden row ids given out by this transaction.
     pub n_hidden: &'a mut u32,
     /// Zero: no limit.
@@ -139,18 +141,8 @@ impl Exec<'_> {
         Ok(match &slot.kind {
             SlotKind::NextOf(id) => Datum::Int8(self.next(*id).await?),
             SlotKind::NextVal => {
-                let name = args[0].as_str().unwrap_or_default();
-                let sequence = self.sequence(name).await?;
-                match self.next(sequence.id).await {
-                    // The cached name led to a sequence that is gone; perhaps there is a new one.
-                    Err(error) if error.state() == state::UNDEFINED_TABLE => {
-                        let catalog = self.engine.catalog();
-                        catalog.forget_name(&sequence.schema, &sequence.name);
-                        let id = self.sequence(name).await?.id;
-                        Datum::Int8(self.next(id).await?)
-                    }
-                    drawn => Datum::Int8(drawn?),
-                }
+                let id = self.sequence(args[0].as_str().unwrap_or_default()).await?.id;
+                Datum::Int8(self.next(id).await?)
             }
             SlotKind::CurrVal => {
                 let sequence = self.sequence(args[0].as_str().unwrap_or_default()).await?;
@@ -274,8 +266,24 @@ impl Exec<'_> {
         Ok(value)
     }
 
-    /// A sequence by the name that nextval and its kin were given.
-    async fn sequence(&mut self, name: &str) -> Result<Arc<crate::catalog::Sequence>> {
+    /// A sequence by the name that nextval and its kin were given: not one that had it before.
+    async fn sequence(&mut self, name: &str) -> Result<Arc<Sequence>> {
+        if let Some(known) = self.sequences.get(name) {
+            return Ok(known.clone());
+        }
+        let mut sequence = self.find_sequence(name).await?;
+        let engine = self.engine;
+        let is_own = self.overlay.sequence(sequence.id).is_some();
+        if !is_own && !engine.catalog().is_named(&sequence).await? {
+            engine.catalog().forget_name(&sequence.schema, &sequence.name);
+            engine.sequences().forget(sequence.id);
+            sequence = self.find_sequence(name).await?;
+        }
+        self.sequences.insert(name.to_owned(), sequence.clone());
+        Ok(sequence)
+    }
+
+    async fn find_sequence(&self, name: &str) -> Result<Arc<Sequence>> {
         let parsed = parse::expression(name)?;
         let parts = match &parsed {
             ast::Expr::Identifier(part) => vec![parse::ident(part)],

@@ -32,8 +32,9 @@ use crate::parse;
 use crate::plan::Plan;
 use crate::run::Drawn;
 use crate::types::{Row, Type, Zone};
-use base::Env;
+use base::{Env, Scn, TxnId};
 use futures::Stream;
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -130,6 +131,8 @@ pub struct Prepared {
     pub columns: Option<Arc<[Column]>>,
     source: ParsedStatement,
     hints: Vec<Option<Type>>,
+    /// The client counts on these columns.
+    is_promised: bool,
     plan: Arc<Plan>,
     watch: Arc<Stopwatch>,
 }
@@ -143,6 +146,9 @@ pub struct Canceler {
 #[derive(Default)]
 struct CancelState {
     requested: AtomicBool,
+    /// The transaction whose commit is under way. It goes on whatever becomes of the session, so
+    /// nothing that the session itself decides breaks off the wait for its outcome.
+    committing: Mutex<Option<TxnId>>,
     notify: Notify,
 }
 
@@ -159,13 +165,23 @@ impl Canceler {
     }
 
     async fn requested(&self) {
+        self.allowed(|state| state.requested.load(Ordering::Acquire)).await;
+    }
+
+    /// Returns once `wanted` holds and no commit is under way.
+    async fn allowed(&self, wanted: impl Fn(&CancelState) -> bool) {
         loop {
             let notified = self.inner.notify.notified();
-            if self.inner.requested.load(Ordering::Acquire) {
+            if wanted(&self.inner) && self.inner.committing.lock().is_none() {
                 return;
             }
             notified.await;
         }
+    }
+
+    fn set_committing(&self, txn: Option<TxnId>) {
+        *self.inner.committing.lock() = txn;
+        self.inner.notify.notify_waiters();
     }
 }
 
@@ -340,6 +356,12 @@ impl Session {
         self.cancel.clone()
     }
 
+    /// What a client is told that is sent away in the middle of its commit.
+    pub fn unfinished_commit(&self) -> Option<Error> {
+        let txn = (*self.cancel.inner.committing.lock())?;
+        Some(txn::Error::OutcomeUnknown { txn }.into())
+    }
+
     /// `pg_backend_pid()`, and the secret that a cancel request must know.
     pub fn pid(&self) -> (i32, i32) {
         (self.pid, self.secret)
@@ -361,6 +383,11 @@ impl Session {
     fn warn_as(&mut self, state: &'static str, message: impl Into<String>) {
         let severity = "WARNING";
         self.notices.push(Notice::Message { severity, state, message: message.into() });
+    }
+
+    /// The snapshot of the open transaction's next statement, if it is drawn already.
+    fn snapshot(&self) -> Option<Scn> {
+        self.open.as_ref()?.txn.lasting_snapshot()
     }
 
     /// The session as its next statement sees it.

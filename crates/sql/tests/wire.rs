@@ -1,6 +1,7 @@
 //! Frames in, frames out: what clients and strangers send, and what the server answers.
 
-use base::env::{Net, TcpNet};
+use base::TabletId;
+use base::env::{FaultyNet, Net, TcpNet};
 use sql::views::{AtollView, Source};
 use sql::wire::{self, Limits};
 use sql::{Auth, Datum, Engine};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use txn::testing::{TestNode, address, member, solo};
 
 struct Alone;
 
@@ -21,24 +23,27 @@ impl Source for Alone {
 }
 
 struct Served {
-    _dir: tempfile::TempDir,
     at: SocketAddr,
     stop: watch::Sender<bool>,
     engine: Engine,
     env: base::Env,
 }
 
-async fn serve(auth: Auth, limits: Limits) -> Served {
+async fn serve(auth: Auth, limits: Limits) -> (Served, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let solo = txn::testing::solo(dir.path()).await.unwrap();
-    let engine = Engine::new(solo.env.clone(), solo.client.clone(), Arc::new(Alone), auth);
+    let node = solo(dir.path()).await.unwrap();
+    (serve_at(&node, auth, limits).await, dir)
+}
+
+async fn serve_at(node: &TestNode, auth: Auth, limits: Limits) -> Served {
+    let engine = Engine::new(node.env.clone(), node.client.clone(), Arc::new(Alone), auth);
     engine.bootstrap().await.unwrap();
     let listener = TcpNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let at = listener.local();
     let (stop, stopped) = watch::channel(false);
     let serving = wire::serve(engine.clone(), listener, None, limits, stopped);
-    solo.env.spawn("server", serving);
-    Served { _dir: dir, at, stop, engine, env: solo.env }
+    node.env.spawn("server", serving);
+    Served { at, stop, engine, env: node.env.clone() }
 }
 
 /// A client that speaks in bytes.
@@ -103,6 +108,24 @@ impl Raw {
     async fn until_closed(&mut self) -> Vec<String> {
         self.until(0).await
     }
+
+    /// After the startup message: what a cancel request must have.
+    async fn key(&mut self) -> Vec<u8> {
+        let key = loop {
+            match self.receive().await.unwrap() {
+                (b'K', key) => break key,
+                _ => continue,
+            }
+        };
+        self.until(b'Z').await;
+        key
+    }
+
+    /// True where nothing comes for a while.
+    async fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        tokio::time::timeout(Duration::from_millis(300), self.stream.peek(&mut byte)).await.is_err()
+    }
 }
 
 /// `E 42601`, `C SELECT 1`, `D 1 x`, `Z I`, or just the tag.
@@ -132,7 +155,7 @@ fn shown(tag: u8, body: &[u8]) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_are_told_once_and_closed() {
     let limits = Limits { startup: Duration::from_millis(300), ..Limits::default() };
-    let served = serve(Auth::Trust, limits).await;
+    let (served, _dir) = serve(Auth::Trust, limits).await;
     for (bytes, state) in [
         (&b"GET / HTTP/1.0\r\n\r\n"[..], "08P01"),
         (b"\xff\xff\xff\xff\xff\xff\xff\xff", "08P01"),
@@ -165,7 +188,7 @@ async fn strangers_are_told_once_and_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encryption_is_declined_and_the_connection_goes_on() {
-    let served = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
     let mut raw = Raw::connect(&served).await;
     for code in [80_877_104_u32, 80_877_103] {
         let mut request = 8_u32.to_be_bytes().to_vec();
@@ -179,7 +202,7 @@ async fn encryption_is_declined_and_the_connection_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn simple_queries_share_one_transaction() {
-    let served = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
     let mut raw = Raw::login(&served).await;
     for (sql, answer) in [
         ("", &["I", "Z I"][..]),
@@ -236,7 +259,7 @@ fn sync() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_extended_protocol_pipelines_suspends_and_skips() {
-    let served = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
     let mut raw = Raw::login(&served).await;
     raw.send(&message(b'Q', b"CREATE TABLE t (a int PRIMARY KEY)\0")).await;
     raw.until(b'Z').await;
@@ -300,7 +323,7 @@ async fn the_extended_protocol_pipelines_suspends_and_skips() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copy_goes_in_and_out_and_survives_errors() {
-    let served = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
     let mut raw = Raw::login(&served).await;
     raw.send(&message(b'Q', b"CREATE TABLE t (a int PRIMARY KEY, b text)\0")).await;
     raw.until(b'Z').await;
@@ -323,40 +346,82 @@ async fn copy_goes_in_and_out_and_survives_errors() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_request_needs_the_secret() {
-    let served = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
     let mut raw = Raw::connect(&served).await;
     raw.send(&startup(b"user\0atoll\0")).await;
-    let key = loop {
-        match raw.receive().await.unwrap() {
-            (b'K', key) => break key,
-            _ => continue,
-        }
-    };
-    raw.until(b'Z').await;
+    let key = raw.key().await;
     let long = "SELECT count(*) FROM generate_series(1, 100000) a(x), generate_series(1, 100000) b(y) \
                 WHERE a.x * b.y = 7";
     raw.send(&message(b'Q', format!("{long}\0").as_bytes())).await;
-    let cancel = async |key: &[u8]| {
-        let mut request = 16_u32.to_be_bytes().to_vec();
-        request.extend(80_877_102_u32.to_be_bytes());
-        request.extend(key);
-        let mut other = Raw::connect(&served).await;
-        other.send(&request).await;
-        assert_eq!(other.until_closed().await, [""; 0]);
-    };
     let mut wrong = key.clone();
     wrong[7] ^= 1;
-    cancel(&wrong).await;
-    let mut byte = [0];
-    let quiet = tokio::time::timeout(Duration::from_millis(300), raw.stream.peek(&mut byte)).await;
-    assert!(quiet.is_err(), "a wrong secret must not cancel");
-    cancel(&key).await;
+    cancel(&served, &wrong).await;
+    assert!(raw.is_quiet().await, "a wrong secret must not cancel");
+    cancel(&served, &key).await;
     assert_eq!(raw.until(b'Z').await, ["E 57014", "Z I"]);
+}
+
+async fn cancel(served: &Served, key: &[u8]) {
+    let mut request = 16_u32.to_be_bytes().to_vec();
+    request.extend(80_877_102_u32.to_be_bytes());
+    request.extend(key);
+    let mut other = Raw::connect(served).await;
+    other.send(&request).await;
+    assert_eq!(other.until_closed().await, [""; 0]);
+}
+
+/// A commit that has begun ends by itself. Whoever breaks off the wait for it must not say that
+/// nothing was changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_under_way_is_not_denied() {
+    let net = FaultyNet::default();
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let starting = (1..=3).zip(&dirs).map(|(id, dir)| member(dir.path(), &net, id, 3));
+    let nodes = futures::future::try_join_all(starting).await.unwrap();
+    let leader = loop {
+        match nodes.iter().find(|node| node.term(TabletId::FIRST_DATA).is_some()) {
+            Some(leader) => break leader,
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    let limits = Limits { shutdown_grace: Duration::from_millis(100), ..Limits::default() };
+    let served = serve_at(leader, Auth::Trust, limits).await;
+    let mut block = Raw::connect(&served).await;
+    block.send(&startup(b"user\0atoll\0")).await;
+    let key = block.key().await;
+    let create = b"CREATE TABLE t (a int PRIMARY KEY)\0";
+    block.send(&message(b'Q', create)).await;
+    block.until(b'Z').await;
+    let begin = b"BEGIN; INSERT INTO t VALUES (1); SET statement_timeout = 50\0";
+    block.send(&message(b'Q', begin)).await;
+    assert_eq!(block.until(b'Z').await, ["C BEGIN", "C INSERT 0 1", "C SET", "Z T"]);
+    let mut single = Raw::login(&served).await;
+    let insert = [parse("", "INSERT INTO t VALUES (2)"), bind("", "", &[]), execute("", 0)];
+    single.send(&[insert.concat(), message(b'H', b"")].concat()).await;
+    assert_eq!(single.until(b'C').await, ["1", "2", "C INSERT 0 1"]);
+    let mut reader = Raw::login(&served).await;
+    reader.send(&message(b'Q', b"SELECT pg_sleep(100)\0")).await;
+
+    for (a, b) in [(1, 2), (1, 3), (2, 3)] {
+        net.cut(address(a), address(b));
+    }
+    block.send(&message(b'Q', b"COMMIT\0")).await;
+    single.send(&sync()).await;
+    assert!(block.is_quiet().await, "a time-out does not end a commit");
+    cancel(&served, &key).await;
+    assert!(block.is_quiet().await, "nor does a cancel request");
+    served.stop.send(true).unwrap();
+    let (tag, body) = block.receive().await.unwrap();
+    assert_eq!(shown(tag, &body), "E 08007");
+    let body = String::from_utf8(body).unwrap();
+    assert!(body.contains("SELECT state FROM atoll.transactions WHERE id = "), "{body}");
+    assert_eq!(single.until_closed().await, ["E 08007"]);
+    assert_eq!(reader.until_closed().await, ["E 57P01"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passwords_are_proved_not_sent() {
-    let served = serve(Auth::Scram, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Scram, Limits::default()).await;
     let mut session = served.engine.session("atoll".into(), "atoll".into());
     for sql in ["CREATE USER ann PASSWORD 'pencil'", "CREATE USER bob"] {
         let prepared = session.prepare(sql, &[]).await.unwrap();
@@ -388,7 +453,7 @@ async fn passwords_are_proved_not_sent() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_server_says_so_and_a_stopping_one_too() {
     let limits = Limits { n_connections_max: 2, ..Limits::default() };
-    let served = serve(Auth::Trust, limits).await;
+    let (served, _dir) = serve(Auth::Trust, limits).await;
     let mut first = Raw::login(&served).await;
     let second = Raw::login(&served).await;
     let mut third = Raw::connect(&served).await;

@@ -226,6 +226,13 @@ impl Txn {
         })
     }
 
+    /// The snapshot that everything still to come in this transaction goes by: at REPEATABLE READ,
+    /// once it was drawn or chosen. None: whatever is looked up now is not newer than the snapshot
+    /// that the next read draws.
+    pub fn lasting_snapshot(&self) -> Option<Scn> {
+        self.snapshot.filter(|_| self.shared.isolation == Isolation::RepeatableRead)
+    }
+
     /// Reads everything as of `scn` (SET TRANSACTION SNAPSHOT). Before the first read only, and
     /// not at SERIALIZABLE, which has no snapshot.
     pub async fn read_as_of(&mut self, scn: Scn) -> Result<()> {

@@ -9,7 +9,7 @@
 //! older rows, which then read as its `missing` value.
 
 use crate::types::{Datum, Type};
-use base::KeyRange;
+use base::{KeyRange, Scn};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -56,6 +56,13 @@ pub struct Table {
     pub indexes: Vec<Index>,
     /// `CHECK` constraints: name and the condition's SQL text.
     pub checks: Vec<Check>,
+    /// The commit that put this definition into force: where an older snapshot is read, its indexes
+    /// may lack entries and its relations rows. Zero for one that has not committed.
+    #[serde(skip)]
+    pub since: Scn,
+    /// Read as of an older snapshot: another definition is in force by now.
+    #[serde(skip)]
+    pub is_past: bool,
     /// The key ranges of the rows and of every index; made by [`Table::seal`].
     #[serde(skip)]
     pub ranges: Arc<[KeyRange]>,
@@ -176,6 +183,8 @@ impl Table {
             primary_id: 0,
             indexes: Vec::new(),
             checks: Vec::new(),
+            since: Scn::ZERO,
+            is_past: false,
             ranges: Arc::default(),
         }
     }

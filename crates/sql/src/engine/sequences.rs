@@ -3,7 +3,10 @@
 //! As in PostgreSQL, drawing is no part of the user's transaction: values are never given back. A
 //! node takes a block of them in a short transaction of its own and hands them out from memory,
 //! so `nextval` costs a round trip once in a block. Values of different nodes interleave by blocks,
-//! and a node that stops leaves the rest of its block unused.
+//! and a node that stops leaves the rest of its block unused. A block belongs to a sequence's id, and
+//! who draws from it has made sure that the sequence is still there: see [`crate::catalog`]. What
+//! `setval` and ALTER SEQUENCE do at one node reaches another with its next block, as it reaches
+//! PostgreSQL's sessions with a CACHE.
 //!
 //! A sequence that the user's transaction itself created is invisible to others still; its values
 //! are drawn inside that transaction, one by one.

@@ -15,6 +15,7 @@ use crate::types::{Row, Type, Zone};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,6 +70,7 @@ impl CopyIn {
             txn: &mut self.open.txn,
             overlay: &mut self.open.overlay,
             drawn: &mut self.drawn,
+            sequences: HashMap::new(),
             n_hidden: &mut self.open.n_hidden,
             lock_timeout: self.lock_timeout,
         };
@@ -108,7 +110,12 @@ impl Session {
         open.txn.begin_statement();
         let view = open.view.clone();
         let mut planner = Planner::new(&engine, &open.overlay, &view, &[]);
-        let table = planner.target(name).await?;
+        let mut table = planner.target(name).await?;
+        // Lines that are gone cannot be written again by a newer definition.
+        if !engine.catalog().is_in_force(&table).await? {
+            engine.catalog().forget_table(table.id);
+            table = planner.target(name).await?;
+        }
         let idxs = if columns.is_empty() {
             (0..table.columns.len()).collect()
         } else {

@@ -76,6 +76,7 @@ impl Session {
         let view = self.view();
         let overlay = self.open.as_ref().map_or(&empty, |open| &open.overlay);
         let mut planner = Planner::new(&self.engine, overlay, &view, &[]);
+        planner.snapshot = self.snapshot();
         let (_, columns) = planner.describe(query).await?;
         let given = &create.columns;
         if given.len() > columns.len() {

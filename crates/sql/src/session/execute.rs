@@ -15,6 +15,7 @@ use crate::types::{Datum, Type};
 use datafusion::sql::sqlparser::ast;
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use txn::Isolation;
@@ -39,9 +40,11 @@ impl Session {
         self.prepare_with(statement, hints).await
     }
 
-    /// The same for a statement that [`Session::split`] found.
+    /// The same for a statement that [`Session::split`] found, and that is executed at once: its
+    /// columns are told with its rows.
     pub async fn prepare_parsed(&mut self, statement: &ParsedStatement) -> Result<Prepared> {
-        self.prepare_with(statement.clone(), &[]).await
+        let prepared = self.prepare_with(statement.clone(), &[]).await?;
+        Ok(Prepared { is_promised: false, ..prepared })
     }
 
     async fn prepare_with(
@@ -71,6 +74,7 @@ impl Session {
             columns: plan.columns.clone(),
             source,
             hints: hints.to_vec(),
+            is_promised: true,
             plan,
             watch,
         })
@@ -90,6 +94,7 @@ impl Session {
         let is_shared = self.open.as_ref().is_none_or(|open| open.overlay.is_empty());
         if is_shared
             && let Some(plan) = self.engine.plans().get(&key, self.engine.catalog().generation())
+            && plan.holds_at(self.snapshot())
         {
             return Ok(plan);
         }
@@ -102,11 +107,24 @@ impl Session {
     }
 
     async fn plan_tree(&mut self, tree: Arc<Statement>, hints: &[Option<Type>]) -> Result<Plan> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let planned = self.plan_once(tree.clone(), hints).await;
+            match planned.as_ref().err().and_then(Error::schema_changed) {
+                Some(table) if attempt < PLANS_MAX => self.engine.catalog().forget_table(table),
+                _ => return planned,
+            }
+        }
+    }
+
+    async fn plan_once(&self, tree: Arc<Statement>, hints: &[Option<Type>]) -> Result<Plan> {
         let failed = self.open.as_ref().is_some_and(|open| open.block && open.failed);
         let empty = Overlay::default();
         let view = self.view();
         let overlay = self.open.as_ref().map_or(&empty, |open| &open.overlay);
-        let planner = Planner::new(&self.engine, overlay, &view, hints);
+        let mut planner = Planner::new(&self.engine, overlay, &view, hints);
+        planner.snapshot = self.snapshot();
         let utility = |params: Vec<Type>, columns: Option<Arc<[Column]>>| Plan {
             kind: Kind::Utility,
             params,
@@ -166,12 +184,18 @@ impl Session {
         let outcome = if timeout.is_zero() {
             work.await
         } else {
-            env.timeout(timeout, work).await.unwrap_or_else(|| {
-                Err(Error::new(
+            let expired = async {
+                env.sleep(timeout).await;
+                cancel.allowed(|_| true).await;
+            };
+            tokio::select! {
+                biased;
+                outcome = work => outcome,
+                () = expired => Err(Error::new(
                     state::QUERY_CANCELED,
                     "canceling statement due to statement timeout",
-                ))
-            })
+                )),
+            }
         };
         prepared.watch.record(env.now().duration_since(begin).as_micros() as u64);
         match outcome {
@@ -228,7 +252,8 @@ impl Session {
         for attempt in 0.. {
             let plan = self.current(prepared).await?;
             match self.attempt(&plan, &params).await {
-                Err(error) if attempt < PLANS_MAX && self.may_run_again(&error) => {}
+                Err(error)
+                    if attempt < PLANS_MAX && !plan.is_past() && self.may_run_again(&error) => {}
                 outcome => return outcome,
             }
         }
@@ -239,7 +264,11 @@ impl Session {
     async fn current(&mut self, prepared: &Prepared) -> Result<Arc<Plan>> {
         let is_plain = self.open.as_ref().is_none_or(|open| open.overlay.is_empty());
         let plan = &prepared.plan;
-        if is_plain && !plan.is_private && plan.generation == self.engine.catalog().generation() {
+        if is_plain
+            && !plan.is_private
+            && plan.generation == self.engine.catalog().generation()
+            && plan.holds_at(self.snapshot())
+        {
             return Ok(plan.clone());
         }
         // The types that the client was told stay.
@@ -252,7 +281,7 @@ impl Session {
         let shape = |columns: &Option<Arc<[Column]>>| -> Option<Vec<Type>> {
             columns.as_ref().map(|list| list.iter().map(|column| column.ty.clone()).collect())
         };
-        if shape(&plan.columns) != shape(&prepared.columns) {
+        if prepared.is_promised && shape(&plan.columns) != shape(&prepared.columns) {
             return Err(Error::new(
                 state::FEATURE_NOT_SUPPORTED,
                 "cached plan must not change result type",
@@ -279,12 +308,16 @@ impl Session {
     async fn attempt(&mut self, plan: &Arc<Plan>, params: &Arc<[Datum]>) -> Result<Outcome> {
         let lock_timeout = self.settings.lock_timeout;
         self.open();
-        if !matches!(plan.kind, Kind::Select(_) | Kind::Query(_)) {
+        if let Some(target) = plan.target() {
             self.refuse_read_only(match plan.kind {
                 Kind::Insert(_) => "INSERT",
                 Kind::Update(_) => "UPDATE",
                 _ => "DELETE",
             })?;
+            // As the tablets would, before anything is drawn or computed by it.
+            if target.is_past {
+                return Err(txn::Error::SchemaChanged { table: target.id }.into());
+            }
         }
         let engine = self.engine.clone();
         let Some(open) = &mut self.open else {
@@ -302,7 +335,7 @@ impl Session {
             }
             Err(error) => {
                 open.txn.rollback_to(savepoint);
-                Err(error)
+                Err(Box::pin(engine.catalog().judge(error, &plan.tables)).await)
             }
         }
     }
@@ -322,7 +355,8 @@ impl Session {
         for attempt in 0.. {
             let plan = Arc::new(self.plan_tree(tree.clone(), &[]).await?);
             match self.attempt(&plan, &Arc::from([])).await {
-                Err(error) if attempt < PLANS_MAX && self.may_run_again(&error) => {}
+                Err(error)
+                    if attempt < PLANS_MAX && !plan.is_past() && self.may_run_again(&error) => {}
                 outcome => return outcome,
             }
         }
@@ -554,6 +588,7 @@ pub(super) fn exec_of<'a>(
         txn: &mut open.txn,
         overlay: &mut open.overlay,
         drawn,
+        sequences: HashMap::new(),
         n_hidden: &mut open.n_hidden,
         lock_timeout,
     }

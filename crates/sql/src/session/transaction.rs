@@ -261,7 +261,9 @@ impl Session {
     async fn commit_open(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let Open { txn, overlay, before, kept, .. } = open;
+        self.cancel.set_committing(txn.has_writes().then(|| txn.id()));
         let outcome = txn.commit().await;
+        self.cancel.set_committing(None);
         // Also when the outcome is unknown: forgetting too much costs a look-up.
         if !overlay.is_empty() {
             self.engine.catalog().forget(&overlay);

@@ -47,7 +47,10 @@ pub async fn run(server: &Arc<Server>, stream: Stream, place: &Place) -> Flow<()
         skipping: false,
     };
     match connection.serve().await {
-        Err(Gone::Refused(error)) => Err(connection.pipe.refuse(error).await),
+        Err(Gone::Refused(error)) => {
+            let error = connection.session.unfinished_commit().unwrap_or(error);
+            Err(connection.pipe.refuse(error).await)
+        }
         other => other,
     }
 }

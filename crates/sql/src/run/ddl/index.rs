@@ -7,7 +7,8 @@
 //!    of the older definition is left, because the change waited for them.
 //! 2. Rows that are older are given their entries in batches, each a short transaction that locks
 //!    its rows first. An entry that is there already was put by a writer and is the same.
-//! 3. A last short transaction makes the index *public*: readers may use it.
+//! 3. A last short transaction makes the index *public*: readers may use it, except those of an older
+//!    snapshot, who go by the definition of then ([`Catalog::as_of`]).
 //!
 //! A duplicate found on the way drops the index again. A node that stops on the way leaves an index
 //! in the state building: it costs writers something and serves nobody; DROP INDEX removes it.
@@ -255,6 +256,7 @@ async fn batch(
         txn: &mut txn,
         overlay: &mut overlay,
         drawn: &mut Default::default(),
+        sequences: HashMap::new(),
         n_hidden: &mut 0,
         lock_timeout: std::time::Duration::ZERO,
     };

@@ -15,7 +15,9 @@ use crate::run::select::Finder;
 use crate::run::{CHUNK_ROWS, Exec};
 use crate::types::cast::{self, Context as CastContext};
 use crate::types::{Datum, Row, Type};
+use base::Scn;
 use datafusion::sql::sqlparser::ast;
+use std::collections::HashMap;
 use std::sync::Arc;
 use txn::{Isolation, LockMode, Wait};
 
@@ -56,6 +58,8 @@ impl Exec<'_> {
             primary_id: 0,
             indexes: Vec::new(),
             checks: Vec::new(),
+            since: Scn::ZERO,
+            is_past: false,
             ranges: Arc::default(),
         };
         Catalog::lock_table(self.txn, table.id).await?;
@@ -438,6 +442,7 @@ impl Exec<'_> {
             txn: &mut txn,
             overlay: &mut *self.overlay,
             drawn: &mut *self.drawn,
+            sequences: HashMap::new(),
             n_hidden: &mut 0,
             lock_timeout: self.lock_timeout,
         };

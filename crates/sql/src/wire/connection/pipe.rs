@@ -156,7 +156,11 @@ impl Pipe {
     }
 
     /// Runs `work` while watching the client: one that is gone has nobody to answer to, so the
-    /// work is dropped. What it sends meanwhile waits in the input, up to a bound.
+    /// work is dropped, as it is when a shutdown's grace ends. A commit in it goes on all the same:
+    /// [`Session::unfinished_commit`]. What the client sends meanwhile waits in the input, up to a
+    /// bound.
+    ///
+    /// [`Session::unfinished_commit`]: crate::session::Session::unfinished_commit
     pub async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Flow<T> {
         let mut work = pin!(work);
         loop {
