@@ -15,12 +15,16 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use storage::{Batch, Store};
 
+/// Definitions of one table that are told apart. A snapshot as old as the retention meets fewer.
+const N_BARRIERS_MAX: usize = 64;
+
 /// What a replica keeps in memory of its tablet; all of it can be read back from the store.
 #[derive(Clone, Debug)]
 pub struct State {
     pub descriptor: Descriptor,
-    /// Table to the version below which requests are refused, and since which SCN.
-    pub barriers: HashMap<u32, (u64, Scn)>,
+    /// Table to the versions below which requests are refused, each since an SCN, oldest first. A
+    /// read of the past is bound by those that stood then, not by the newest alone.
+    pub barriers: HashMap<u32, Vec<(u64, Scn)>>,
     /// The highest SCN of a commit applied here.
     pub newest: Scn,
 }
@@ -55,8 +59,8 @@ impl State {
         for row in store.meta_scan(&keyspace::space(keyspace::Space::Barrier, tablet)) {
             let (key, value) = row?;
             if let Some(table) = key.last_chunk::<4>() {
-                let barrier: (u64, Scn) = decode(&value, "a schema barrier")?;
-                barriers.insert(u32::from_be_bytes(*table), barrier);
+                let standing: Vec<(u64, Scn)> = decode(&value, "schema barriers")?;
+                barriers.insert(u32::from_be_bytes(*table), standing);
             }
         }
         Ok(Some(State { descriptor, barriers, newest: Scn::ZERO }))
@@ -68,10 +72,10 @@ impl State {
             return None;
         }
         let old = |used: &&SchemaUse| {
-            let barrier = self.barriers.get(&used.table);
-            barrier.is_some_and(|(version, since)| {
-                used.version < *version && at.is_none_or(|at| *since <= at)
-            })
+            let standing = self.barriers.get(&used.table).into_iter().flatten();
+            // The first above is the earliest.
+            let above = standing.into_iter().find(|(version, _)| used.version < *version);
+            above.is_some_and(|(_, since)| at.is_none_or(|at| *since <= at))
         };
         uses.iter().find(old).map(|used| used.table)
     }
@@ -96,9 +100,13 @@ impl State {
             }
         }
         for barrier in changes.barriers {
-            let version = barrier.version;
-            batch.meta_put(keyspace::barrier(tablet, barrier.table), encode(&(version, scn)));
-            self.barriers.insert(barrier.table, (version, scn));
+            let standing = self.barriers.entry(barrier.table).or_default();
+            standing.retain(|(version, _)| *version < barrier.version);
+            standing.push((barrier.version, scn));
+            if standing.len() > N_BARRIERS_MAX {
+                standing.remove(0);
+            }
+            batch.meta_put(keyspace::barrier(tablet, barrier.table), encode(standing));
         }
         self.newest = self.newest.max(scn);
     }
@@ -223,8 +231,8 @@ fn split(
     state.descriptor = Descriptor { tablet: parent, generation, range: lower };
     batch.meta_put(keyspace::descriptor(parent), encode(&state.descriptor));
     batch.meta_put(keyspace::descriptor(child), encode(&born));
-    for (table, barrier) in &state.barriers {
-        batch.meta_put(keyspace::barrier(child, *table), encode(barrier));
+    for (table, standing) in &state.barriers {
+        batch.meta_put(keyspace::barrier(child, *table), encode(standing));
     }
     consensus::seed(batch, child, entry.members);
     Ok(None)

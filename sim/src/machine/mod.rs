@@ -43,6 +43,9 @@ pub fn leak_fd(file: std::fs::File) -> i32 {
     file.into_raw_fd()
 }
 
+/// How much a run gives way to builds and to the person who waits for one.
+const NICENESS: i32 = 10;
+
 /// The program itself at the same addresses in every run, and one core, on which a turn is handed
 /// on faster. Starts this program once more if its addresses were drawn already.
 pub fn fix_addresses(core: usize) -> std::io::Result<()> {
@@ -52,6 +55,8 @@ pub fn fix_addresses(core: usize) -> std::io::Result<()> {
         libc::CPU_SET(core, &mut cores);
         // Where there is no such core, the run is only slower.
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &cores);
+        // Threads that wake each other all the time would leave nothing to those that compute.
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
         let persona = libc::personality(0xffff_ffff);
         if persona & libc::ADDR_NO_RANDOMIZE != 0 {
             return Ok(());

@@ -301,7 +301,9 @@ impl Session {
                 open.txn.renew_snapshot();
                 true
             }
-            _ => false,
+            // By the definition as of its snapshot.
+            Isolation::RepeatableRead => open.overlay.is_empty(),
+            Isolation::Serializable => false,
         }
     }
 
