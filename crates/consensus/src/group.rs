@@ -286,7 +286,12 @@ impl Group {
         };
         match gone {
             Some(Ok(_)) => Ok(()),
-            _ => Err(failed(format!("node {to} did not take over"))),
+            _ => {
+                // In this term nothing is proposed any more, and who is heard from is not voted
+                // out: fall silent, and let the others elect.
+                self.inner.pulse.resign(term);
+                Err(failed(format!("node {to} did not take over")))
+            }
         }
     }
 

@@ -54,6 +54,8 @@ pub(crate) struct Pulse {
     /// When something was last asked of the group.
     active_us: AtomicU64,
     quiet: AtomicBool,
+    /// The term in which this leader has let go, and is heard from no more.
+    resigned: AtomicU64,
 }
 
 impl Pulse {
@@ -114,7 +116,10 @@ impl Pulse {
 
     pub fn due(&self, now_us: u64) -> Due {
         if self.leading.load(Ordering::Acquire) {
-            return if self.has_peers.load(Ordering::Acquire) { Due::Beat } else { Due::Nothing };
+            let resigned = self.resigned.load(Ordering::Acquire);
+            let speaks = resigned != self.term.load(Ordering::Acquire);
+            let heard = self.has_peers.load(Ordering::Acquire);
+            return if speaks && heard { Due::Beat } else { Due::Nothing };
         }
         let tired = now_us >= self.campaign_at_us.load(Ordering::Acquire);
         if tired && self.voter.load(Ordering::Acquire) { Due::Campaign } else { Due::Nothing }
@@ -124,6 +129,11 @@ impl Pulse {
     pub fn campaigned(&self, next_us: u64, patience_us: u64) {
         self.patience_us.store(patience_us, Ordering::Relaxed);
         self.campaign_at_us.store(next_us, Ordering::Release);
+    }
+
+    /// A leader of `term` speaks no more: others are to lead, and could not while it is heard.
+    pub fn resign(&self, term: u64) {
+        self.resigned.store(term, Ordering::Release);
     }
 
     /// Something is asked of the group: it may not be quiet.
@@ -179,6 +189,24 @@ mod tests {
         assert_eq!(pulse.due(100), Due::Campaign);
         assert!(pulse.heard_quiet(NodeId(2), 3, 50, 800));
         assert_eq!(pulse.due(100), Due::Nothing);
+    }
+
+    #[test]
+    fn a_leader_that_has_let_go_is_silent_for_its_term() {
+        let pulse = Pulse::new(0, 1000);
+        let leader = |term| Standing {
+            term,
+            leading: true,
+            voter: true,
+            peers: vec![NodeId(2)],
+            ..Standing::default()
+        };
+        pulse.stand(leader(4));
+        assert_eq!(pulse.due(5), Due::Beat);
+        pulse.resign(4);
+        assert_eq!(pulse.due(5), Due::Nothing);
+        pulse.stand(leader(6));
+        assert_eq!(pulse.due(5), Due::Beat);
     }
 
     #[test]

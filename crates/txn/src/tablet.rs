@@ -34,8 +34,12 @@ use consensus::{Entry, Group, Position, Role};
 use parking_lot::{Mutex, RwLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 use storage::{Batch, Store, TabletRanges};
 use tokio::sync::watch;
+
+/// After a failed attempt to raise the SCN ceiling.
+const RAISE_AGAIN: Duration = Duration::from_millis(10);
 
 pub(crate) struct Tablet {
     pub(crate) id: TabletId,
@@ -438,6 +442,11 @@ impl Tablet {
                 let this = self.clone();
                 self.env.spawn("SCN ceiling", async move {
                     let raised = this.propose(epoch.term, &Command::Ceiling { scn: ceiling }).await;
+                    if raised.is_err() {
+                        // A leadership that is being handed over refuses at once, as long as that
+                        // takes: asking again and again would keep it from coming to an end.
+                        this.env.sleep(RAISE_AGAIN).await;
+                    }
                     if let Some(allocator) = &mut *this.allocator.lock() {
                         match raised {
                             Ok(_) if this.leading() == Ok(epoch) => allocator.raised(ceiling),
