@@ -30,6 +30,7 @@ const HEALING: Duration = Duration::from_secs(120);
 const JUDGING: Duration = Duration::from_secs(120);
 /// One statement's answer, once nothing breaks any more.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
+const N_LAYINGS_OUT: usize = 200;
 const LAYING_OUT: Duration = Duration::from_secs(60);
 /// After the last change, until every follower has heard of it.
 const SETTLING: Duration = Duration::from_secs(5);
@@ -178,11 +179,8 @@ async fn lay_out(world: &World, workloads: &[Arc<dyn workload::Workload>]) {
             };
             match laid {
                 Ok(()) => break,
-                // A leader that is not there yet. What is half laid out is a failure of its own.
-                Err(_)
-                    if tries < 200
-                        && workloads.first().is_some_and(|w| w.name() == workload.name()) =>
-                {
+                // A node or a leader that is not there yet; laying out may be begun again.
+                Err(_) if tries < N_LAYINGS_OUT => {
                     world.sleep(Duration::from_millis(100)).await;
                 }
                 Err(reason) => {

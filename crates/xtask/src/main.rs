@@ -107,8 +107,8 @@ fn lint() -> Result<()> {
     Ok(())
 }
 
-/// Seeds for each scenario of the simulator: a few minutes on two cores.
-const N_SEEDS: &str = "8";
+/// Seeds for each scenario of the simulator: a minute on two cores.
+const N_SEEDS: &str = "2";
 
 /// Their tests want tokio's virtual clock. Tested in one command with the others they would
 /// change a feature of tokio under DataFusion, and with it build DataFusion once more.
