@@ -67,6 +67,29 @@ async fn until<T>(what: &str, condition: impl Fn() -> Option<T>) -> T {
     found.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
+/// Those who wait for the same look at the nodes' replicas must not take each other for the one
+/// who looked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_look_for_a_key_at_once_find_it() {
+    let net = FaultyNet::default();
+    let dirs: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let newcomer = guest(dirs[3].path(), &net, 3).await.unwrap();
+    let looking: Vec<_> = (0..4)
+        .map(|_| {
+            let client = newcomer.client.clone();
+            tokio::spawn(async move {
+                let mut txn = client.begin(Isolation::ReadCommitted);
+                txn.get_only(&[key("a")]).await
+            })
+        })
+        .collect();
+    let starting = (1..=3).zip(&dirs).map(|(id, dir)| member(dir.path(), &net, id, 3));
+    let _members = futures::future::try_join_all(starting).await.unwrap();
+    for found in looking {
+        assert_eq!(found.await.unwrap().unwrap(), [None]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_answers_the_past_alone_and_the_present_never() {
     let trio = Trio::start().await;
