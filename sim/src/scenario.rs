@@ -161,7 +161,7 @@ pub const SCENARIOS: [Scenario; 10] = [
 ];
 
 /// Seeds that found a bug of the product, the oldest first.
-pub const REGRESSIONS: [(u64, &str); 8] = [
+pub const REGRESSIONS: [(u64, &str); 10] = [
     // A log file whose making a power cut had torn was taken for damage.
     (1, "disk"),
     // A log with files kept for reuse looked like one with a file lost.
@@ -174,6 +174,10 @@ pub const REGRESSIONS: [(u64, &str); 8] = [
     (27, "calm"),
     (43, "zone-loss"),
     (23, "storm"),
+    // A node that was away did not know the newcomer that led by now, and had nobody to ask.
+    (1_795_664_415_000, "disk"),
+    // Those who looked for a key together each took another for the one who looked.
+    (1_795_664_415_001, "storm"),
 ];
 
 impl Scenario {

@@ -33,6 +33,17 @@ impl Topology {
         Topology { nodes: rows.into_iter().map(|row| (row.id, row)).collect() }
     }
 
+    /// Adds what somebody else knows, who may know less. What was replaced stays so; of two rows
+    /// of a node the one of its later start is newer.
+    pub fn hear(&mut self, other: Topology) {
+        for (id, row) in other.nodes {
+            let known = self.nodes.get(&id).map(|known| (known.replaced_by, known.boot));
+            if known < Some((row.replaced_by, row.boot)) {
+                self.nodes.insert(id, row);
+            }
+        }
+    }
+
     /// The nodes that still count.
     pub fn members(&self) -> impl Iterator<Item = &NodeRow> {
         self.nodes.values().filter(|row| row.replaced_by.is_none())
@@ -45,5 +56,31 @@ impl Topology {
     /// Which member a newcomer at this address takes the place of: nobody else can listen there.
     pub fn replaced_at(&self, address: SocketAddr) -> Option<NodeId> {
         self.members().find(|row| row.peer_address == address).map(|row| row.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: u64, boot: u64, replaced_by: Option<u64>) -> NodeRow {
+        NodeRow {
+            id: NodeId(id),
+            zone: Zone("a".into()),
+            peer_address: SocketAddr::from(([127, 0, 0, 1], id as u16)),
+            sql_address: SocketAddr::from(([127, 0, 0, 1], boot as u16)),
+            boot,
+            since_us: 0,
+            replaced_by: replaced_by.map(NodeId),
+        }
+    }
+
+    #[test]
+    fn hearsay_adds_and_never_takes_back() {
+        let mut known = Topology::of([row(1, 5, None), row(2, 3, Some(4))]);
+        known.hear(Topology::of([row(1, 4, None), row(2, 9, None), row(3, 1, None)]));
+        assert_eq!(known, Topology::of([row(1, 5, None), row(2, 3, Some(4)), row(3, 1, None)]));
+        known.hear(Topology::of([row(1, 6, None), row(3, 1, Some(7))]));
+        assert_eq!(known, Topology::of([row(1, 6, None), row(2, 3, Some(4)), row(3, 1, Some(7))]));
     }
 }

@@ -3,6 +3,9 @@
 //! Topology is data like any other: rows in the root tablet, changed in transactions. Each node
 //! writes its own row when it starts, reads all rows regularly, and, for the tablets that it
 //! leads, brings the replicas to where [`cluster::placement`] wants them.
+//!
+//! Who was away while the rows' own leader was replaced knows no address to read them at. It then
+//! asks whom it does know for what they know.
 
 use crate::identity::{Home, Identity};
 use base::env::Instant;
@@ -25,6 +28,8 @@ const COUNTER: u32 = 2;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// After a change that others must learn of, and while something is wrong.
 const LOOK_SOON: Duration = Duration::from_millis(200);
+/// One peer's answer to who else there is.
+const ASK_AROUND: Duration = Duration::from_millis(500);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
 pub struct Parts {
@@ -98,6 +103,11 @@ impl Membership {
             },
         );
         let this = self.clone();
+        self.parts.transport.handle(MessageKind::Topology, move |_: NodeId, _: Bytes| -> Answer {
+            let known = postcard::to_stdvec(&this.topology()).unwrap_or_default();
+            Box::pin(std::future::ready(known.into()))
+        });
+        let this = self.clone();
         self.parts.transport.handle(
             MessageKind::DeathReport,
             move |_: NodeId, payload: Bytes| -> Answer {
@@ -148,12 +158,21 @@ impl Membership {
         txn.commit().await?;
         tracing::info!(node = %id, zone = %row.zone, address = %row.peer_address, "a node joined");
         topology.nodes.insert(id, row);
-        let topology = self.learn(topology);
+        let topology = self.learn(|known| known.nodes.extend(topology.nodes));
         Ok(JoinAnswer { cluster: self.parts.identity.cluster, node: id, topology })
     }
 
     /// Starts what this node does about the cluster by itself.
     pub fn run(self: &Arc<Self>, engine: sql::Engine) {
+        let this = self.clone();
+        self.parts.env.spawn("addresses", async move {
+            loop {
+                if this.misses_somebody() {
+                    this.ask_around().await;
+                }
+                this.parts.env.sleep(LOOK_EVERY).await;
+            }
+        });
         let this = self.clone();
         self.parts.env.spawn("membership", async move {
             while let Err(error) = this.write_own_row().await {
@@ -200,7 +219,7 @@ impl Membership {
         let mut txn = self.parts.client.begin(Isolation::ReadCommitted);
         let topology = Topology::of(read_nodes(&mut txn).await?);
         txn.rollback().await;
-        let topology = self.learn(topology);
+        let topology = self.learn(|known| known.nodes.extend(topology.nodes));
         let mut settled = true;
         for group in self.parts.groups.all().into_iter().filter(Group::is_led_here) {
             let voters: BTreeSet<NodeId> = group.status().voters.into_iter().collect();
@@ -222,14 +241,40 @@ impl Membership {
         Ok(settled)
     }
 
-    /// Takes over what the rows say; returns all that is known. A founder that has not written
+    /// Whether a replica of a tablet that is here too is on a node that this one has never heard of.
+    fn misses_somebody(&self) -> bool {
+        let topology = self.topology.read();
+        let is_unknown = |node: &NodeId| !topology.nodes.contains_key(node);
+        let groups = self.parts.groups.all().into_iter();
+        groups.map(|group| group.status()).any(|status| {
+            status.voters.iter().chain(&status.learners).chain(&status.leader).any(is_unknown)
+        })
+    }
+
+    async fn ask_around(&self) {
+        let topology = self.topology();
+        let others = topology.members().filter(|row| row.id != self.me());
+        // Whoever listens there by now: it may have taken the place of the one that is known.
+        let asks = others.map(|row| {
+            let kind = MessageKind::Topology;
+            self.parts.transport.call_address(row.peer_address, kind, ASK_AROUND, Bytes::new())
+        });
+        // Who does not answer, or talks nonsense, is asked again soon.
+        for answer in futures::future::join_all(asks).await.into_iter().flatten() {
+            if let Ok(heard) = decode::<Topology>(&answer) {
+                self.learn(|known| known.hear(heard));
+            }
+        }
+    }
+
+    /// Takes over news of nodes; returns all that is known. A founder that has not written
     /// its row yet stays known: who forgot its address could not even ask it for the rows.
-    fn learn(&self, rows: Topology) -> Topology {
-        let known = self.topology.read().clone();
-        let mut topology = known.clone();
-        topology.nodes.extend(rows.nodes);
-        if topology == known {
-            return topology;
+    fn learn(&self, news: impl FnOnce(&mut Topology)) -> Topology {
+        let mut topology = self.topology.write();
+        let known = topology.clone();
+        news(&mut topology);
+        if *topology == known {
+            return known;
         }
         for row in topology.members() {
             self.parts.transport.set_address(row.id, row.peer_address);
@@ -241,8 +286,7 @@ impl Membership {
         if let Err(error) = self.parts.home.set_topology(&topology) {
             tracing::warn!(%error, "the known nodes are not written down");
         }
-        *self.topology.write() = topology.clone();
-        topology
+        topology.clone()
     }
 }
 

@@ -80,4 +80,6 @@ kinds! {
     Join = 22, Control;
     /// What a node shows of itself in the schema `atoll`.
     Inspect = 23, Foreground;
+    /// The nodes that a node knows.
+    Topology = 24, Control;
 }
