@@ -73,9 +73,12 @@ pub fn compare(cluster: &Cluster, damaged: Option<usize>) -> anyhow::Result<Comp
                 let found = rows(&other.store, &descriptor.range, *at)?;
                 if let Some(what) = difference(&known, &found) {
                     anyhow::bail!(
-                        "tablet {tablet} at {at:?} differs between nodes {} and {}: {what}",
+                        "tablet {tablet} at {at:?} differs between node {} (entry {}) and node {} \
+                         (entry {}): {what}",
                         first.node + 1,
-                        other.node + 1
+                        first.store.durable_index(tablet).unwrap_or(0),
+                        other.node + 1,
+                        other.store.durable_index(tablet).unwrap_or(0),
                     );
                 }
             }

@@ -74,6 +74,8 @@ impl Applier {
         batch.applied(self.tablet, position.index, encode(&self.mark));
         let answer = match &entry.payload {
             EntryPayload::Blank | EntryPayload::Membership(_) => Bytes::new(),
+            // [`crate::Group::nudge`]'s.
+            EntryPayload::Normal(command) if command.0.is_empty() => Bytes::new(),
             EntryPayload::Normal(command) => {
                 let entry = Entry { position, command: &command.0, members: &self.members };
                 self.machine.apply(&entry, &mut batch)?

@@ -80,7 +80,10 @@ impl Groups {
         }
     }
 
-    /// Tells `peer` which groups this node leads quietly, and wakes those that it does not know.
+    /// Tells `peer` which groups this node leads quietly. Those that it does not know, or where it
+    /// holds entries that it does not know to be committed, get an entry that does nothing: a
+    /// member that has just started learns of the log that it found on its disk by the next
+    /// entry only, and heartbeats alone would not tell it.
     fn name_quiet(&self, peer: NodeId, named: Vec<(TabletId, u64)>) {
         let groups = self.clone();
         self.inner.env.spawn("quiet groups", async move {
@@ -94,12 +97,8 @@ impl Groups {
                 // The peer will hear of them again at the next beat.
                 Ok(Err(_)) | Err(_) => return,
             };
-            let now_us = inner.now_us();
-            for tablet in unknown {
-                if let Some(group) = groups.get(tablet) {
-                    group.inner.pulse.touch(now_us);
-                }
-            }
+            let awoken = unknown.into_iter().filter_map(|tablet| groups.get(tablet));
+            futures::future::join_all(awoken.map(|group| async move { group.nudge().await })).await;
         });
     }
 
@@ -109,9 +108,9 @@ impl Groups {
         let loyalty_us = self.inner.loyalty_us();
         let groups = self.inner.groups.read();
         let unknown = named.iter().filter(|(tablet, term)| {
-            let group = groups.get(tablet);
-            !group
-                .is_some_and(|group| group.inner.pulse.heard_quiet(from, *term, now_us, loyalty_us))
+            let Some(group) = groups.get(tablet) else { return true };
+            !group.inner.pulse.heard_quiet(from, *term, now_us, loyalty_us)
+                || !group.has_applied_all()
         });
         unknown.map(|(tablet, _)| *tablet).collect()
     }

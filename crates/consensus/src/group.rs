@@ -295,6 +295,21 @@ impl Group {
         }
     }
 
+    /// As leader: proposes what does nothing, and wakes the group.
+    pub(crate) async fn nudge(&self) {
+        let Role::Leader { term } = *self.inner.role.borrow() else { return };
+        if let Err(error) = self.propose(term, Bytes::new()).await {
+            tracing::debug!(tablet = %self.inner.tablet, %error, "a quiet group was not woken");
+        }
+    }
+
+    /// Whether every entry of the log here has been applied here.
+    pub(crate) fn has_applied_all(&self) -> bool {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.last_applied.map(|id| id.index) == metrics.last_log_index
+    }
+
     /// As leader: whether the whole log is known to have reached `node`.
     fn has_all(&self, node: NodeId) -> bool {
         let metrics = self.inner.raft.metrics();

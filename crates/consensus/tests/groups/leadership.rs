@@ -174,6 +174,23 @@ fn a_group_at_rest_falls_quiet_and_wakes_when_it_is_asked() {
     assert_eq!(node.get("k").as_deref(), Some("2"));
 }
 
+/// What is in its log may have been committed long ago, and nobody asks anything of the group.
+#[test]
+fn a_follower_that_restarts_beside_a_group_at_rest_applies_its_log() {
+    let mut cluster = Cluster::new(3, config());
+    let leader = cluster.leader();
+    let follower = (1..=3).find(|id| *id != leader).unwrap();
+    let at = index(&cluster.node(leader).propose(put("k", "1")).unwrap());
+    cluster.wait_applied(follower, at);
+    let term = cluster.node(leader).leads().unwrap();
+    let is_quiet = |cluster: &Cluster| !cluster.node(leader).group().lease(term);
+    wait_for("quiet", || is_quiet(&cluster).then_some(()));
+    cluster.kill(follower);
+    cluster.start(follower);
+    cluster.wait_applied(follower, at);
+    assert_eq!(cluster.node(leader).leads(), Some(term), "nobody else had to be elected");
+}
+
 #[test]
 fn a_quiet_leader_that_vanishes_is_missed() {
     let cluster = Cluster::new(3, config());
