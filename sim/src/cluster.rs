@@ -7,6 +7,7 @@
 use crate::machine::disk::{self, Disk};
 use crate::machine::threads::{self, Host, Process};
 use crate::net::SimNet;
+use crate::world;
 use base::{Env, NodeId, Zone};
 use cluster::supervision::{Action, EXIT_HALTED, EXIT_MISUSED, Event, Supervision};
 use cluster::{DeathReport, NodeRow, Topology};
@@ -219,7 +220,7 @@ impl Cluster {
         }
         slot.exited = None;
         slot.was_started = true;
-        slot.supervisor = Some(tokio_spawn(async move { cluster.supervise(number).await }));
+        slot.supervisor = Some(world::spawn(async move { cluster.supervise(number).await }));
     }
 
     /// Whether the host ever had a node.
@@ -382,12 +383,6 @@ impl Cluster {
         }
         self.kill_node(number);
     }
-}
-
-/// Tasks of the world itself.
-#[allow(clippy::disallowed_methods)]
-fn tokio_spawn(future: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
-    tokio::spawn(future)
 }
 
 /// A worker's life, from its first thread; the exit code.

@@ -8,7 +8,7 @@
 use crate::cluster::{Ask, Health};
 use crate::machine::disk::{self, Faults};
 use crate::machine::threads;
-use crate::world::{CLIENTS, Dice, World};
+use crate::world::{self, CLIENTS, Dice, World};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -154,7 +154,7 @@ impl Nemesis {
     /// Runs `undo` after a while, if the storm still goes on; its end undoes everything anyway.
     fn later(&self, after: Duration, undo: impl FnOnce(&World) + Send + 'static) {
         let world = self.world.clone();
-        self.world.spawn("undo", async move {
+        world::spawn(async move {
             world.sleep(after).await;
             if world.storming() {
                 undo(&world);
@@ -326,11 +326,10 @@ impl Nemesis {
         (some, others)
     }
 
-    /// What an operator does about a node whose supervisor has given up: start it again, and when
-    /// it gives up at once, give it an empty disk.
+    /// What an operator does about a node whose supervisor has given up: start it again.
     fn revive(&self, node: usize) {
         let world = self.world.clone();
-        self.world.spawn("operator", async move {
+        world::spawn(async move {
             for _ in 0..30 {
                 world.sleep(OPERATOR).await;
                 if !world.storming() {

@@ -15,8 +15,9 @@ use crate::net::SimNet;
 use crate::replicas;
 use crate::scenario::{Plan, Scenario};
 use crate::workload;
-use crate::world::{Dice, Telling, World};
+use crate::world::{self, Dice, Telling, World};
 use crate::year;
+use cluster::supervision::EXIT_HALTED;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ use std::time::Duration;
 const HEALING: Duration = Duration::from_secs(120);
 /// A judge that does not come to an end has found something that does not answer.
 const JUDGING: Duration = Duration::from_secs(120);
+/// A node that ended more often after the storm has data that it cannot start with.
+const N_ENDS_MAX: u32 = 2;
 /// One statement's answer, once nothing breaks any more.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 const N_LAYINGS_OUT: usize = 200;
@@ -114,14 +117,14 @@ async fn play(seed: u64, plan: Plan, root: &Path, telling: &Telling) -> anyhow::
         for number in 0..workload.n_clients() {
             let (workload, world) = (workload.clone(), world.clone());
             let life = async move { workload.client(&world.clone(), number).await };
-            clients.push(world_spawn(life));
+            clients.push(world::spawn(life));
         }
     }
     if plan.is_year {
         year::live(&world, &mut world.dice("year", 0)).await;
         world.end_storm();
     } else {
-        let nemesis = world_spawn(Nemesis::new(&world, plan.faults, plan.pace).run());
+        let nemesis = world::spawn(Nemesis::new(&world, plan.faults, plan.pace).run());
         let end = world.now() + plan.storm;
         while world.now() < end && !world.has_failed() {
             world.sleep(Duration::from_millis(500)).await;
@@ -133,20 +136,11 @@ async fn play(seed: u64, plan: Plan, root: &Path, telling: &Telling) -> anyhow::
     if world.has_failed() {
         return Ok(());
     }
-    let waits_for = Mutex::new(String::new());
-    if world.within(HEALING, heal(&world, clients, &waits_for)).await.is_none() {
-        let waits_for = waits_for.lock().clone();
-        let condition = condition(&world);
-        show_cluster(&world).await;
-        anyhow::bail!("not healed {HEALING:?} after the last fault: {waits_for}; {condition}");
-    }
-    world.note("healed");
-    for workload in &workloads {
-        match world.within(JUDGING, workload.judge(&world)).await {
-            Some(Ok(())) => {}
-            Some(Err(what)) => world.wrong(format!("{}: {what}", workload.name())),
-            None => world.wrong(format!("{}: no verdict in {JUDGING:?}", workload.name())),
-        }
+    end_faults(&world);
+    tokio::select! {
+        biased;
+        never = keep_up(&world) => match never {},
+        healed = heal_and_judge(&world, clients, &workloads) => healed?,
     }
     if world.has_failed() {
         return Ok(());
@@ -163,9 +157,28 @@ async fn play(seed: u64, plan: Plan, root: &Path, telling: &Telling) -> anyhow::
     Ok(())
 }
 
-#[allow(clippy::disallowed_methods)]
-fn world_spawn(future: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(future)
+/// Whether it serves again, and then what the workloads find.
+async fn heal_and_judge(
+    world: &World,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+    workloads: &[Arc<dyn workload::Workload>],
+) -> anyhow::Result<()> {
+    let waits_for = Mutex::new(String::new());
+    if world.within(HEALING, heal(world, clients, &waits_for)).await.is_none() {
+        let waits_for = waits_for.lock().clone();
+        let condition = condition(world);
+        show_cluster(world).await;
+        anyhow::bail!("not healed {HEALING:?} after the last fault: {waits_for}; {condition}");
+    }
+    world.note("healed");
+    for workload in workloads {
+        match world.within(JUDGING, workload.judge(world)).await {
+            Some(Ok(())) => {}
+            Some(Err(what)) => world.wrong(format!("{}: {what}", workload.name())),
+            None => world.wrong(format!("{}: no verdict in {JUDGING:?}", workload.name())),
+        }
+    }
+    Ok(())
 }
 
 async fn lay_out(world: &World, workloads: &[Arc<dyn workload::Workload>]) {
@@ -192,9 +205,8 @@ async fn lay_out(world: &World, workloads: &[Arc<dyn workload::Workload>]) {
     }
 }
 
-/// Ends all faults, and waits until every node serves and every tablet is whole.
-async fn heal(world: &World, clients: Vec<tokio::task::JoinHandle<()>>, waits_for: &Mutex<String>) {
-    let cluster = world.cluster().clone();
+fn end_faults(world: &World) {
+    let cluster = world.cluster();
     cluster.net.heal_all();
     for node in &cluster.nodes {
         crate::machine::disk::set_faults(node.host, |faults| {
@@ -202,58 +214,58 @@ async fn heal(world: &World, clients: Vec<tokio::task::JoinHandle<()>>, waits_fo
         });
         cluster.pause(node.number, false);
     }
-    let joined: Vec<usize> = {
-        let never_started = |number: usize| !cluster.was_started(number);
-        (0..cluster.nodes.len()).filter(|number| !never_started(*number)).collect()
-    };
-    let repair = async {
-        let mut n_ends: BTreeMap<usize, u32> = BTreeMap::new();
-        loop {
-            for &number in &joined {
-                match cluster.nodes[number].health() {
-                    Health::Dark => cluster.restore_power(number),
-                    Health::Down => cluster.start(number),
-                    Health::Exited(code) => {
-                        let n = n_ends.entry(number).or_default();
-                        *n += 1;
-                        // Started again and ended again: its data is what it says it is, damaged.
-                        if *n > 2 {
-                            world.note(format!("node {}: wiped after code {code}", number + 1));
-                            world.count("nodes wiped for damage", 1);
-                            if let Err(error) = cluster.wipe(number) {
-                                world.wrong(format!("cannot wipe: {error}"));
-                            }
+}
+
+/// The operator after the storm: gives power back, starts what is down, and wipes a node that
+/// ends again and again, whose data is what it says it is. A flipped bit is found when its block
+/// is read, which may be while the judges read.
+async fn keep_up(world: &World) -> std::convert::Infallible {
+    let cluster = world.cluster();
+    let mut n_ends: BTreeMap<usize, u32> = BTreeMap::new();
+    loop {
+        for number in (0..cluster.nodes.len()).filter(|number| cluster.was_started(*number)) {
+            match cluster.nodes[number].health() {
+                Health::Dark => cluster.restore_power(number),
+                Health::Down => cluster.start(number),
+                Health::Exited(code) => {
+                    let n = n_ends.entry(number).or_default();
+                    *n += 1;
+                    let is_damaged = code == EXIT_HALTED && world.damaged() == Some(number);
+                    if is_damaged || *n > N_ENDS_MAX {
+                        world.note(format!("node {}: wiped after code {code}", number + 1));
+                        world.count("nodes wiped for damage", 1);
+                        if let Err(error) = cluster.wipe(number) {
+                            world.wrong(format!("cannot wipe: {error}"));
                         }
-                        cluster.start(number);
                     }
-                    _ => {}
+                    cluster.start(number);
                 }
-            }
-            world.sleep(Duration::from_secs(1)).await;
-        }
-    };
-    let serve = async {
-        for (number, client) in clients.into_iter().enumerate() {
-            *waits_for.lock() = format!("client {number} does not end");
-            // A client that panicked has told so on standard error.
-            if client.await.is_err() {
-                world.wrong("a client of the simulation panicked");
+                Health::Up | Health::Paused => {}
             }
         }
-        for &number in &joined {
-            while let Err(reason) = serves(world, number).await {
-                *waits_for.lock() = format!("node {} does not serve: {reason}", number + 1);
-                world.sleep(Duration::from_millis(500)).await;
-            }
+        world.sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Until every node serves and every tablet is whole.
+async fn heal(world: &World, clients: Vec<tokio::task::JoinHandle<()>>, waits_for: &Mutex<String>) {
+    let cluster = world.cluster();
+    for (number, client) in clients.into_iter().enumerate() {
+        *waits_for.lock() = format!("client {number} does not end");
+        // A client that panicked has told so on standard error.
+        if client.await.is_err() {
+            world.wrong("a client of the simulation panicked");
         }
-        while let Err(reason) = is_complete(world).await {
-            *waits_for.lock() = reason;
+    }
+    for number in (0..cluster.nodes.len()).filter(|number| cluster.was_started(*number)) {
+        while let Err(reason) = serves(world, number).await {
+            *waits_for.lock() = format!("node {} does not serve: {reason}", number + 1);
             world.sleep(Duration::from_millis(500)).await;
         }
-    };
-    tokio::select! {
-        () = repair => {}
-        () = serve => {}
+    }
+    while let Err(reason) = is_complete(world).await {
+        *waits_for.lock() = reason;
+        world.sleep(Duration::from_millis(500)).await;
     }
 }
 

@@ -184,7 +184,7 @@ impl World {
             config.user("atoll").dbname("atoll");
             let connected = config.connect_raw(stream, tokio_postgres::NoTls).await;
             let (client, connection) = connected.map_err(|error| error.to_string())?;
-            self.spawn("connection", async move {
+            spawn(async move {
                 // Its end shows in the client's next answer.
                 connection.await.ok();
             });
@@ -200,16 +200,6 @@ impl World {
 
     pub fn end_storm(&self) {
         self.inner.storming.store(false, Ordering::Relaxed);
-    }
-
-    /// Starts a task of the world.
-    #[allow(clippy::disallowed_methods)]
-    pub fn spawn(
-        &self,
-        _name: &'static str,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) -> tokio::task::JoinHandle<()> {
-        tokio::spawn(future)
     }
 
     /// A line of the timeline, for people who replay.
@@ -235,4 +225,10 @@ impl World {
     pub fn has_failed(&self) -> bool {
         !self.inner.telling.violations().is_empty()
     }
+}
+
+/// Starts a task of the world, beside the nodes' own.
+#[allow(clippy::disallowed_methods)]
+pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(future)
 }
