@@ -33,8 +33,11 @@ pub fn wanted(
         let spread = nodes.get(usize::try_from(tablet.0).unwrap_or(0) % nodes.len().max(1));
         wanted.extend(kept.or(spread).copied());
     }
-    // Fewer than before is never an improvement: a zone that is not heard of may come back.
-    (wanted != *voters && wanted.len() >= voters.len()).then_some(wanted)
+    // Who is not heard of may stand in a zone that is not heard of either, and counts for one. The
+    // voters may be those of two configurations, when a change was left half done.
+    let n_unheard = voters.iter().filter(|voter| !topology.nodes.contains_key(voter)).count();
+    let n_held = by_zone.values().filter(|nodes| holds(nodes)).count() + n_unheard;
+    (wanted != *voters && wanted.len() >= n_held).then_some(wanted)
 }
 
 #[cfg(test)]
@@ -71,6 +74,16 @@ mod tests {
     fn a_replaced_node_gives_way_to_one_of_its_zone() {
         let wiped = topology(&[(1, "a", None), (2, "b", Some(4)), (3, "c", None), (4, "b", None)]);
         assert_eq!(wanted(TabletId(2), &ids(&[1, 2, 3]), &wiped), Some(ids(&[1, 3, 4])));
+    }
+
+    #[test]
+    fn a_change_left_half_done_is_done() {
+        let wiped = topology(&[(1, "a", None), (2, "b", Some(4)), (3, "c", None), (4, "b", None)]);
+        assert_eq!(wanted(TabletId(2), &ids(&[1, 2, 3, 4]), &wiped), Some(ids(&[1, 3, 4])));
+        let three = topology(&[(1, "a", None), (2, "b", None), (3, "c", None), (4, "b", None)]);
+        assert_eq!(wanted(TabletId(2), &ids(&[1, 2, 3, 4]), &three), Some(ids(&[1, 2, 3])));
+        // Node 9's zone is not heard of.
+        assert_eq!(wanted(TabletId(2), &ids(&[1, 2, 3, 4, 9]), &three), None);
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub struct Status {
     pub purged: u64,
     pub voters: Vec<NodeId>,
     pub learners: Vec<NodeId>,
+    /// A change of members is under way, or was left half done by a leader that is gone: there are
+    /// learners, or the voters are those of before and after together.
+    pub is_changing: bool,
     /// At the leader: how far each member's log is known to have come.
     pub matched: Vec<(NodeId, u64)>,
 }
@@ -350,7 +353,8 @@ impl Group {
 
     /// Makes `voters` the group's voters: adds those that are new as learners, lets them catch
     /// up, changes over by joint consensus, and lets go of who is no more among them. A leader
-    /// that is to go hands over on the way and answers [`Error::NotLeader`]: ask the new one.
+    /// that is to go hands over on the way and answers [`Error::NotLeader`]: ask the new one. What
+    /// an earlier leader left half done ([`Status::is_changing`]) is done by asking once more.
     pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
         let failed = |reason: String| Error::Members { tablet: self.inner.tablet, reason };
         let Role::Leader { .. } = *self.inner.role.borrow() else {
@@ -410,6 +414,8 @@ impl Group {
             purged: index(&metrics.purged),
             voters: membership.voter_ids().map(NodeId).collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
+            is_changing: membership.get_joint_config().len() > 1
+                || membership.learner_ids().next().is_some(),
             matched: matched.map(|(node, id)| (NodeId(*node), index(id))).collect(),
         }
     }

@@ -222,9 +222,14 @@ impl Membership {
         let topology = self.learn(|known| known.nodes.extend(topology.nodes));
         let mut settled = true;
         for group in self.parts.groups.all().into_iter().filter(Group::is_led_here) {
-            let voters: BTreeSet<NodeId> = group.status().voters.into_iter().collect();
+            let status = group.status();
+            let voters: BTreeSet<NodeId> = status.voters.into_iter().collect();
             let tablet = group.tablet();
-            let Some(wanted) = placement::wanted(tablet, &voters, &topology) else { continue };
+            let wanted = match placement::wanted(tablet, &voters, &topology) {
+                Some(wanted) => wanted,
+                None if status.is_changing => voters.clone(),
+                None => continue,
+            };
             settled = false;
             if !self.moving.lock().insert(tablet) {
                 continue;

@@ -46,6 +46,26 @@ fn a_wiped_node_comes_back_as_another_and_is_filled() {
 }
 
 #[test]
+fn a_change_that_its_leader_left_half_done_is_done_by_the_next() {
+    let mut cluster = Cluster::new(3, config());
+    cluster.move_leader(1);
+    let group = cluster.node(1).group();
+    // Node 4 is not there: the change waits for it to catch up.
+    drop(cluster.node(1).spawn(async move { group.change_members(voters([1, 2, 4])).await }));
+    wait_for("the learner", || {
+        let all = [2, 3].map(|id| cluster.node(id).group().status());
+        all.iter().all(|status| status.learners == [NodeId(4)]).then_some(())
+    });
+    cluster.kill(1);
+    let next = cluster.leader();
+    assert!(cluster.node(next).group().status().is_changing);
+    change(&cluster, [1, 2, 3]).unwrap();
+    let status = cluster.node(next).group().status();
+    assert_eq!((status.voters, status.learners), (Vec::from([1, 2, 3].map(NodeId)), vec![]));
+    assert!(!status.is_changing);
+}
+
+#[test]
 fn a_removed_member_does_not_disturb() {
     let cluster = Cluster::new(3, config());
     cluster.move_leader(1);
