@@ -21,10 +21,17 @@ pub enum Fault {
     /// Power lost: what was not synced is lost or torn.
     PowerCut,
     ZonePowerCut,
+    /// Power lost in the middle of writing the state down.
+    PowerCutInFlush,
+    /// Power lost everywhere at once, while every sync takes long.
+    Blackout,
     /// Two groups of hosts do not hear each other.
     Partition,
     /// One direction only.
     OneWay,
+    /// A node loses its peers one after the other, and the second one restarts in between: it has
+    /// forgotten what it promised.
+    FadingNode,
     SlowLinks,
     LossyLinks,
     /// Frames flipped, repeated, swapped, dropped, cut short.
@@ -49,13 +56,16 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 21] = [
+    pub const ALL: [Fault; 24] = [
         Fault::KillWorker,
         Fault::KillNode,
         Fault::PowerCut,
         Fault::ZonePowerCut,
+        Fault::PowerCutInFlush,
+        Fault::Blackout,
         Fault::Partition,
         Fault::OneWay,
+        Fault::FadingNode,
         Fault::SlowLinks,
         Fault::LossyLinks,
         Fault::DamagedFrames,
@@ -104,6 +114,10 @@ pub struct Nemesis {
 const MS: u64 = 1_000_000;
 /// How long an operator takes to start again what has ended.
 const OPERATOR: Duration = Duration::from_secs(4);
+/// A flush of the state syncs about so many files and directories.
+const N_SYNCS_OF_A_FLUSH: u64 = 16;
+/// A flush begins within about this time.
+const FLUSH_COMES: Duration = Duration::from_secs(20);
 /// What a clock may be fast or slow by. Leases are promised to survive a tenth.
 const DRIFT_PPM: u64 = 20_000;
 
@@ -200,6 +214,9 @@ impl Nemesis {
                     }
                 }
             }
+            Fault::PowerCutInFlush => self.cut_power_in_flush(node, long, &told),
+            Fault::Blackout => self.black_out(&told).await,
+            Fault::FadingNode => self.fade(node, &told).await,
             Fault::Partition | Fault::OneWay => {
                 let (some, others) = self.two_groups(node);
                 let both = fault == Fault::Partition;
@@ -307,6 +324,88 @@ impl Nemesis {
                 }
             }
         }
+    }
+
+    fn cut_power_in_flush(&mut self, node: usize, long: Duration, told: &impl Fn(String)) {
+        let n_syncs = self.dice.below(N_SYNCS_OF_A_FLUSH);
+        let host = self.world.cluster().nodes[node].host;
+        disk::set_faults(host, |faults| faults.power_fails_after = Some(n_syncs));
+        told(format!("node {} for {long:?}, after {n_syncs} syncs", node + 1));
+        let world = self.world.clone();
+        world::spawn(async move {
+            let end = world.now() + FLUSH_COMES;
+            while world.storming() && disk::awaits_power_failure(host) {
+                if world.now() > end {
+                    disk::set_faults(host, |faults| faults.power_fails_after = None);
+                    return;
+                }
+                world.sleep(Duration::from_millis(20)).await;
+            }
+            if !world.storming() {
+                return;
+            }
+            world.note(format!("node {} has lost its power", node + 1));
+            world.count("power cuts in a flush", 1);
+            world.cluster().cut_power(node);
+            world.sleep(long).await;
+            if world.storming() {
+                world.cluster().restore_power(node);
+            }
+        });
+    }
+
+    async fn black_out(&mut self, told: &impl Fn(String)) {
+        let cluster = self.world.cluster().clone();
+        let most = 20 + self.dice.below(480);
+        let slow = self.dice.between(Duration::from_millis(200), Duration::from_secs(3));
+        let long = self.dice.between(Duration::from_millis(500), Duration::from_secs(6));
+        told(format!("up to {most} ms a sync for {slow:?}, and then no power for {long:?}"));
+        let set = |fault: Faults| {
+            cluster.nodes.iter().for_each(|node| disk::set_faults(node.host, |f| *f = fault));
+        };
+        set(Faults { sync_ns: (most * MS / 10, most * MS), ..Faults::NONE });
+        self.world.sleep(slow).await;
+        set(Faults::NONE);
+        if !self.world.storming() {
+            return;
+        }
+        for node in &cluster.nodes {
+            if !matches!(node.health(), Health::Down | Health::Dark) {
+                let number = node.number;
+                cluster.cut_power(number);
+                self.later(long, move |world| world.cluster().restore_power(number));
+            }
+        }
+    }
+
+    async fn fade(&mut self, node: usize, told: &impl Fn(String)) {
+        let mut others: Vec<usize> = self.up().into_iter().filter(|up| *up != node).collect();
+        if others.len() < 2 {
+            return;
+        }
+        let first = others.swap_remove(self.dice.below(others.len() as u64) as usize);
+        let second = *self.dice.pick(&others);
+        let alone = self.dice.between(Duration::from_millis(500), Duration::from_secs(4));
+        told(format!("node {} loses node {}, {alone:?} later {}", node + 1, first + 1, second + 1));
+        let cut = move |world: &World, other: usize, is_cut: bool| {
+            let nodes = &world.cluster().nodes;
+            let (a, b) = (nodes[node].ip, nodes[other].ip);
+            for (from, to) in [(a, b), (b, a)] {
+                world.cluster().net.set_link(from, to, |link| link.is_cut = is_cut);
+            }
+        };
+        cut(&self.world, first, true);
+        self.world.sleep(alone).await;
+        if !self.world.storming() {
+            return;
+        }
+        self.world.cluster().kill_worker(second);
+        cut(&self.world, second, true);
+        let long = self.dice.between(Duration::from_millis(500), Duration::from_secs(4));
+        self.later(long, move |world| {
+            cut(world, first, false);
+            cut(world, second, false);
+        });
     }
 
     /// Two groups that a switch could part: a zone and the rest, or one node and some others.

@@ -49,6 +49,8 @@ pub const SCENARIOS: [Scenario; 10] = [
             (KillNode, 3),
             (PowerCut, 4),
             (ZonePowerCut, 2),
+            (Blackout, 2),
+            (PowerCutInFlush, 2),
             (TransferLeaders, 1),
         ],
         pace_s: (2, 12),
@@ -62,6 +64,7 @@ pub const SCENARIOS: [Scenario; 10] = [
         faults: &[
             (Partition, 4),
             (OneWay, 3),
+            (FadingNode, 3),
             (SlowLinks, 2),
             (LossyLinks, 2),
             (DamagedFrames, 3),
@@ -94,7 +97,9 @@ pub const SCENARIOS: [Scenario; 10] = [
         name: "disk",
         about: "power cuts, failed syncs, full, slow, wiped and damaged disks",
         faults: &[
-            (PowerCut, 5),
+            (PowerCut, 3),
+            (PowerCutInFlush, 4),
+            (Blackout, 1),
             (SlowDisk, 2),
             (FailedSync, 2),
             (FullDisk, 2),
@@ -125,7 +130,13 @@ pub const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "zone-loss",
         about: "a whole zone at a time, on five zones",
-        faults: &[(ZonePowerCut, 4), (Partition, 2), (KillWorker, 1), (TransferLeaders, 1)],
+        faults: &[
+            (ZonePowerCut, 4),
+            (Partition, 2),
+            (Blackout, 1),
+            (KillWorker, 1),
+            (TransferLeaders, 1),
+        ],
         pace_s: (4, 15),
         n_zones: 5,
         n_per_zone: 1,

@@ -44,8 +44,6 @@ pub struct Status {
     /// A change of members is under way, or was left half done by a leader that is gone: there are
     /// learners, or the voters are those of before and after together.
     pub is_changing: bool,
-    /// At the leader: how far each member's log is known to have come.
-    pub matched: Vec<(NodeId, u64)>,
 }
 
 /// Handle to a group's replica on this node. Cheap to clone.
@@ -92,6 +90,8 @@ pub(crate) struct Inner {
 
 /// How often it is looked whether a successor has caught up.
 const LOOK: Duration = Duration::from_millis(2);
+/// How often it is looked whether a newcomer has caught up, which takes as long as its replica is large.
+const LOOK_FOR_CATCHING_UP: Duration = Duration::from_millis(20);
 /// A successor that does not react is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Asking a quorum whether one still leads.
@@ -265,17 +265,16 @@ impl Group {
         };
         let failed = |reason: String| Error::Members { tablet: self.inner.tablet, reason };
         self.inner.pulse.touch(self.inner.now_us());
-        self.inner.handing_over.store(term, Ordering::Release);
+        let mut hand_over = HandOver::begin(&self.inner, term);
         let caught_up = async {
             while !self.has_all(to) {
                 self.inner.env.sleep(LOOK).await;
             }
         };
         if self.inner.env.timeout(CONFIRM, caught_up).await.is_none() {
-            self.inner.handing_over.store(0, Ordering::Release);
             return Err(failed(format!("node {to} has not caught up")));
         }
-        self.inner.lease.give_up(term);
+        hand_over.give_up_lease();
         let mut role = self.role();
         let gone = role.wait_for(|role| *role != Role::Leader { term });
         let mut gone = std::pin::pin!(self.inner.env.timeout(CONFIRM, gone));
@@ -288,13 +287,11 @@ impl Group {
             }
         };
         match gone {
-            Some(Ok(_)) => Ok(()),
-            _ => {
-                // In this term nothing is proposed any more, and who is heard from is not voted
-                // out: fall silent, and let the others elect.
-                self.inner.pulse.resign(term);
-                Err(failed(format!("node {to} did not take over")))
+            Some(Ok(_)) => {
+                hand_over.has_worked();
+                Ok(())
             }
+            _ => Err(failed(format!("node {to} did not take over"))),
         }
     }
 
@@ -313,13 +310,18 @@ impl Group {
         metrics.last_applied.map(|id| id.index) == metrics.last_log_index
     }
 
-    /// As leader: whether the whole log is known to have reached `node`.
-    fn has_all(&self, node: NodeId) -> bool {
+    /// As leader: how far the log is known to have reached `node`.
+    fn reached(&self, node: NodeId) -> Option<u64> {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let matched =
-            metrics.replication.as_ref().and_then(|all| all.get(&node.0).copied().flatten());
-        matched.map(|id| id.index) == metrics.last_log_index || node == self.inner.me
+        let matched = metrics.replication.as_ref().and_then(|all| all.get(&node.0).copied());
+        matched.flatten().map(|id| id.index)
+    }
+
+    /// As leader: whether the whole log is known to have reached `node`.
+    fn has_all(&self, node: NodeId) -> bool {
+        let last = self.inner.raft.metrics().borrow_watched().last_log_index;
+        self.reached(node) == last || node == self.inner.me
     }
 
     /// As leader: whether all members have all that is known, and have answered lately, so that
@@ -357,20 +359,29 @@ impl Group {
     /// an earlier leader left half done ([`Status::is_changing`]) is done by asking once more.
     pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
         let failed = |reason: String| Error::Members { tablet: self.inner.tablet, reason };
-        let Role::Leader { .. } = *self.inner.role.borrow() else {
+        let Role::Leader { term } = *self.inner.role.borrow() else {
             return Err(Error::NotLeader { leader: self.status().leader });
         };
         if voters.is_empty() {
             return Err(failed("a group needs a voter".into()));
         }
         self.inner.pulse.touch(self.inner.now_us());
+        // As for proposals: a quiet group has no lease.
+        if !self.lease(term) && !self.confirm(term).await {
+            return Err(Error::NotLeader { leader: None });
+        }
         let status = self.status();
         for new in voters.iter().filter(|node| !status.voters.contains(node)) {
-            let added = self.inner.raft.add_learner(new.0, (), true);
-            match self.inner.env.timeout(CATCH_UP, added).await {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(failed(error.to_string())),
-                None => return Err(failed(format!("node {new} does not catch up"))),
+            let added = self.inner.raft.add_learner(new.0, (), false).await;
+            let at = added.map_err(|error| failed(error.to_string()))?.log_id.index;
+            // openraft's own waiting lets one in that is thousands of entries behind.
+            let caught_up = async {
+                while self.leads(term) && self.reached(*new) < Some(at) {
+                    self.inner.env.sleep(LOOK_FOR_CATCHING_UP).await;
+                }
+            };
+            if self.inner.env.timeout(CATCH_UP, caught_up).await.is_none() {
+                return Err(failed(format!("node {new} does not catch up")));
             }
         }
         let me = self.inner.me;
@@ -388,13 +399,10 @@ impl Group {
             return Ok(());
         }
         // A leader that took itself out would leave its lease behind with nobody bound by it.
-        let matched = self.status().matched;
-        let reached =
-            |node: &NodeId| matched.iter().find(|(known, _)| known == node).map(|(_, at)| *at);
         let to = voters
             .iter()
             .copied()
-            .max_by_key(reached)
+            .max_by_key(|node| self.reached(*node))
             .ok_or_else(|| failed("a group needs a voter".into()))?;
         self.transfer(to).await?;
         Err(Error::NotLeader { leader: Some(to) })
@@ -405,7 +413,6 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let index = |id: &Option<crate::types::LogId>| id.map_or(0, |id| id.index);
         let membership = metrics.membership_config.membership();
-        let matched = metrics.replication.iter().flatten();
         Status {
             leader: metrics.current_leader.map(NodeId),
             term: metrics.current_term,
@@ -416,7 +423,6 @@ impl Group {
             learners: membership.learner_ids().map(NodeId).collect(),
             is_changing: membership.get_joint_config().len() > 1
                 || membership.learner_ids().next().is_some(),
-            matched: matched.map(|(node, id)| (NodeId(*node), index(id))).collect(),
         }
     }
 
@@ -476,6 +482,45 @@ impl Group {
             group.inner.role.send_replace(last.clone());
             machine.role(last);
         });
+    }
+}
+
+/// A hand-over under way, which may end anywhere on it: by an error, or because whoever waited for
+/// it is gone.
+struct HandOver<'a> {
+    inner: &'a Inner,
+    term: u64,
+    has_lease: bool,
+    has_worked: bool,
+}
+
+impl HandOver<'_> {
+    /// From now on nothing is proposed.
+    fn begin(inner: &Inner, term: u64) -> HandOver<'_> {
+        inner.handing_over.store(term, Ordering::Release);
+        HandOver { inner, term, has_lease: true, has_worked: false }
+    }
+
+    /// From now on there is no way back.
+    fn give_up_lease(&mut self) {
+        self.inner.lease.give_up(self.term);
+        self.has_lease = false;
+    }
+
+    fn has_worked(&mut self) {
+        self.has_worked = true;
+    }
+}
+
+impl Drop for HandOver<'_> {
+    fn drop(&mut self) {
+        if self.has_lease {
+            self.inner.handing_over.store(0, Ordering::Release);
+        } else if !self.has_worked {
+            // In this term nothing is proposed any more, and who is heard from is not voted out:
+            // fall silent, and let the others elect.
+            self.inner.pulse.resign(self.term);
+        }
     }
 }
 

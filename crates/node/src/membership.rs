@@ -14,10 +14,11 @@ use bytes::Bytes;
 use cluster::{DeathReport, JoinAnswer, JoinRequest, NodeRow, Topology, placement};
 use consensus::{Group, Groups};
 use parking_lot::{Mutex, RwLock};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use transport::{Answer, MessageKind, Transport};
 use txn::{Client, Error, Isolation, LockMode, Txn, Wait};
 
@@ -49,8 +50,13 @@ pub struct Parts {
 pub struct Membership {
     parts: Parts,
     topology: RwLock<Topology>,
-    /// Tablets whose members are being changed.
-    moving: Mutex<HashSet<base::TabletId>>,
+    /// Tablets whose members are being changed, or were.
+    moving: Mutex<HashMap<base::TabletId, Move>>,
+}
+
+struct Move {
+    to: BTreeSet<NodeId>,
+    task: JoinHandle<()>,
 }
 
 fn node_key(id: NodeId) -> Key {
@@ -231,17 +237,22 @@ impl Membership {
                 None => continue,
             };
             settled = false;
-            if !self.moving.lock().insert(tablet) {
-                continue;
+            let mut moving = self.moving.lock();
+            if let Some(under_way) = moving.get(&tablet) {
+                if under_way.to == wanted && !under_way.task.is_finished() {
+                    continue;
+                }
+                // It may wait for a newcomer that has been replaced itself.
+                under_way.task.abort();
             }
-            let this = self.clone();
-            self.parts.env.spawn("members", async move {
+            let to = wanted.clone();
+            let task = self.parts.env.spawn("members", async move {
                 tracing::info!(%tablet, ?voters, ?wanted, "moving replicas");
                 if let Err(error) = group.change_members(wanted).await {
                     tracing::warn!(%tablet, %error, "replicas were not moved");
                 }
-                this.moving.lock().remove(&tablet);
             });
+            moving.insert(tablet, Move { to, task });
         }
         Ok(settled)
     }

@@ -50,10 +50,26 @@ pub struct Faults {
     pub is_full: bool,
     /// So many syncs from now on are answered by an I/O error. What they were to save is not.
     pub n_failing_syncs: u64,
+    /// The power fails in the sync of the state that follows after so many others.
+    pub power_fails_after: Option<u64>,
 }
 
 impl Faults {
-    pub const NONE: Faults = Faults { sync_ns: USUAL_SYNC_NS, is_full: false, n_failing_syncs: 0 };
+    pub const NONE: Faults = Faults {
+        sync_ns: USUAL_SYNC_NS,
+        is_full: false,
+        n_failing_syncs: 0,
+        power_fails_after: None,
+    };
+}
+
+impl Faults {
+    /// Counts one sync of the state; whether the power fails in it.
+    fn power_fails(&mut self) -> bool {
+        let left = self.power_fails_after;
+        self.power_fails_after = left.and_then(|n| n.checked_sub(1));
+        left == Some(0)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,6 +115,11 @@ pub fn files(host: Host) -> PathBuf {
 
 pub fn set_faults(host: Host, change: impl FnOnce(&mut Faults)) {
     threads::with_host(host, |state| change(&mut state.disk.faults));
+}
+
+/// Whether a power failure is still to come.
+pub fn awaits_power_failure(host: Host) -> bool {
+    threads::with_host(host, |state| state.disk.faults.power_fails_after.is_some())
 }
 
 pub fn counts(host: Host) -> Counts {
@@ -210,6 +231,15 @@ pub(super) fn sync(fd: i32) -> Result<(), Errno> {
     // Before the effect: a power cut in between finds nothing done.
     threads::sleep_until(clock::now_ns() + takes);
     let Some(status) = status(fd) else { return Err(libc::EBADF) };
+    let path = fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+    let root = threads::with_host(host, |state| state.disk.root.clone());
+    let files = root.join("files");
+    if path.as_ref().is_some_and(|path| path.starts_with(files.join("state")))
+        && threads::with_host(host, |state| state.disk.faults.power_fails())
+    {
+        // Whoever runs the world finds a process that has ended, and does the rest.
+        threads::exit();
+    }
     let fails = threads::with_host(host, |state| {
         let Disk { faults, counts, .. } = &mut state.disk;
         counts.n_syncs += 1;
@@ -229,9 +259,8 @@ pub(super) fn sync(fd: i32) -> Result<(), Errno> {
             file.changes.clear();
         });
     }
-    let Ok(path) = fs::read_link(format!("/proc/self/fd/{fd}")) else { return Ok(()) };
-    let root = threads::with_host(host, |state| state.disk.root.clone());
-    let Ok(name) = path.strip_prefix(root.join("files")) else { return Ok(()) };
+    let Some(path) = path else { return Ok(()) };
+    let Ok(name) = path.strip_prefix(files) else { return Ok(()) };
     let twin = root.join("synced").join(name);
     let done = if status.is_dir {
         sync_dir(&path, &twin)

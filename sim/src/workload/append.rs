@@ -23,8 +23,11 @@ use crate::world::{Dice, World};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 const APPEND: &str = "UPDATE append_lists SET list = list || ',' || $2 WHERE k = $1";
+/// Long enough for a leader to be lost and another elected.
+const THINKING_MAX: Duration = Duration::from_millis(1_500);
 const N_ANOMALIES_TOLD: usize = 3;
 
 pub struct Append {
@@ -33,6 +36,8 @@ pub struct Append {
     n_clients: usize,
     levels: Levels,
     pace: Pace,
+    /// Clients think between two steps, and what they have read grows old.
+    thinks: bool,
     history: Mutex<History>,
 }
 
@@ -45,6 +50,7 @@ struct History {
 enum Step {
     Append { key: u64, value: u64, returning: bool },
     Read { key: u64 },
+    Think(Duration),
 }
 
 impl Append {
@@ -55,13 +61,21 @@ impl Append {
             n_clients: 3 + dice.below(2) as usize,
             levels: Levels::new(dice),
             pace: Pace::new(dice),
+            thinks: dice.one_in(2),
             history: Mutex::default(),
         }
     }
 
     fn steps(&self, dice: &mut Dice) -> Vec<Step> {
         let n_ops = 1 + dice.below(self.n_ops_max);
-        (0..n_ops).map(|_| self.step(dice)).collect()
+        let mut steps = Vec::new();
+        for _ in 0..n_ops {
+            if self.thinks && !steps.is_empty() && dice.one_in(2) {
+                steps.push(Step::Think(dice.between(Duration::ZERO, THINKING_MAX)));
+            }
+            steps.push(self.step(dice));
+        }
+        steps
     }
 
     fn step(&self, dice: &mut Dice) -> Step {
@@ -96,6 +110,7 @@ impl Append {
 async fn play(sql: &mut Session, steps: &[Step], ops: &mut Vec<Op>) -> Answer<()> {
     for step in steps {
         match *step {
+            Step::Think(time) => sql.think(time).await,
             Step::Read { key } => {
                 let read = "SELECT list FROM append_lists WHERE k = $1";
                 let (list,): (String,) = sql.read_one(read, &[&(key as i64)]).await?;

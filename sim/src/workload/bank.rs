@@ -30,8 +30,10 @@ use std::time::Duration;
 const START: i64 = 1000;
 const ACCOUNTS: &str = "SELECT id, balance FROM bank_accounts ORDER BY id";
 const JOURNAL: &str = "SELECT id, source, target, amount FROM bank_transfers ORDER BY id";
-/// Journal lines with odd numbers live in another tablet.
+/// Journal lines from here on live in another tablet.
 const FAR: i64 = 1_000_000_000;
+/// Between two looks at the same snapshot in one transaction.
+const AGAIN_MAX: Duration = Duration::from_millis(300);
 /// Snapshots that auditors go back to, and how many of them the judge reads through every node.
 const N_SNAPSHOTS: usize = 48;
 const N_SNAPSHOTS_JUDGED: usize = 6;
@@ -87,6 +89,12 @@ impl Bank {
         }
     }
 
+    /// Where the accounts' tablets begin, beyond the first. The last one goes on to the near half
+    /// of the journal.
+    fn cuts(&self) -> (i64, i64) {
+        (self.n_accounts / 3, 2 * self.n_accounts / 3)
+    }
+
     // ---- tellers
 
     async fn teller(&self, world: &World, number: usize) {
@@ -101,15 +109,19 @@ impl Bank {
     }
 
     async fn one(&self, world: &World, session: &mut Session, dice: &mut Dice) {
-        let source = dice.below(self.n_accounts as u64) as i64;
-        let others = self.n_accounts as u64 - 1;
-        let target = (source + 1 + dice.below(others) as i64) % self.n_accounts;
+        // Some stay within one tablet: they commit by one entry.
+        let is_near = dice.one_in(3);
+        let first = if is_near { self.cuts().1 } else { 0 };
+        let n = self.n_accounts - first;
+        let from = dice.below(n as u64) as i64;
+        let to = (from + 1 + dice.below(n as u64 - 1) as i64) % n;
+        let (source, target) = (first + from, first + to);
         let transfer = Transfer { source, target, amount: 1 + dice.below(9) as i64 };
         let level = self.levels.pick(dice);
         let reads_first = dice.one_in(2);
         let withdraws = dice.one_in(12);
         let asks = dice.one_in(2);
-        let id = self.open(transfer);
+        let id = self.open(transfer, is_near);
         let mut txn_id = None;
         let (outcome, _) = session
             .transaction(level, async |sql: &mut Session| {
@@ -141,11 +153,11 @@ impl Bank {
     }
 
     /// Enters a transfer before anybody else can see it.
-    fn open(&self, transfer: Transfer) -> i64 {
+    fn open(&self, transfer: Transfer, is_near: bool) -> i64 {
         let mut books = self.books.lock();
         books.n_transfers += 1;
         let n = books.n_transfers;
-        let id = if n % 2 == 0 { n } else { FAR + n };
+        let id = if is_near || n % 2 == 0 { n } else { FAR + n };
         books.transfers.insert(id, Entry { transfer, fate: Fate::Unknown, told: None });
         id
     }
@@ -222,6 +234,7 @@ impl Bank {
     async fn audit(&self, world: &World, session: &mut Session, dice: &mut Dice) {
         let acknowledged = self.acknowledged();
         let with_journal = dice.one_in(4);
+        let again_after = dice.one_in(2).then(|| dice.between(Duration::ZERO, AGAIN_MAX));
         let (_, seen) = session
             .transaction(Level::RepeatableRead, async |sql: &mut Session| {
                 let accounts: Accounts = sql.read(ACCOUNTS, &[]).await?;
@@ -230,10 +243,22 @@ impl Bank {
                     true => Some(sql.read::<Line>(JOURNAL, &[]).await?),
                     false => None,
                 };
-                Ok((scn, accounts, lines))
+                let again = match again_after {
+                    Some(time) => {
+                        sql.think(time).await;
+                        Some(sql.read::<(i64, i64)>(ACCOUNTS, &[]).await?)
+                    }
+                    None => None,
+                };
+                Ok((scn, accounts, lines, again))
             })
             .await;
-        let Some((scn, accounts, lines)) = seen else { return };
+        let Some((scn, accounts, lines, again)) = seen else { return };
+        if let Some(again) = again
+            && again != accounts
+        {
+            session.wrong(differ(scn, &accounts, &again, &session.node()));
+        }
         world.count("audits", 1);
         if let Err(error) = self.check_total(&accounts) {
             session.wrong(format!("{error} (SCN {scn}, {})", session.node()));
@@ -402,7 +427,7 @@ impl super::Workload for Bank {
         let insert =
             format!("INSERT INTO bank_accounts VALUES {} ON CONFLICT DO NOTHING", rows.join(", "));
         sql.batch_execute(&insert).await?;
-        let (third, rest) = (self.n_accounts / 3, 2 * self.n_accounts / 3);
+        let (third, rest) = self.cuts();
         let split = format!("ALTER TABLE bank_accounts SPLIT AT VALUES ({third}), ({rest})");
         sql.batch_execute(&split).await?;
         let split = format!("ALTER TABLE bank_transfers SPLIT AT VALUES ({FAR})");

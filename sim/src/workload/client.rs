@@ -196,6 +196,11 @@ impl Session {
         self.connection = None;
     }
 
+    /// Does nothing for a while, with its transaction open.
+    pub async fn think(&self, time: Duration) {
+        self.world.sleep(time).await;
+    }
+
     /// How many connections it has had: what the server keeps for a session ends with each.
     pub fn lives(&self) -> u64 {
         self.n_connections

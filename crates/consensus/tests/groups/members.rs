@@ -66,6 +66,18 @@ fn a_change_that_its_leader_left_half_done_is_done_by_the_next() {
 }
 
 #[test]
+fn a_hand_over_that_is_dropped_leaves_no_mute_leader() {
+    let cluster = Cluster::new(3, config());
+    cluster.move_leader(1);
+    // Node 9 is not there: the hand-over waits for it to catch up.
+    let group = cluster.node(1).group();
+    let hand_over = cluster.node(1).spawn(async move { group.transfer(NodeId(9)).await });
+    wait_for("the leader's silence", || cluster.node(1).propose(put("k", "v")).err());
+    hand_over.abort();
+    wait_for("its word again", || cluster.node(1).propose(put("k", "v")).ok());
+}
+
+#[test]
 fn a_removed_member_does_not_disturb() {
     let cluster = Cluster::new(3, config());
     cluster.move_leader(1);
