@@ -270,15 +270,19 @@ impl SimNet {
             end_all(&mut state, |pipe| pipe.from == ip || pipe.to == ip, End::Reset);
         } else {
             state.dark.insert(ip);
-            state.listeners.retain(|at, _| at.ip() != ip);
+            let gone = take_listeners(&mut state, |at| at.ip() == ip);
+            drop(state);
+            drop(gone);
         }
     }
 
     /// A process on the host died: its system closes its connections and listeners.
     pub fn process_died(&self, ip: IpAddr, ports: &[u16]) {
         let mut state = self.state.lock();
-        state.listeners.retain(|at, _| at.ip() != ip || !ports.contains(&at.port()));
+        let gone = take_listeners(&mut state, |at| at.ip() == ip && ports.contains(&at.port()));
         end_all(&mut state, |pipe| pipe.from == ip || pipe.to == ip, End::Reset);
+        drop(state);
+        drop(gone);
     }
 
     /// Resets all connections between two hosts.
@@ -288,6 +292,15 @@ impl SimNet {
         state.counts.n_reset += 1;
         end_all(&mut state, joins, End::Reset);
     }
+}
+
+/// Takes listeners off the network. What they had not accepted locks the network when it is
+/// dropped, so that is for the caller to do.
+fn take_listeners(
+    state: &mut State,
+    is_gone: impl Fn(&SocketAddr) -> bool,
+) -> Vec<Arc<Mutex<Waiting>>> {
+    state.listeners.extract_if(.., |at, _| is_gone(at)).map(|(_, waiting)| waiting).collect()
 }
 
 /// What was held back goes on its way where links are whole again.
@@ -405,7 +418,9 @@ impl Net for HostNet {
                 return Err(io::ErrorKind::AddrInUse.into());
             }
             let waiting = Arc::new(Mutex::new(Waiting::default()));
-            state.listeners.insert(at, waiting.clone());
+            let old = state.listeners.insert(at, waiting.clone());
+            drop(state);
+            drop(old);
             Ok(Box::new(Acceptor { at, waiting }) as Box<dyn Listener>)
         })
     }
@@ -418,7 +433,12 @@ struct Acceptor {
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
-        self.waiting.lock().is_closed = true;
+        let mut waiting = self.waiting.lock();
+        waiting.is_closed = true;
+        // Who was not accepted is told.
+        let arrivals = std::mem::take(&mut waiting.arrivals);
+        drop(waiting);
+        drop(arrivals);
     }
 }
 
