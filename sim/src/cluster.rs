@@ -233,6 +233,7 @@ impl Cluster {
         let env = self.env(node);
         let (heard, mut hears) = mpsc::channel::<Event>(256);
         let mut supervision = Supervision::new(env.now());
+        let mut reporting: Option<JoinHandle<()>> = None;
         let mut event = Event::Tick;
         loop {
             for action in supervision.step(env.now(), event) {
@@ -249,9 +250,16 @@ impl Cluster {
                     }
                     Action::Report => {
                         let boot = self.bury(node);
-                        self.report(node, &env, boot).await;
+                        let (cluster, env) = (self.clone(), env.clone());
+                        reporting = Some(world::spawn(async move {
+                            cluster.report(&cluster.nodes[number], &env, boot).await;
+                        }));
                     }
                     Action::Exit(code) => {
+                        if let Some(reporting) = reporting {
+                            // A report that failed has no consequence but time.
+                            reporting.await.ok();
+                        }
                         self.note(format!("node {} ended with code {code}", number + 1));
                         node.slot.lock().exited = Some(code);
                         return;

@@ -114,6 +114,8 @@ pub struct Nemesis {
 const MS: u64 = 1_000_000;
 /// How long an operator takes to start again what has ended.
 const OPERATOR: Duration = Duration::from_secs(4);
+/// Leaders are handed over so often in a row.
+const N_TRANSFERS_MAX: u64 = 40;
 /// A flush of the state syncs about so many files and directories.
 const N_SYNCS_OF_A_FLUSH: u64 = 16;
 /// A flush begins within about this time.
@@ -240,14 +242,20 @@ impl Nemesis {
                     Fault::LossyLinks => 5 + self.dice.below(46),
                     _ => 1 + self.dice.below(300),
                 };
-                let all = self.dice.one_in(3);
-                let where_to = if all { "everywhere" } else { here.as_str() };
+                let up = self.up();
+                let peer = *self.dice.pick(&up);
+                let (is_hit, where_to): (Box<dyn Fn(usize, usize) -> bool>, _) =
+                    match self.dice.below(3) {
+                        0 => (Box::new(|_, _| true), "everywhere".to_owned()),
+                        1 => (Box::new(move |a, b| a == node || b == node), here),
+                        _ => {
+                            let way = format!("{here} to node {}", peer + 1);
+                            (Box::new(move |a, b| a == node && b == peer), way)
+                        }
+                    };
                 told(format!("{amount} {where_to} for {long:?}"));
                 for a in 0..cluster.nodes.len() {
-                    for b in 0..cluster.nodes.len() {
-                        if a == b || (!all && a != node && b != node) {
-                            continue;
-                        }
+                    for b in (0..cluster.nodes.len()).filter(|b| a != *b && is_hit(a, *b)) {
                         cluster.net.set_link(self.ip(a), self.ip(b), |link| match fault {
                             Fault::SlowLinks => {
                                 link.latency_ns = (amount * MS / 2, amount * MS);
@@ -302,8 +310,17 @@ impl Nemesis {
             Fault::WipedDisk => self.lose_disk(node, &told),
             Fault::FlippedBit => self.flip_bit(node, &told),
             Fault::TransferLeaders => {
-                told(here);
-                cluster.ask(node, Ask::Transfer(self.dice.below(u64::MAX)));
+                let n = 1 + self.dice.below(N_TRANSFERS_MAX);
+                told(format!("{n} of them, {here} first"));
+                let mut dice = Dice::new(self.dice.next(), "transfers", node);
+                let world = self.world.clone();
+                world::spawn(async move {
+                    for number in (node..).take(n as usize) {
+                        let nodes = &world.cluster().nodes;
+                        world.cluster().ask(number % nodes.len(), Ask::Transfer(dice.next()));
+                        world.sleep(Duration::from_millis(dice.below(400))).await;
+                    }
+                });
             }
             Fault::RollingRestart => {
                 told("all nodes".into());
@@ -385,7 +402,8 @@ impl Nemesis {
         }
         let first = others.swap_remove(self.dice.below(others.len() as u64) as usize);
         let second = *self.dice.pick(&others);
-        let alone = self.dice.between(Duration::from_millis(500), Duration::from_secs(4));
+        // Long enough to want to lead, and often not long enough to miss an entry.
+        let alone = self.dice.between(Duration::from_millis(800), Duration::from_millis(2_500));
         told(format!("node {} loses node {}, {alone:?} later {}", node + 1, first + 1, second + 1));
         let cut = move |world: &World, other: usize, is_cut: bool| {
             let nodes = &world.cluster().nodes;

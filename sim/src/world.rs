@@ -107,6 +107,10 @@ impl Dice {
         Dice { rng: SmallRng::seed_from_u64(mixed) }
     }
 
+    pub fn next(&mut self) -> u64 {
+        self.rng.random()
+    }
+
     /// A number in `0..n`; 0 when `n` is 0.
     pub fn below(&mut self, n: u64) -> u64 {
         if n == 0 { 0 } else { self.rng.random_range(0..n) }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use transport::{Identity, MessageKind, Transport};
 
 const TICK: Duration = Duration::from_millis(250);
@@ -46,6 +47,7 @@ pub async fn run(config: Config, tethered: bool) -> Result<ExitCode, Box<dyn std
     let mut tether = std::pin::pin!(untethered(tethered));
     let mut supervision = Supervision::new(env.now());
     let mut worker: Option<Worker> = None;
+    let mut reporting: Option<JoinHandle<()>> = None;
     let mut event = Event::Tick;
     loop {
         for action in supervision.step(env.now(), event) {
@@ -65,10 +67,19 @@ pub async fn run(config: Config, tethered: bool) -> Result<ExitCode, Box<dyn std
                 }
                 Action::Report => {
                     if let Some(worker) = worker.take() {
-                        report(&env, &home, &tls, worker.boot).await;
+                        // Beside what comes next: a peer that does not answer delays no start.
+                        let (clock, home, tls) = (env.clone(), home.clone(), tls.clone());
+                        let report = async move { report(&clock, &home, &tls, worker.boot).await };
+                        reporting = Some(env.spawn("death report", report));
                     }
                 }
-                Action::Exit(code) => return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+                Action::Exit(code) => {
+                    if let Some(reporting) = reporting {
+                        // A report that failed has no consequence but time.
+                        reporting.await.ok();
+                    }
+                    return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+                }
             }
         }
         let ended = async {

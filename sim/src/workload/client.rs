@@ -71,13 +71,22 @@ impl Levels {
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     ms_max: u64,
+    /// Writing comes and goes with this period, while reading goes on. Leases live, and logs rest.
+    tide_ms: Option<u64>,
 }
 
 const REST_MS_MIN: u64 = 20;
 
 impl Pace {
     pub fn new(dice: &mut Dice) -> Pace {
-        Pace { ms_max: *dice.pick(&[60, 300, 1_000, 3_000]) }
+        let ms_max = *dice.pick(&[60, 300, 1_000, 3_000]);
+        Pace { ms_max, tide_ms: *dice.pick(&[None, Some(3_000), Some(6_000)]) }
+    }
+
+    /// Whether nobody writes just now.
+    pub fn is_ebb(&self, world: &World) -> bool {
+        let now_ms = world.now().as_millis() as u64;
+        self.tide_ms.is_some_and(|period| now_ms % period < period * 2 / 3)
     }
 
     pub async fn rest(&self, world: &World, dice: &mut Dice) {

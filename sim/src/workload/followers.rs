@@ -103,7 +103,7 @@ impl Followers {
         let mut session = Session::new(world, "followers", number);
         while world.storming() {
             self.pace.rest(world, &mut dice).await;
-            if !session.ready().await {
+            if self.pace.is_ebb(world) || !session.ready().await {
                 continue;
             }
             let level = self.levels.pick(&mut dice);

@@ -64,7 +64,8 @@ impl Registers {
         (key, known): (u64, Option<u64>),
     ) -> Option<u64> {
         let begun = ns(world);
-        let (action, known) = match (dice.below(5), known) {
+        let draw = if self.pace.is_ebb(world) { 0 } else { dice.below(5) };
+        let (action, known) = match (draw, known) {
             (0 | 1, _) => {
                 let value = read(session, key).await.ok()?;
                 (Action::Read(value), value)
