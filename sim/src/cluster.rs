@@ -15,7 +15,6 @@ use node::config::{AuthMethod, Config};
 use node::identity::Home;
 use parking_lot::Mutex;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -142,11 +141,10 @@ impl Node {
 }
 
 impl Cluster {
-    /// Hosts with disks under `root`, and the homes of the founders on them.
+    /// Hosts with disks in the working directory, and the homes of the founders on them.
     pub fn create(
         shape: Shape,
         seed: u64,
-        root: &Path,
         net: SimNet,
         notes: impl Fn(String) + Send + Sync + 'static,
     ) -> anyhow::Result<Arc<Cluster>> {
@@ -155,7 +153,7 @@ impl Cluster {
         for number in 0..shape.n_hosts() {
             let zone = number % shape.n_zones;
             let ip = IpAddr::V4(Ipv4Addr::new(127, 0, zone as u8 + 1, number as u8 + 1));
-            let host = threads::add_host(Disk::create(&root.join(format!("host-{}", number + 1)))?);
+            let host = threads::add_host(Disk::create(format!("host-{}", number + 1))?);
             nodes.push(Node { number, zone, ip, host, slot: Mutex::default() });
         }
         let founders = nodes.iter().take(shape.n_zones).map(|node| NodeRow {

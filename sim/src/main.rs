@@ -128,6 +128,7 @@ impl Sim {
 
     fn replay(&self, seed: u64, scenario: &'static Scenario) -> Result<bool> {
         machine::fix_addresses(self.core.unwrap_or(0))?;
+        remove_leftovers();
         let root = root_of(std::process::id());
         std::fs::create_dir_all(&root)?;
         let trace_file = match &self.trace {
@@ -140,7 +141,8 @@ impl Sim {
             let all = workload::all().into_iter();
             plan.workloads = all.filter(|name| self.workloads.iter().any(|w| w == name)).collect();
         }
-        let verdict = run::run(seed, scenario, plan, &root, !self.as_child, trace_file);
+        std::env::set_current_dir(&root)?;
+        let verdict = run::run(seed, scenario, plan, !self.as_child, trace_file);
         let is_good = verdict.violations.is_empty();
         if self.as_child {
             println!("{}", serde_json::to_string(&verdict)?);
@@ -163,16 +165,29 @@ impl Sim {
     }
 }
 
-/// Where a run's disks are: in memory where the system offers it.
-fn root_of(pid: u32) -> PathBuf {
+const ROOT_PREFIX: &str = "atoll-sim-";
+
+/// Where runs have their disks: in memory where the system offers it.
+fn roots() -> PathBuf {
     let shared = PathBuf::from("/dev/shm");
-    let base = if shared.is_dir() { shared } else { std::env::temp_dir() };
-    base.join(format!("atoll-sim-{pid:010}"))
+    if shared.is_dir() { shared } else { std::env::temp_dir() }
 }
 
-/// What a run that was killed could not remove itself.
-fn remove_leftovers(pid: u32) {
-    std::fs::remove_dir_all(root_of(pid)).ok();
+fn root_of(pid: u32) -> PathBuf {
+    roots().join(format!("{ROOT_PREFIX}{pid:010}"))
+}
+
+/// What runs that were killed could not remove themselves. Somebody else's, or what another
+/// process is removing just now, stays.
+fn remove_leftovers() {
+    for entry in std::fs::read_dir(roots()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(ROOT_PREFIX)?.parse().ok());
+        let is_alive = |pid: u32| PathBuf::from(format!("/proc/{pid}")).exists();
+        if pid.is_some_and(|pid| !is_alive(pid)) {
+            std::fs::remove_dir_all(entry.path()).ok();
+        }
+    }
 }
 
 /// Far away from the seeds that every suite runs.

@@ -21,7 +21,6 @@ use cluster::supervision::EXIT_HALTED;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,12 +51,12 @@ pub struct Verdict {
     pub counts: BTreeMap<String, u64>,
 }
 
-/// Runs it. The calling thread becomes the machine's first; once a process.
+/// Runs it, in the working directory. The calling thread becomes the machine's first; once a
+/// process.
 pub fn run(
     seed: u64,
     scenario: &Scenario,
     plan: Plan,
-    root: &Path,
     is_loud: bool,
     trace_file: Option<i32>,
 ) -> Verdict {
@@ -66,7 +65,7 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     match runtime {
         Ok(runtime) => {
-            if let Err(error) = runtime.block_on(play(seed, plan, root, &telling)) {
+            if let Err(error) = runtime.block_on(play(seed, plan, &telling)) {
                 telling.wrong(error.to_string());
             }
             // Tasks that still wait for dead nodes are left where they are.
@@ -87,10 +86,10 @@ pub fn run(
     }
 }
 
-async fn play(seed: u64, plan: Plan, root: &Path, telling: &Telling) -> anyhow::Result<()> {
+async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
     let net = SimNet::new(seed, plan.latency_ns);
     let notes = telling.clone();
-    let cluster = Cluster::create(plan.shape, seed, root, net, move |text| notes.note(text))?;
+    let cluster = Cluster::create(plan.shape, seed, net, move |text| notes.note(text))?;
     let world = World::new(seed, cluster.clone(), telling.clone());
     world.note(format!("workloads: {}, storm: {:?}", plan.workloads.join(", "), plan.storm));
     let n_first = plan.shape.n_zones * plan.shape.n_per_zone;

@@ -36,6 +36,8 @@ const SECTOR_BYTES: u64 = 512;
 #[derive(Debug)]
 pub struct Disk {
     root: PathBuf,
+    /// The same, from the working directory: what is said of a file is the same in every run.
+    name: PathBuf,
     files: BTreeMap<u64, File>,
     pub faults: Faults,
     pub counts: Counts,
@@ -97,20 +99,21 @@ enum Change {
 }
 
 impl Disk {
-    /// A disk under `root`, which is made. Its files are in [`Disk::files`].
-    pub fn create(root: &Path) -> io::Result<Disk> {
+    /// A disk in the directory `name` of the working directory, which is made.
+    pub fn create(name: impl Into<PathBuf>) -> io::Result<Disk> {
+        let name = name.into();
         for part in ["files", "synced"] {
-            fs::create_dir_all(root.join(part))?;
+            fs::create_dir_all(name.join(part))?;
         }
-        let root = root.to_path_buf();
+        let root = fs::canonicalize(&name)?;
         let counts = Counts::default();
-        Ok(Disk { root, files: BTreeMap::new(), faults: Faults::NONE, counts })
+        Ok(Disk { root, name, files: BTreeMap::new(), faults: Faults::NONE, counts })
     }
 }
 
 /// Where a host's files are.
 pub fn files(host: Host) -> PathBuf {
-    threads::with_host(host, |state| state.disk.root.join("files"))
+    threads::with_host(host, |state| state.disk.name.join("files"))
 }
 
 pub fn set_faults(host: Host, change: impl FnOnce(&mut Faults)) {

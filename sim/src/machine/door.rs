@@ -5,6 +5,7 @@
 //! to the kernel.
 
 use super::clock::now_ns;
+use super::context::Context;
 use super::raw::{as_c, call, fail};
 use super::threads::{self, takes_turns};
 use super::{disk, heap};
@@ -185,7 +186,7 @@ static JOIN: AtomicUsize = AtomicUsize::new(0);
 
 struct Beginning {
     id: usize,
-    permit: *const AtomicU32,
+    context: *mut Context,
     main: Main,
     argument: *mut c_void,
 }
@@ -203,8 +204,8 @@ unsafe extern "C" fn pthread_create(
         // SAFETY: the caller's own arguments.
         return unsafe { create(handle, attributes, main, argument) };
     }
-    let (id, permit) = threads::enter();
-    let beginning = Box::into_raw(Box::new(Beginning { id, permit, main, argument }));
+    let (id, context) = threads::enter();
+    let beginning = Box::into_raw(Box::new(Beginning { id, context, main, argument }));
     // SAFETY: the caller's own arguments, a stack of our own, and a main of the same type.
     let result = unsafe {
         let mut own = std::mem::MaybeUninit::<libc::pthread_attr_t>::zeroed();
@@ -221,7 +222,7 @@ unsafe extern "C" fn pthread_create(
     };
     if result == 0 {
         // SAFETY: filled by the call.
-        threads::set_handle(id, unsafe { *handle });
+        threads::made(id, unsafe { *handle });
     } else {
         threads::forget(id);
         // SAFETY: not handed on.
@@ -249,9 +250,8 @@ static LAST: AtomicU32 = AtomicU32::new(u32::MAX);
 extern "C" fn first_turn(beginning: *mut c_void) -> *mut c_void {
     // SAFETY: made by `pthread_create` for this thread alone.
     let beginning = unsafe { Box::from_raw(beginning.cast::<Beginning>()) };
-    // SAFETY: permits are never freed.
-    super::raw::wait(unsafe { &*beginning.permit });
-    threads::arrive(beginning.id);
+    // SAFETY: made for this thread.
+    unsafe { threads::arrive(beginning.id, beginning.context) };
     if LAST.load(Ordering::Relaxed) == u32::MAX {
         let mut key = 0;
         // SAFETY: a place for the key, and a destructor of the right type.

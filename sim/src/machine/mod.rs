@@ -17,14 +17,19 @@
 //! * [`disk`]: real files in memory, and beside them what a power cut would leave of each: what
 //!   was synced, and of the rest what the seed lets through, torn where it likes.
 //! * [`clock`]: one true time, and what each host takes it for.
+//! * [`context`]: the handing on itself, stack by stack, without the kernel.
 //! * [`heap`]: memory at the same addresses in every run.
 //!
 //! What is absent: no knowledge of Atoll. Time spent computing is not counted: the clock stands
-//! still while anybody can run. Linux with glibc only.
+//! still while anybody can run. Linux with glibc on x86-64 only.
 
 #![allow(unsafe_code)]
 
+#[cfg(not(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64")))]
+compile_error!("the simulator runs on Linux with glibc on x86-64; the product builds by `-p node`");
+
 pub mod clock;
+mod context;
 pub mod disk;
 mod door;
 pub mod heap;

@@ -2,13 +2,11 @@
 
 use std::arch::asm;
 use std::ffi::c_long;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Calls the kernel. A result in `-4095..0` is an error number, negated.
 ///
 /// # Safety
 /// As unsafe as the system call itself.
-#[cfg(target_arch = "x86_64")]
 pub unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
     let result;
     // SAFETY: the kernel's calling convention; it changes nothing but these registers.
@@ -25,23 +23,6 @@ pub unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
     result
 }
 
-#[cfg(target_arch = "aarch64")]
-pub unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
-    let result;
-    // SAFETY: as above.
-    unsafe {
-        asm!(
-            "svc 0",
-            in("x8") number,
-            inlateout("x0") args[0] as isize => result,
-            in("x1") args[1], in("x2") args[2], in("x3") args[3], in("x4") args[4],
-            in("x5") args[5],
-            options(nostack)
-        );
-    }
-    result
-}
-
 /// As C does it: -1, and the reason in `errno`.
 pub fn as_c(result: isize) -> c_long {
     if (-4095..0).contains(&result) { fail(-result as i32) as c_long } else { result as c_long }
@@ -51,22 +32,6 @@ pub fn fail(error: i32) -> i32 {
     // SAFETY: the C library's own place of this thread's error number.
     unsafe { *libc::__errno_location() = error };
     -1
-}
-
-/// Waits for real until `permit` is given, and takes it.
-pub fn wait(permit: &AtomicU32) {
-    while permit.swap(0, Ordering::Acquire) == 0 {
-        let args = [permit.as_ptr() as usize, libc::FUTEX_WAIT as usize, 0, 0, 0, 0];
-        // SAFETY: a futex on a word that outlives the call.
-        unsafe { call(libc::SYS_futex, args) };
-    }
-}
-
-pub fn give(permit: &AtomicU32) {
-    permit.store(1, Ordering::Release);
-    let args = [permit.as_ptr() as usize, libc::FUTEX_WAKE as usize, 1, 0, 0, 0];
-    // SAFETY: as above.
-    unsafe { call(libc::SYS_futex, args) };
 }
 
 /// Ends everything at once, without destructors.

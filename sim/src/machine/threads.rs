@@ -1,17 +1,17 @@
 //! Whose turn it is.
 //!
-//! One thread holds the baton and runs; all others wait for real, each on a word of its own. The
-//! holder hands on where it would wait, so between two waits a thread is alone in the world, and
-//! everything here may be touched without a lock by whoever holds the baton.
+//! One thread holds the baton and runs; all others have left their registers behind ([`context`]).
+//! The holder hands on where it would wait, so between two waits a thread is alone in the world,
+//! and everything here may be touched without a lock by whoever holds the baton.
 
 use super::clock::{self, Clock};
+use super::context::{self, Context};
 use super::disk::Disk;
 use super::raw;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_void;
-use std::sync::atomic::AtomicU32;
 
 /// A host: clocks and a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,9 +45,10 @@ struct Thread {
     process: Process,
     state: State,
     timed_out: bool,
-    /// The real thread waits on it for its turn.
-    permit: Box<AtomicU32>,
+    context: Box<Context>,
+    /// As the C library knows it, which on x86-64 is where its thread-local values are.
     handle: libc::pthread_t,
+    fs: usize,
     rng: SmallRng,
 }
 
@@ -69,6 +70,8 @@ struct Machine {
     /// Threads that may still get a turn, by number.
     live: Vec<usize>,
     current: usize,
+    /// Is over, and ends for real once nobody stands on its stack.
+    leaving: Option<usize>,
     processes: Vec<ProcessState>,
     hosts: Vec<HostState>,
     trace: Trace,
@@ -86,8 +89,7 @@ struct Trace {
 
 struct Baton(UnsafeCell<Option<Box<Machine>>>);
 
-// SAFETY: only the holder of the baton touches what is inside; handing it on is a release and an
-// acquire of the next holder's permit.
+// SAFETY: only the holder of the baton touches what is inside, on one and the same real thread.
 unsafe impl Sync for Baton {}
 
 static MACHINE: Baton = Baton(UnsafeCell::new(None));
@@ -196,6 +198,11 @@ impl Machine {
         }
     }
 
+    fn contexts(&mut self, from: usize, to: usize) -> Contexts {
+        let mine: *mut Context = &mut *self.threads[from].context;
+        (mine, &*self.threads[to].context, self.threads[to].fs)
+    }
+
     fn add_thread(&mut self, process: Process) -> usize {
         let id = self.threads.len();
         let seed = self.seed ^ (id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -203,8 +210,9 @@ impl Machine {
             process,
             state: State::Ready,
             timed_out: false,
-            permit: Box::new(AtomicU32::new(0)),
+            context: Box::new(Context::new()),
             handle: 0,
+            fs: 0,
             rng: SmallRng::seed_from_u64(seed),
         });
         self.live.push(id);
@@ -220,6 +228,7 @@ pub fn begin(seed: u64, trace_file: Option<i32>) {
         threads: Vec::new(),
         live: Vec::new(),
         current: 0,
+        leaving: None,
         processes: vec![ProcessState { host: None, is_dead: false, is_paused: false }],
         hosts: Vec::new(),
         trace: Trace { hash: 0xcbf2_9ce4_8422_2325, n_events: 0, file: trace_file },
@@ -227,6 +236,8 @@ pub fn begin(seed: u64, trace_file: Option<i32>) {
         busy: false,
     });
     let me = machine.add_thread(Process::WORLD);
+    // SAFETY: asks who one is.
+    machine.threads[me].fs = unsafe { libc::pthread_self() } as usize;
     // SAFETY: nobody else takes turns yet.
     unsafe { *MACHINE.0.get() = Some(machine) };
     ME.set(me);
@@ -245,22 +256,38 @@ pub fn note(kind: u8, what: u64) {
 /// Waits in `state`; says whether the deadline ended it.
 fn wait(state: State) -> bool {
     let me = ME.get();
-    let (next, permits) = with(|m| {
+    let (next, contexts) = with(|m| {
         m.threads[me].state = state;
         m.threads[me].timed_out = false;
         let next = m.choose();
         m.current = next;
         m.note(1, next as u64);
-        let permit = |id: usize| -> *const AtomicU32 { &*m.threads[id].permit };
-        (next, [permit(next), permit(me)])
+        (next, m.contexts(me, next))
     });
     if next != me {
-        // SAFETY: threads are never taken off the list, and their permits are boxed.
-        let [theirs, mine] = unsafe { permits.map(|permit| &*permit) };
-        raw::give(theirs);
-        raw::wait(mine);
+        hand_on(contexts);
     }
     with(|m| m.threads[me].timed_out)
+}
+
+/// Whose registers are left where, and who goes on.
+type Contexts = (*mut Context, *const Context, usize);
+
+/// Another thread goes on; returns with the caller's next turn.
+fn hand_on((mine, theirs, fs): Contexts) {
+    // SAFETY: threads are never taken off the list and their contexts are boxed; whoever does not
+    // have the baton has left its registers.
+    unsafe { context::switch(mine, theirs, fs) };
+    begin_turn();
+}
+
+/// First thing in a turn: who was over lies behind us.
+fn begin_turn() {
+    let left = with(|m| m.leaving.take().map(|id| -> *const Context { &*m.threads[id].context }));
+    if let Some(left) = left {
+        // SAFETY: as above.
+        context::release(unsafe { &*left });
+    }
 }
 
 /// Lets others have their turn, and a moment pass, so that who waits in a loop does not stop the
@@ -299,19 +326,26 @@ pub(super) fn futex_wake(address: usize, n_max: usize) -> usize {
     })
 }
 
-/// A new thread of the caller's process; its number and its permit.
-pub(super) fn enter() -> (usize, *const AtomicU32) {
+/// A new thread of the caller's process; its number and its context.
+pub(super) fn enter() -> (usize, *mut Context) {
     with(|m| {
         let process = m.threads[m.current].process;
         let id = m.add_thread(process);
         m.note(2, id as u64);
-        (id, &*m.threads[id].permit as *const AtomicU32)
+        (id, &mut *m.threads[id].context as *mut Context)
     })
 }
 
-/// The real thread behind a number, as the C library knows it.
-pub(super) fn set_handle(id: usize, handle: libc::pthread_t) {
-    with(|m| m.threads[id].handle = handle);
+/// The real thread behind a number, as the C library knows it, has been made. Returns when it waits
+/// for its first turn.
+pub(super) fn made(id: usize, handle: libc::pthread_t) {
+    let context = with(|m| {
+        m.threads[id].handle = handle;
+        m.threads[id].fs = handle as usize;
+        &*m.threads[id].context as *const Context
+    });
+    // SAFETY: as in `hand_on`.
+    context::await_arrival(unsafe { &*context });
 }
 
 /// A thread that could not be made.
@@ -319,15 +353,21 @@ pub(super) fn forget(id: usize) {
     with(|m| m.live.retain(|live| *live != id));
 }
 
-/// First words of a new thread, once it has its first turn.
-pub(super) fn arrive(id: usize) {
+/// First words of a new thread: waits for its first turn.
+///
+/// # Safety
+/// `context` is what [`enter`] gave for this thread.
+pub(super) unsafe fn arrive(id: usize, context: *mut Context) {
     ME.set(id);
+    // SAFETY: the caller's promise, and as in `hand_on`.
+    unsafe { context::arrive(context) };
+    begin_turn();
 }
 
 /// Last words of a thread: whoever is next goes on, and this one is alone in real time.
 pub(super) fn leave() {
     let me = ME.get();
-    let next = with(|m| {
+    let (mine, theirs, fs) = with(|m| {
         m.threads[me].state = State::Over;
         m.live.retain(|live| *live != me);
         for at in 0..m.live.len() {
@@ -339,11 +379,12 @@ pub(super) fn leave() {
         m.note(3, me as u64);
         let next = m.choose();
         m.current = next;
-        &*m.threads[next].permit as *const AtomicU32
+        m.leaving = Some(me);
+        m.contexts(me, next)
     });
     ME.set(NOBODY);
-    // SAFETY: as in `wait`.
-    raw::give(unsafe { &*next });
+    // SAFETY: as in `hand_on`. It is the real thread that comes back from here.
+    unsafe { context::switch(mine, theirs, fs) };
 }
 
 /// Waits until the thread behind `handle` is over.
