@@ -8,7 +8,7 @@ use crate::machine::disk::{self, Disk};
 use crate::machine::threads::{self, Host, Process};
 use crate::net::SimNet;
 use crate::world;
-use base::{Env, NodeId, Zone};
+use base::{Env, NodeId, TabletId, Zone};
 use cluster::supervision::{Action, EXIT_HALTED, EXIT_MISUSED, Event, Supervision};
 use cluster::{DeathReport, NodeRow, Topology};
 use node::config::{AuthMethod, Config};
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use storage::Options;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 pub const PEER_PORT: u16 = 7401;
@@ -51,6 +51,17 @@ pub enum Ask {
     Stop,
     /// Hand the leadership of a group that it leads to another member, drawn by the number.
     Transfer(u64),
+    /// How its groups stand.
+    Groups(oneshot::Sender<Vec<Standing>>),
+}
+
+/// One group, as one of its replicas sees it.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    pub tablet: TabletId,
+    pub is_led_here: bool,
+    pub applied: u64,
+    pub voters: Vec<NodeId>,
 }
 
 pub struct Node {
@@ -163,12 +174,13 @@ impl Cluster {
             sql_address: node.sql_address(),
             boot: 0,
             since_us: 0,
+            ticket: 0,
             replaced_by: None,
         });
         let founders = Topology::of(founders);
-        for node in nodes.iter().take(shape.n_zones) {
+        for (node, own) in nodes.iter().zip(founders.members()) {
             let home = Home::open(&disk::files(node.host))?;
-            home.found(CLUSTER, NodeId(node.number as u64 + 1), &founders)?;
+            home.found(CLUSTER, own, &founders)?;
             disk::settle(node.host)?;
         }
         Ok(Arc::new(Cluster {
@@ -239,6 +251,7 @@ impl Cluster {
                     Action::Start => self.start_worker(node, heard.clone()),
                     Action::AskToStop => {
                         if let Some(worker) = &node.slot.lock().worker {
+                            // One that cannot be asked is killed after the grace period.
                             worker.asks.try_send(Ask::Stop).ok();
                         }
                     }
@@ -278,10 +291,14 @@ impl Cluster {
         let Some(worker) = worker else { return 0 };
         threads::kill(worker.process);
         self.net.process_died(node.ip, &[PEER_PORT, SQL_PORT]);
+        self.close_files(node);
+        worker.boot.load(Ordering::Relaxed)
+    }
+
+    fn close_files(&self, node: &Node) {
         if let Err(error) = disk::after_kill(node.host) {
             self.note(format!("cannot close the files of node {}: {error}", node.number + 1));
         }
-        worker.boot.load(Ordering::Relaxed)
     }
 
     async fn report(&self, node: &Node, env: &Env, boot: u64) {
@@ -316,11 +333,12 @@ impl Cluster {
         let slot = node.slot.lock();
         if let Some(worker) = &slot.worker {
             threads::kill(worker.process);
+            // A supervisor that is full of news finds out by the worker's silence.
             worker.heard.try_send(Event::Ended(None)).ok();
         }
         drop(slot);
         self.net.process_died(node.ip, &[PEER_PORT, SQL_PORT]);
-        disk::after_kill(node.host).ok();
+        self.close_files(node);
     }
 
     /// `kill -9` for supervisor and worker: nobody reports it.
@@ -365,6 +383,21 @@ impl Cluster {
         disk::wipe(self.nodes[number].host)
     }
 
+    /// How the groups of a node stand; none if it does not say at once.
+    pub async fn standings(&self, number: usize) -> Option<Vec<Standing>> {
+        let (answer, answered) = oneshot::channel();
+        if !self.ask(number, Ask::Groups(answer)) {
+            return None;
+        }
+        tokio::time::timeout(Duration::from_millis(100), answered).await.ok()?.ok()
+    }
+
+    /// Who the node of this host is in the cluster, once it has joined.
+    pub fn id(&self, number: usize) -> Option<NodeId> {
+        let home = Home::open(&disk::files(self.nodes[number].host)).ok()?;
+        Some(home.identity().ok()??.node)
+    }
+
     pub fn ask(&self, number: usize, ask: Ask) -> bool {
         match &self.nodes[number].slot.lock().worker {
             Some(worker) => worker.asks.try_send(ask).is_ok(),
@@ -377,6 +410,7 @@ impl Cluster {
         let node = &self.nodes[number];
         let heard = node.slot.lock().worker.as_ref().map(|worker| worker.heard.clone());
         let Some(heard) = heard else { return self.kill_node(number) };
+        // A supervisor that is gone has stopped.
         heard.send(Event::Stop).await.ok();
         let patience = Duration::from_secs(20);
         let gone = async {
@@ -408,6 +442,7 @@ fn work(
             let (clock, says) = (env.clone(), says.clone());
             env.spawn("beat", async move {
                 loop {
+                    // The next one will do as well.
                     says.try_send(Event::Beat).ok();
                     clock.sleep(BEAT).await;
                 }
@@ -432,6 +467,10 @@ fn work(
                 }
                 ask = asked.recv() => match ask {
                     Some(Ask::Transfer(draw)) => transfer(&running, draw).await,
+                    Some(Ask::Groups(answer)) => {
+                        // Who asked may have lost patience.
+                        answer.send(standings(&running)).ok();
+                    }
                     Some(Ask::Stop) | None => {
                         running.stop().await;
                         return 0;
@@ -440,6 +479,14 @@ fn work(
             }
         }
     })
+}
+
+fn standings(running: &node::worker::Running) -> Vec<Standing> {
+    let standing = |group: consensus::Group| {
+        let consensus::Status { applied, voters, .. } = group.status();
+        Standing { tablet: group.tablet(), is_led_here: group.is_led_here(), applied, voters }
+    };
+    running.groups().all().into_iter().map(standing).collect()
 }
 
 async fn transfer(running: &node::worker::Running, draw: u64) {

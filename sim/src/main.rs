@@ -67,7 +67,7 @@ struct Sim {
     #[arg(long)]
     jobs: Option<usize>,
     /// Say more in the timeline: a filter such as `debug` or `info,consensus=debug`.
-    #[arg(long, default_value = "info,consensus::group=debug,openraft=error")]
+    #[arg(long, default_value = timeline::FILTER)]
     log: String,
     /// Write every event of the trace to this file, 32 bytes each.
     #[arg(long, value_name = "FILE")]
@@ -135,13 +135,14 @@ impl Sim {
             Some(path) => Some(machine::leak_fd(std::fs::File::create(path)?)),
             None => None,
         };
-        timeline::listen(if self.as_child { None } else { Some(&self.log) })?;
         let mut plan = scenario.plan(seed);
         if !self.workloads.is_empty() {
             let all = workload::all().into_iter();
             plan.workloads = all.filter(|name| self.workloads.iter().any(|w| w == name)).collect();
         }
         std::env::set_current_dir(&root)?;
+        HEAP.begin_run();
+        timeline::listen(&self.log, !self.as_child)?;
         let verdict = run::run(seed, scenario, plan, !self.as_child, trace_file);
         let is_good = verdict.violations.is_empty();
         if self.as_child {

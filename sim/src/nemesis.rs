@@ -29,9 +29,9 @@ pub enum Fault {
     Partition,
     /// One direction only.
     OneWay,
-    /// A node loses its peers one after the other, and the second one restarts in between: it has
+    /// A leader loses its peers one after the other, and the second one restarts in between: it has
     /// forgotten what it promised.
-    FadingNode,
+    FadingLeader,
     SlowLinks,
     LossyLinks,
     /// Frames flipped, repeated, swapped, dropped, cut short.
@@ -65,7 +65,7 @@ impl Fault {
         Fault::Blackout,
         Fault::Partition,
         Fault::OneWay,
-        Fault::FadingNode,
+        Fault::FadingLeader,
         Fault::SlowLinks,
         Fault::LossyLinks,
         Fault::DamagedFrames,
@@ -116,6 +116,8 @@ const MS: u64 = 1_000_000;
 const OPERATOR: Duration = Duration::from_secs(4);
 /// Leaders are handed over so often in a row.
 const N_TRANSFERS_MAX: u64 = 40;
+/// A leader fades so often in a row.
+const N_FADES_MAX: u64 = 4;
 /// A flush of the state syncs about so many files and directories.
 const N_SYNCS_OF_A_FLUSH: u64 = 16;
 /// A flush begins within about this time.
@@ -218,7 +220,7 @@ impl Nemesis {
             }
             Fault::PowerCutInFlush => self.cut_power_in_flush(node, long, &told),
             Fault::Blackout => self.black_out(&told).await,
-            Fault::FadingNode => self.fade(node, &told).await,
+            Fault::FadingLeader => self.fade(&told).await,
             Fault::Partition | Fault::OneWay => {
                 let (some, others) = self.two_groups(node);
                 let both = fault == Fault::Partition;
@@ -395,35 +397,49 @@ impl Nemesis {
         }
     }
 
-    async fn fade(&mut self, node: usize, told: &impl Fn(String)) {
-        let mut others: Vec<usize> = self.up().into_iter().filter(|up| *up != node).collect();
-        if others.len() < 2 {
-            return;
-        }
-        let first = others.swap_remove(self.dice.below(others.len() as u64) as usize);
-        let second = *self.dice.pick(&others);
-        // Long enough to want to lead, and often not long enough to miss an entry.
-        let alone = self.dice.between(Duration::from_millis(800), Duration::from_millis(2_500));
-        told(format!("node {} loses node {}, {alone:?} later {}", node + 1, first + 1, second + 1));
-        let cut = move |world: &World, other: usize, is_cut: bool| {
-            let nodes = &world.cluster().nodes;
-            let (a, b) = (nodes[node].ip, nodes[other].ip);
-            for (from, to) in [(a, b), (b, a)] {
-                world.cluster().net.set_link(from, to, |link| link.is_cut = is_cut);
+    /// Who leads most of those that are up and answer.
+    async fn leading(&self) -> Option<usize> {
+        let mut most = None;
+        for node in self.up() {
+            if let Some(groups) = self.world.cluster().standings(node).await {
+                let n_led = groups.iter().filter(|group| group.is_led_here).count();
+                most = most.max(Some((n_led, node)));
             }
-        };
-        cut(&self.world, first, true);
-        self.world.sleep(alone).await;
-        if !self.world.storming() {
-            return;
         }
-        self.world.cluster().kill_worker(second);
-        cut(&self.world, second, true);
-        let long = self.dice.between(Duration::from_millis(500), Duration::from_secs(4));
-        self.later(long, move |world| {
-            cut(world, first, false);
-            cut(world, second, false);
-        });
+        most.map(|(_, node)| node)
+    }
+
+    async fn fade(&mut self, told: &impl Fn(String)) {
+        for _ in 0..=self.dice.below(N_FADES_MAX) {
+            let Some(node) = self.leading().await else { return };
+            let mut others: Vec<usize> = self.up().into_iter().filter(|up| *up != node).collect();
+            if others.len() < 2 || !self.world.storming() {
+                return;
+            }
+            let first = others.swap_remove(self.dice.below(others.len() as u64) as usize);
+            let second = *self.dice.pick(&others);
+            // Long enough to want to lead, and often not long enough to miss an entry.
+            let alone = self.dice.between(Duration::from_millis(800), Duration::from_millis(2_500));
+            let (number, then) = (node + 1, second + 1);
+            told(format!("node {number} loses node {}, {alone:?} later {then}", first + 1));
+            let cut = move |world: &World, other: usize, is_cut: bool| {
+                let nodes = &world.cluster().nodes;
+                let (a, b) = (nodes[node].ip, nodes[other].ip);
+                for (from, to) in [(a, b), (b, a)] {
+                    world.cluster().net.set_link(from, to, |link| link.is_cut = is_cut);
+                }
+            };
+            cut(&self.world, first, true);
+            self.world.sleep(alone).await;
+            if self.world.storming() {
+                self.world.cluster().kill_worker(second);
+                cut(&self.world, second, true);
+                let long = self.dice.between(Duration::from_millis(500), Duration::from_secs(2));
+                self.world.sleep(long).await;
+            }
+            cut(&self.world, first, false);
+            cut(&self.world, second, false);
+        }
     }
 
     /// Two groups that a switch could part: a zone and the rest, or one node and some others.

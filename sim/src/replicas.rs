@@ -70,6 +70,12 @@ pub fn compare(cluster: &Cluster, damaged: Option<usize>) -> anyhow::Result<Comp
             let known = rows(&first.store, &descriptor.range, *at)?;
             compared.n_rows += known.len() as u64;
             for (_, other) in others {
+                let index = |replica: &Replica| replica.store.durable_index(tablet);
+                if *at == At::Newest && index(first) != index(other) {
+                    // They had the same a moment before all nodes were stopped: the last entry
+                    // came while they stopped.
+                    continue;
+                }
                 let found = rows(&other.store, &descriptor.range, *at)?;
                 if let Some(what) = difference(&known, &found) {
                     anyhow::bail!(

@@ -17,6 +17,7 @@ use crate::scenario::{Plan, Scenario};
 use crate::workload;
 use crate::world::{self, Dice, Telling, World};
 use crate::year;
+use base::{NodeId, TabletId};
 use cluster::supervision::EXIT_HALTED;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -145,8 +146,16 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
         return Ok(());
     }
     world.sleep(SETTLING).await;
-    for number in 0..cluster.nodes.len() {
-        cluster.stop(number).await;
+    if world.within(HEALING, converge(&world)).await.is_none() {
+        anyhow::bail!("some replica has not applied what the others have, {HEALING:?} later");
+    }
+    let stop = |number| {
+        let cluster = cluster.clone();
+        world::spawn(async move { cluster.stop(number).await })
+    };
+    let stopping: Vec<_> = (0..cluster.nodes.len()).map(stop).collect();
+    for stopped in stopping {
+        stopped.await?;
     }
     let compared = replicas::compare(&cluster, world.damaged())?;
     world.count("nodes found damaged by the last scan", compared.n_damaged);
@@ -313,6 +322,35 @@ async fn is_complete(world: &World) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Until all voters of every tablet have applied the same.
+async fn converge(world: &World) {
+    let cluster = world.cluster();
+    loop {
+        let mut applied: BTreeMap<(TabletId, NodeId), u64> = BTreeMap::new();
+        let mut voters: BTreeMap<TabletId, Vec<NodeId>> = BTreeMap::new();
+        for number in 0..cluster.nodes.len() {
+            let groups = cluster.standings(number).await.unwrap_or_default();
+            let Some(id) = cluster.id(number) else { continue };
+            for group in groups {
+                applied.insert((group.tablet, id), group.applied);
+                if group.is_led_here {
+                    voters.insert(group.tablet, group.voters);
+                }
+            }
+        }
+        let is_one = |(tablet, voters): (&TabletId, &Vec<NodeId>)| {
+            let mut all = voters.iter().map(|id| applied.get(&(*tablet, *id)));
+            let first = all.next().flatten();
+            first.is_some() && all.all(|other| other == first)
+        };
+        let is_led = |(tablet, _): &(TabletId, NodeId)| voters.contains_key(tablet);
+        if applied.keys().all(is_led) && voters.iter().all(is_one) {
+            return;
+        }
+        world.sleep(Duration::from_millis(200)).await;
+    }
 }
 
 fn condition(world: &World) -> String {

@@ -64,7 +64,7 @@ pub const SCENARIOS: [Scenario; 10] = [
         faults: &[
             (Partition, 4),
             (OneWay, 3),
-            (FadingNode, 3),
+            (FadingLeader, 3),
             (SlowLinks, 2),
             (LossyLinks, 2),
             (DamagedFrames, 3),

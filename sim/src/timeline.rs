@@ -7,15 +7,20 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::prelude::*;
 
-/// Prints what passes `filter`; without one, nothing is printed.
-pub fn listen(filter: Option<&str>) -> anyhow::Result<()> {
-    let Some(filter) = filter else { return Ok(()) };
+/// What is heard of a run by default.
+pub const FILTER: &str = "info,consensus::group=debug,openraft=error";
+
+/// Prints what passes `filter`. Lines that nobody asked for are made all the same: they take memory,
+/// and whether somebody listens must change nothing in the run.
+pub fn listen(filter: &str, is_loud: bool) -> anyhow::Result<()> {
     let filter: Targets = filter.parse()?;
-    tracing_subscriber::registry().with(Lines.with_filter(filter)).init();
+    tracing_subscriber::registry().with(Lines { is_loud }.with_filter(filter)).init();
     Ok(())
 }
 
-struct Lines;
+struct Lines {
+    is_loud: bool,
+}
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -23,7 +28,7 @@ impl<S: Subscriber> Layer<S> for Lines {
         event.record(&mut words);
         let ns = clock::now_ns();
         let host = threads::my_host().map_or_else(String::new, |host| format!("n{}", host.0 + 1));
-        eprintln!(
+        let line = format!(
             "{:>5}.{:03}   {host:<3} {} {}: {}{}",
             ns / 1_000_000_000,
             ns / 1_000_000 % 1000,
@@ -32,6 +37,9 @@ impl<S: Subscriber> Layer<S> for Lines {
             words.message,
             words.fields
         );
+        if self.is_loud {
+            eprintln!("{line}");
+        }
     }
 }
 

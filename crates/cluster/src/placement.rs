@@ -55,6 +55,7 @@ mod tests {
             sql_address: address,
             boot: 1,
             since_us: 0,
+            ticket: 0,
             replaced_by: replaced_by.map(NodeId),
         }))
     }

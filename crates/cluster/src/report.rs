@@ -24,6 +24,8 @@ impl DeathReport {
 /// A node without an identity asks to be let in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
+    /// Drawn once by a process that has no identity, and the same however often it asks.
+    pub ticket: u64,
     pub zone: Zone,
     pub peer_address: SocketAddr,
     pub sql_address: SocketAddr,

@@ -18,6 +18,9 @@ pub struct NodeRow {
     pub boot: u64,
     /// When it started, by its wall clock, in microseconds since 1970. For people.
     pub since_us: i64,
+    /// What it asked to be let in with, so that who asks twice is let in once. 0: a founder.
+    #[serde(default)]
+    pub ticket: u64,
     /// Another node has taken its place: its data was lost, and it never comes back.
     pub replaced_by: Option<NodeId>,
 }
@@ -53,6 +56,11 @@ impl Topology {
         self.members().map(|row| row.id).collect()
     }
 
+    /// The member that was let in for this ticket.
+    pub fn holder(&self, ticket: u64) -> Option<NodeId> {
+        self.members().find(|row| row.ticket == ticket && ticket != 0).map(|row| row.id)
+    }
+
     /// Which member a newcomer at this address takes the place of: nobody else can listen there.
     pub fn replaced_at(&self, address: SocketAddr) -> Option<NodeId> {
         self.members().find(|row| row.peer_address == address).map(|row| row.id)
@@ -71,6 +79,7 @@ mod tests {
             sql_address: SocketAddr::from(([127, 0, 0, 1], boot as u16)),
             boot,
             since_us: 0,
+            ticket: 0,
             replaced_by: replaced_by.map(NodeId),
         }
     }
@@ -82,5 +91,13 @@ mod tests {
         assert_eq!(known, Topology::of([row(1, 5, None), row(2, 3, Some(4)), row(3, 1, None)]));
         known.hear(Topology::of([row(1, 6, None), row(3, 1, Some(7))]));
         assert_eq!(known, Topology::of([row(1, 6, None), row(2, 3, Some(4)), row(3, 1, Some(7))]));
+    }
+    #[test]
+    fn who_asks_twice_is_let_in_once() {
+        let with = |id, ticket, by| NodeRow { ticket, ..row(id, 1, by) };
+        let known = Topology::of([row(1, 1, None), with(2, 7, Some(3)), with(3, 8, None)]);
+        assert_eq!(known.holder(8), Some(NodeId(3)));
+        // Its place was taken since; founders have no ticket.
+        assert_eq!((known.holder(7), known.holder(0)), (None, None));
     }
 }

@@ -9,7 +9,7 @@
 //! ```
 
 use base::NodeId;
-use cluster::Topology;
+use cluster::{NodeRow, Topology};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -66,12 +66,12 @@ impl Home {
         }
     }
 
-    /// Makes this the home of a founder of a new cluster: `node`, one of `founders`.
-    pub fn found(&self, cluster: u64, node: NodeId, founders: &Topology) -> Result<(), Error> {
-        let zone = founders.nodes.get(&node).map(|row| row.zone.0.clone()).unwrap_or_default();
+    /// Makes this the home of a founder of a new cluster, one of `founders`.
+    pub fn found(&self, cluster: u64, own: &NodeRow, founders: &Topology) -> Result<(), Error> {
         let ids = founders.nodes.keys().copied().collect();
         self.set_topology(founders)?;
-        self.set_identity(&Identity { cluster, node, zone, founders: Some(ids) })
+        let zone = own.zone.0.clone();
+        self.set_identity(&Identity { cluster, node: own.id, zone, founders: Some(ids) })
     }
 
     pub fn identity(&self) -> Result<Option<Identity>, Error> {

@@ -141,6 +141,12 @@ impl Membership {
         };
         let rows = read_nodes(&mut txn).await?;
         let mut topology = Topology::of(rows);
+        if let Some(node) = topology.holder(request.ticket) {
+            // It was let in, and the answer did not reach it.
+            txn.rollback().await;
+            let topology = self.learn(|known| known.nodes.extend(topology.nodes));
+            return Ok(JoinAnswer { cluster: self.parts.identity.cluster, node, topology });
+        }
         let highest = topology.nodes.keys().map(|id| id.0).max().unwrap_or(0);
         let id = NodeId(newest.max(highest) + 1);
         txn.put(counter, encode(&id.0)?);
@@ -158,6 +164,7 @@ impl Membership {
             sql_address: request.sql_address,
             boot: 0,
             since_us: self.parts.env.wall_us(),
+            ticket: request.ticket,
             replaced_by: None,
         };
         put_node(&mut txn, &row).await?;
@@ -216,8 +223,27 @@ impl Membership {
 
     async fn write_own_row(&self) -> Result<(), Error> {
         let mut txn = self.parts.client.begin(Isolation::ReadCommitted);
-        put_node(&mut txn, &self.parts.row).await?;
+        let key = node_key(self.me());
+        let locked = txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await?;
+        let mut row = self.parts.row.clone();
+        if let Some(txn::Locked::Held { row: Some(old) }) = locked.first() {
+            let old: NodeRow = decode(&old.value)?;
+            (row.ticket, row.replaced_by) = (old.ticket, old.replaced_by);
+        }
+        self.check_place(&row);
+        txn.put(key, encode(&row)?);
         txn.commit().await.map(|_| ())
+    }
+
+    /// Whoever's place was taken must not go on: its replicas count for another by now.
+    fn check_place(&self, own: &NodeRow) {
+        if let Some(by) = own.replaced_by {
+            self.parts.env.halt(format!(
+                "node {} was replaced by node {by}, which joined with its address: wipe the data \
+                 directory to join anew",
+                own.id
+            ));
+        }
     }
 
     /// Reads the rows and acts on them. True when all is as it should be.
@@ -291,6 +317,9 @@ impl Membership {
         news(&mut topology);
         if *topology == known {
             return known;
+        }
+        if let Some(own) = topology.nodes.get(&self.me()) {
+            self.check_place(own);
         }
         for row in topology.members() {
             self.parts.transport.set_address(row.id, row.peer_address);

@@ -172,6 +172,8 @@ pub async fn start(
         sql_address: config.sql_listen,
         boot,
         since_us: env.wall_us(),
+        // Its row says what it was let in with, if it has one.
+        ticket: 0,
         replaced_by: None,
     };
     let members = membership::Membership::new(membership::Parts {
@@ -258,6 +260,7 @@ async fn join(
     let nobody = transport::Identity { node: NodeId(0), cluster: 0, boot: 0 };
     let transport = Transport::new(env.clone(), nobody, tls.clone());
     let request = JoinRequest {
+        ticket: env.random().max(1),
         zone: Zone(config.zone.clone()),
         peer_address: config.listen,
         sql_address: config.sql_listen,

@@ -101,8 +101,10 @@ impl State {
         }
         for barrier in changes.barriers {
             let standing = self.barriers.entry(barrier.table).or_default();
-            standing.retain(|(version, _)| *version < barrier.version);
-            standing.push((barrier.version, scn));
+            // In the order of versions: a decision may be carried out after a later one.
+            standing.retain(|(version, _)| *version != barrier.version);
+            let at = standing.partition_point(|(version, _)| *version < barrier.version);
+            standing.insert(at, (barrier.version, scn));
             if standing.len() > N_BARRIERS_MAX {
                 standing.remove(0);
             }
@@ -254,5 +256,28 @@ pub fn outcome(store: &Store, tablet: TabletId, txn: TxnId) -> Result<Option<Out
     match store.expiring_get(&keyspace::outcome(tablet, txn))? {
         Some(bytes) => Ok(Some(decode(&bytes, "an outcome")?)),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_stand_in_the_order_of_their_versions() {
+        let tablet = TabletId(7);
+        let descriptor = Descriptor { tablet, range: KeyRange::all(), generation: 1 };
+        let mut state = State { descriptor, barriers: HashMap::new(), newest: Scn::ZERO };
+        let of = |version| SchemaUse { table: 9, version };
+        let mut batch = Batch::default();
+        // The decision for version 3 is carried out here after the one for version 4.
+        for (version, scn) in [(2, 20), (4, 40), (3, 30), (3, 30)] {
+            let changes = Changes { barriers: vec![of(version)], ..Changes::default() };
+            state.carry_out(tablet, changes, Scn(scn), &mut batch);
+        }
+        assert_eq!(state.barriers[&9], [(2, Scn(20)), (3, Scn(30)), (4, Scn(40))]);
+        assert_eq!(state.stale(&[of(3)], None), Some(9));
+        assert_eq!(state.stale(&[of(3)], Some(Scn(39))), None);
+        assert_eq!(state.stale(&[of(2)], Some(Scn(30))), Some(9));
     }
 }

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Far from where the system puts things by itself.
 const HEAP_START: usize = 0x1000_0000_0000;
 const HEAP_BYTES: usize = 256 << 30;
+/// More than a process needs before its run begins.
+const BEFORE_BYTES: usize = 1 << 30;
 const STACKS_START: usize = 0x2000_0000_0000;
 /// The place for one stack, of which the thread uses what it asked for.
 const STACK_BYTES: usize = 64 << 20;
@@ -30,6 +32,8 @@ pub struct Heap {
 
 struct State {
     next: usize,
+    /// Blocks below are from before the run, and are not used again.
+    run_start: usize,
     /// The first free block of each class; each holds the address of the next.
     free: [usize; N_CLASSES],
     /// The same for blocks that begin at multiples of their size.
@@ -41,8 +45,18 @@ unsafe impl Sync for Heap {}
 
 impl Heap {
     pub const fn new() -> Heap {
-        let state = State { next: 0, free: [0; N_CLASSES], free_aligned: [0; 40] };
+        let state = State { next: 0, run_start: 0, free: [0; N_CLASSES], free_aligned: [0; 40] };
         Heap { is_taken: AtomicBool::new(false), state: UnsafeCell::new(state) }
+    }
+
+    /// From now on nothing depends on what this process did before, such as how it was called.
+    pub fn begin_run(&self) {
+        self.with(|state| {
+            state.next = state.next.max(HEAP_START).next_multiple_of(BEFORE_BYTES);
+            state.run_start = state.next;
+            state.free = [0; N_CLASSES];
+            state.free_aligned = [0; 40];
+        });
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
@@ -114,6 +128,9 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         self.with(|state| {
+            if (block as usize) < state.run_start {
+                return;
+            }
             let (list, _) = state.list(&layout);
             // SAFETY: the block is the caller's to give, and holds at least 16 bytes.
             unsafe { *block.cast::<usize>() = *list };

@@ -67,12 +67,6 @@ impl Append {
     }
 
     fn steps(&self, dice: &mut Dice) -> Vec<Step> {
-        if self.thinks && dice.one_in(3) {
-            // What write skew is made of.
-            let read = Step::Read { key: dice.below(self.n_keys) };
-            let think = Step::Think(dice.between(Duration::ZERO, THINKING_MAX));
-            return vec![read, think, self.append(dice)];
-        }
         let n_ops = 1 + dice.below(self.n_ops_max);
         let mut steps = Vec::new();
         for _ in 0..n_ops {
@@ -85,11 +79,10 @@ impl Append {
     }
 
     fn step(&self, dice: &mut Dice) -> Step {
-        if dice.one_in(2) { Step::Read { key: dice.below(self.n_keys) } } else { self.append(dice) }
-    }
-
-    fn append(&self, dice: &mut Dice) -> Step {
         let key = dice.below(self.n_keys);
+        if dice.one_in(2) {
+            return Step::Read { key };
+        }
         let mut history = self.history.lock();
         history.last_value += 1;
         Step::Append { key, value: history.last_value, returning: dice.one_in(4) }

@@ -24,6 +24,7 @@ mod followers;
 mod index;
 mod registers;
 mod sequences;
+mod skew;
 mod unique;
 
 use crate::world::{Dice, World};
@@ -46,8 +47,8 @@ pub trait Workload: Send + Sync {
     async fn judge(&self, world: &World) -> Result<(), String>;
 }
 
-pub fn all() -> [&'static str; 8] {
-    ["bank", "append", "registers", "unique", "sequences", "index", "followers", "ddl"]
+pub fn all() -> [&'static str; 9] {
+    ["bank", "append", "registers", "unique", "sequences", "skew", "index", "followers", "ddl"]
 }
 
 /// The workload of that name, its sizes and habits thrown by `dice`.
@@ -58,6 +59,7 @@ pub fn make(name: &str, dice: &mut Dice) -> Option<Arc<dyn Workload>> {
         "registers" => Arc::new(registers::Registers::new(dice)),
         "unique" => Arc::new(unique::Unique::new(dice)),
         "sequences" => Arc::new(sequences::Sequences::new(dice)),
+        "skew" => Arc::new(skew::Skew::new(dice)),
         "index" => Arc::new(index::Index::new(dice)),
         "followers" => Arc::new(followers::Followers::new(dice)),
         "ddl" => Arc::new(ddl::Ddl::new(dice)),

@@ -97,13 +97,14 @@ impl Plan {
             sql_address: node.sql_address,
             boot: 0,
             since_us: env.wall_us(),
+            ticket: 0,
             replaced_by: None,
         });
         let topology = Topology::of(founders);
         for node in &plan.nodes {
-            if topology.nodes.contains_key(&NodeId(u64::from(node.number))) {
+            if let Some(own) = topology.nodes.get(&NodeId(u64::from(node.number))) {
                 let home = Home::open(&node_dir(data, node.number))?;
-                home.found(plan.cluster, NodeId(u64::from(node.number)), &topology)?;
+                home.found(plan.cluster, own, &topology)?;
             }
         }
         std::fs::write(plan_path(data), serde_json::to_vec_pretty(&plan)?)

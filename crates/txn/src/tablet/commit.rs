@@ -129,15 +129,16 @@ impl Tablet {
     async fn mark(&self, txn: TxnId, epoch: Epoch, changes: &Changes) -> Result<(), Fault> {
         let keys: Vec<Key> = changes.writes.iter().map(|(key, _)| key.clone()).collect();
         self.check_keys(keys.iter())?;
-        self.check_schema(&changes.uses, None)?;
         let mut changed = None;
         loop {
+            self.check_schema(&changes.uses, None)?;
             let marked = self.with_lead(epoch, |lead| {
                 if !lead.holds_for(txn) {
                     return Err(lost_locks().into());
                 }
                 // A split waits for the further parts of a transaction that is marked already.
-                let may = !lead.splitting || lead.marks.contains(txn);
+                let may = (!lead.splitting || lead.marks.contains(txn))
+                    && !lead.is_walled(txn, &changes.uses, &changes.barriers);
                 if may {
                     let floor = lead.floor;
                     lead.marks.add(txn, &keys, &changes.barriers, floor);

@@ -101,6 +101,19 @@ impl Lead {
         !self.doomed.contains(&txn) && self.locks.holds_any(txn)
     }
 
+    /// Must `txn` wait for a definition that is about to change? Who changes it has locked the
+    /// table's ranges, and keeps others out by that; but locks end with a leadership, and of what
+    /// was prepared in an earlier one there are the marks only. `barriers`: what `txn` defines
+    /// itself, in its turn.
+    pub(crate) fn is_walled(&self, txn: TxnId, uses: &[SchemaUse], barriers: &[SchemaUse]) -> bool {
+        let others = self.marks.walls.iter().filter(|(_, owner)| *owner != txn);
+        let mut prepared = others.filter(|(_, owner)| self.prepared.contains_key(owner));
+        prepared.any(|(wall, _)| {
+            uses.iter().any(|used| used.table == wall.table && used.version < wall.version)
+                || barriers.iter().any(|own| own.table == wall.table)
+        })
+    }
+
     pub(crate) fn undecided(&self) -> Vec<(TxnId, TxnState)> {
         let state = |txn: &TxnId| match self.prepared.contains_key(txn) {
             true => TxnState::InDoubt,
@@ -276,6 +289,28 @@ mod tests {
         assert!(!marks.blocks_uses(&[SchemaUse { table: 8, version: 1 }], at(10)));
         marks.remove(TxnId(1));
         assert!(!marks.blocks_uses(&uses(2), at(10)));
+    }
+
+    #[test]
+    fn a_new_leader_lets_nobody_by_a_definition_that_is_prepared() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Env::seeded(1, Arc::new(MemoryNet::default()));
+        let store = Store::open(&env, dir.path(), Options::default()).unwrap();
+        let (tablet, definer, other) = (TabletId(7), TxnId(1), TxnId(2));
+        let of = |table, version| SchemaUse { table, version };
+        let changes = Changes { barriers: vec![of(9, 5)], ..Changes::default() };
+        let mut batch = Batch::default();
+        let part = Prepared { anchor: tablet, changes };
+        batch.meta_put(keyspace::prepared(tablet, definer, 0), encode(&part));
+        store.apply(batch).unwrap();
+        let epoch = Epoch { node: base::NodeId(1), term: 1, nonce: 1 };
+        let mut lead = Lead::take_over(&store, tablet, epoch, env.now()).unwrap();
+        assert!(lead.is_walled(other, &[of(9, 4)], &[]), "it goes by the older one");
+        assert!(!lead.is_walled(other, &[of(9, 5), of(8, 1)], &[]));
+        assert!(lead.is_walled(other, &[of(9, 5)], &[of(9, 6)]), "one definition after the other");
+        assert!(!lead.is_walled(definer, &[of(9, 4)], &[of(9, 5)]));
+        lead.finish(definer);
+        assert!(!lead.is_walled(other, &[of(9, 4)], &[of(9, 6)]));
     }
 
     #[test]

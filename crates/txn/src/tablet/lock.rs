@@ -24,6 +24,7 @@ impl Tablet {
         }
         self.check_schema(&request.uses, None)?;
         let skipped = self.acquire(epoch, &request).await?;
+        self.pass_walls(epoch, &request).await?;
         // The definition may have changed while we waited for who changed it.
         self.check_schema(&request.uses, None)?;
         let mut rows = Vec::new();
@@ -52,6 +53,23 @@ impl Tablet {
         }
         self.vouch(epoch.term).await?;
         Ok(Response::Locked { epoch, rows })
+    }
+
+    /// Waits for definitions that are about to change, and whose locks ended with a leadership.
+    async fn pass_walls(&self, epoch: Epoch, request: &LockRequest) -> Result<(), Fault> {
+        let mut changes = None;
+        while self.with_lead(epoch, |lead| Ok(lead.is_walled(request.txn, &request.uses, &[])))? {
+            // Subscribe, look again, and only then wait: a change in between is not missed.
+            match &mut changes {
+                None => changes = Some(self.changed.subscribe()),
+                Some(changes) => {
+                    if changes.changed().await.is_err() {
+                        return Err(lost_locks().into());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// First updater wins: did somebody change the row after `snapshot`?
