@@ -45,8 +45,8 @@ struct Sim {
     /// Only these workloads, such as `bank,ddl`, instead of those that the seed draws.
     #[arg(long, value_delimiter = ',')]
     workloads: Vec<String>,
-    /// Seeds for each scenario.
-    #[arg(long, default_value_t = 4)]
+    /// Seeds for each scenario: by default some four minutes on two cores.
+    #[arg(long, default_value_t = 20)]
     seeds: u64,
     /// Soak: so many simulated hours, with seeds that no run had before.
     #[arg(long, conflicts_with = "seeds")]

@@ -172,7 +172,7 @@ pub const SCENARIOS: [Scenario; 10] = [
 ];
 
 /// Seeds that found a bug of the product, the oldest first.
-pub const REGRESSIONS: [(u64, &str); 10] = [
+pub const REGRESSIONS: [(u64, &str); 14] = [
     // A log file whose making a power cut had torn was taken for damage.
     (1, "disk"),
     // A log with files kept for reuse looked like one with a file lost.
@@ -189,6 +189,13 @@ pub const REGRESSIONS: [(u64, &str); 10] = [
     (1_795_664_415_000, "disk"),
     // Those who looked for a key together each took another for the one who looked.
     (1_795_664_415_001, "storm"),
+    // A change of members that its leader had left half done stayed so.
+    (500_000, "operations"),
+    // Who asked twice to be let in was let in twice, and replicas moved to a node that never was.
+    (600_000, "everything"),
+    (900_063, "everything"),
+    // A dropped table took rows: an older change of it was carried out after the DROP.
+    (900_090, "zone-loss"),
 ];
 
 impl Scenario {
