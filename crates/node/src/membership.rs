@@ -153,6 +153,14 @@ impl Membership {
         if let Some(old) = topology.replaced_at(request.peer_address)
             && let Some(row) = topology.nodes.get_mut(&old)
         {
+            if self.is_alive(old).await {
+                txn.rollback().await;
+                let address = request.peer_address;
+                let reason = format!(
+                    "node {old} is alive at {address}; a newcomer listens at an address of its own"
+                );
+                return Err(Error::Refused { reason });
+            }
             row.replaced_by = Some(id);
             let row = row.clone();
             put_node(&mut txn, &row).await?;
@@ -173,6 +181,13 @@ impl Membership {
         topology.nodes.insert(id, row);
         let topology = self.learn(|known| known.nodes.extend(topology.nodes));
         Ok(JoinAnswer { cluster: self.parts.identity.cluster, node: id, topology })
+    }
+
+    /// Whether a node answers at its address, and not another one.
+    async fn is_alive(&self, node: NodeId) -> bool {
+        let asked =
+            self.parts.transport.call(node, MessageKind::Topology, ASK_AROUND, Bytes::new());
+        node == self.me() || asked.await.is_ok()
     }
 
     /// Starts what this node does about the cluster by itself.

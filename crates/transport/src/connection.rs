@@ -266,7 +266,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
     let mut payload = BytesMut::new();
