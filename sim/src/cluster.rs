@@ -7,7 +7,7 @@
 use crate::machine::disk::{self, Disk};
 use crate::machine::threads::{self, Host, Process};
 use crate::net::SimNet;
-use crate::world;
+use crate::task;
 use base::{Env, NodeId, TabletId, Zone};
 use cluster::supervision::{Action, EXIT_HALTED, EXIT_MISUSED, Event, Supervision};
 use cluster::{DeathReport, NodeRow, Topology};
@@ -230,7 +230,7 @@ impl Cluster {
         }
         slot.exited = None;
         slot.was_started = true;
-        slot.supervisor = Some(world::spawn(async move { cluster.supervise(number).await }));
+        slot.supervisor = Some(task::spawn(async move { cluster.supervise(number).await }));
     }
 
     /// Whether the host ever had a node.
@@ -262,7 +262,7 @@ impl Cluster {
                     Action::Report => {
                         let boot = self.bury(node);
                         let (cluster, env) = (self.clone(), env.clone());
-                        reporting = Some(world::spawn(async move {
+                        reporting = Some(task::spawn(async move {
                             cluster.report(&cluster.nodes[number], &env, boot).await;
                         }));
                     }

@@ -16,6 +16,7 @@ mod replicas;
 mod run;
 mod scenario;
 mod suite;
+mod task;
 mod timeline;
 mod workload;
 mod world;

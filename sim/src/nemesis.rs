@@ -5,10 +5,13 @@
 //! damaged disk, whose node joins anew. At most one node's data is lost at a time, as the promise
 //! goes: what a majority had synced must survive, and nobody promises more.
 
+mod harm;
+
 use crate::cluster::{Ask, Health};
 use crate::machine::disk::{self, Faults};
 use crate::machine::threads;
-use crate::world::{self, CLIENTS, Dice, World};
+use crate::task;
+use crate::world::{CLIENTS, Dice, World};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -116,12 +119,6 @@ const MS: u64 = 1_000_000;
 const OPERATOR: Duration = Duration::from_secs(4);
 /// Leaders are handed over so often in a row.
 const N_TRANSFERS_MAX: u64 = 40;
-/// A leader fades so often in a row.
-const N_FADES_MAX: u64 = 4;
-/// A flush of the state syncs about so many files and directories.
-const N_SYNCS_OF_A_FLUSH: u64 = 16;
-/// A flush begins within about this time.
-const FLUSH_COMES: Duration = Duration::from_secs(20);
 /// What a clock may be fast or slow by. Leases are promised to survive a tenth.
 const DRIFT_PPM: u64 = 20_000;
 
@@ -172,7 +169,7 @@ impl Nemesis {
     /// Runs `undo` after a while, if the storm still goes on; its end undoes everything anyway.
     fn later(&self, after: Duration, undo: impl FnOnce(&World) + Send + 'static) {
         let world = self.world.clone();
-        world::spawn(async move {
+        task::spawn(async move {
             world.sleep(after).await;
             if world.storming() {
                 undo(&world);
@@ -316,7 +313,7 @@ impl Nemesis {
                 told(format!("{n} of them, {here} first"));
                 let mut dice = Dice::new(self.dice.next(), "transfers", node);
                 let world = self.world.clone();
-                world::spawn(async move {
+                task::spawn(async move {
                     for number in (node..).take(n as usize) {
                         let nodes = &world.cluster().nodes;
                         world.cluster().ask(number % nodes.len(), Ask::Transfer(dice.next()));
@@ -344,199 +341,4 @@ impl Nemesis {
             }
         }
     }
-
-    fn cut_power_in_flush(&mut self, node: usize, long: Duration, told: &impl Fn(String)) {
-        let n_syncs = self.dice.below(N_SYNCS_OF_A_FLUSH);
-        let host = self.world.cluster().nodes[node].host;
-        disk::set_faults(host, |faults| faults.power_fails_after = Some(n_syncs));
-        told(format!("node {} for {long:?}, after {n_syncs} syncs", node + 1));
-        let world = self.world.clone();
-        world::spawn(async move {
-            let end = world.now() + FLUSH_COMES;
-            while world.storming() && disk::awaits_power_failure(host) {
-                if world.now() > end {
-                    disk::set_faults(host, |faults| faults.power_fails_after = None);
-                    return;
-                }
-                world.sleep(Duration::from_millis(20)).await;
-            }
-            if !world.storming() {
-                return;
-            }
-            world.note(format!("node {} has lost its power", node + 1));
-            world.count("power cuts in a flush", 1);
-            world.cluster().cut_power(node);
-            world.sleep(long).await;
-            if world.storming() {
-                world.cluster().restore_power(node);
-            }
-        });
-    }
-
-    async fn black_out(&mut self, told: &impl Fn(String)) {
-        let cluster = self.world.cluster().clone();
-        let most = 20 + self.dice.below(480);
-        let slow = self.dice.between(Duration::from_millis(200), Duration::from_secs(3));
-        let long = self.dice.between(Duration::from_millis(500), Duration::from_secs(6));
-        told(format!("up to {most} ms a sync for {slow:?}, and then no power for {long:?}"));
-        let set = |fault: Faults| {
-            cluster.nodes.iter().for_each(|node| disk::set_faults(node.host, |f| *f = fault));
-        };
-        set(Faults { sync_ns: (most * MS / 10, most * MS), ..Faults::NONE });
-        self.world.sleep(slow).await;
-        set(Faults::NONE);
-        if !self.world.storming() {
-            return;
-        }
-        for node in &cluster.nodes {
-            if !matches!(node.health(), Health::Down | Health::Dark) {
-                let number = node.number;
-                cluster.cut_power(number);
-                self.later(long, move |world| world.cluster().restore_power(number));
-            }
-        }
-    }
-
-    /// Who leads most of those that are up and answer.
-    async fn leading(&self) -> Option<usize> {
-        let mut most = None;
-        for node in self.up() {
-            if let Some(groups) = self.world.cluster().standings(node).await {
-                let n_led = groups.iter().filter(|group| group.is_led_here).count();
-                most = most.max(Some((n_led, node)));
-            }
-        }
-        most.map(|(_, node)| node)
-    }
-
-    async fn fade(&mut self, told: &impl Fn(String)) {
-        for _ in 0..=self.dice.below(N_FADES_MAX) {
-            let Some(node) = self.leading().await else { return };
-            let mut others: Vec<usize> = self.up().into_iter().filter(|up| *up != node).collect();
-            if others.len() < 2 || !self.world.storming() {
-                return;
-            }
-            let first = others.swap_remove(self.dice.below(others.len() as u64) as usize);
-            let second = *self.dice.pick(&others);
-            // Long enough to want to lead, and often not long enough to miss an entry.
-            let alone = self.dice.between(Duration::from_millis(800), Duration::from_millis(2_500));
-            let (number, then) = (node + 1, second + 1);
-            told(format!("node {number} loses node {}, {alone:?} later {then}", first + 1));
-            let cut = move |world: &World, other: usize, is_cut: bool| {
-                let nodes = &world.cluster().nodes;
-                let (a, b) = (nodes[node].ip, nodes[other].ip);
-                for (from, to) in [(a, b), (b, a)] {
-                    world.cluster().net.set_link(from, to, |link| link.is_cut = is_cut);
-                }
-            };
-            cut(&self.world, first, true);
-            self.world.sleep(alone).await;
-            if self.world.storming() {
-                self.world.cluster().kill_worker(second);
-                cut(&self.world, second, true);
-                let long = self.dice.between(Duration::from_millis(500), Duration::from_secs(2));
-                self.world.sleep(long).await;
-            }
-            cut(&self.world, first, false);
-            cut(&self.world, second, false);
-        }
-    }
-
-    /// Two groups that a switch could part: a zone and the rest, or one node and some others.
-    fn two_groups(&mut self, node: usize) -> (Vec<usize>, Vec<usize>) {
-        let nodes = &self.world.cluster().nodes;
-        let zone = nodes[node].zone;
-        let by_zone = self.dice.one_in(2);
-        let some: Vec<usize> = (0..nodes.len())
-            .filter(|other| if by_zone { nodes[*other].zone == zone } else { *other == node })
-            .collect();
-        let mut others: Vec<usize> =
-            (0..nodes.len()).filter(|other| !some.contains(other)).collect();
-        if !by_zone && self.dice.one_in(2) {
-            let kept = self.dice.below(others.len() as u64).max(1) as usize;
-            others.truncate(kept);
-        }
-        (some, others)
-    }
-
-    /// What an operator does about a node whose supervisor has given up: start it again.
-    fn revive(&self, node: usize) {
-        let world = self.world.clone();
-        world::spawn(async move {
-            for _ in 0..30 {
-                world.sleep(OPERATOR).await;
-                if !world.storming() {
-                    return;
-                }
-                if matches!(world.cluster().nodes[node].health(), Health::Exited(_)) {
-                    world.cluster().start(node);
-                }
-            }
-        });
-    }
-
-    /// Whether a node's data may be lost now: everybody else must be well.
-    fn may_lose_data(&mut self, node: usize) -> bool {
-        let nodes = &self.world.cluster().nodes;
-        let joined = nodes.iter().filter(|node| node.health() != Health::Down).count();
-        self.patient.is_none() && self.up().len() == joined && joined > 2 && node < nodes.len()
-    }
-
-    fn lose_disk(&mut self, node: usize, told: &impl Fn(String)) {
-        if !self.may_lose_data(node) {
-            return;
-        }
-        // Once a run: that the newcomer has everything again is known only after the storm.
-        self.patient = Some(node);
-        told(format!("node {}", node + 1));
-        if let Err(error) = self.world.cluster().wipe(node) {
-            self.world.wrong(format!("the disk of node {} cannot be wiped: {error}", node + 1));
-        }
-        self.later(OPERATOR, move |world| world.cluster().start(node));
-    }
-
-    fn flip_bit(&mut self, node: usize, told: &impl Fn(String)) {
-        if !self.may_lose_data(node) {
-            return;
-        }
-        self.patient = Some(node);
-        let root = disk::files(self.world.cluster().nodes[node].host);
-        match flip(&root, &mut self.dice) {
-            Some(what) => {
-                self.world.set_damaged(node);
-                told(format!("node {}: {what}", node + 1));
-            }
-            None => self.patient = None,
-        }
-    }
-}
-
-/// Flips one bit of one of the files with checksums under `root`; says where.
-fn flip(root: &std::path::Path, dice: &mut Dice) -> Option<String> {
-    use std::os::unix::fs::FileExt;
-    let mut files = Vec::new();
-    let mut dirs = vec![root.join("log"), root.join("state")];
-    while let Some(dir) = dirs.pop() {
-        let mut entries: Vec<_> =
-            std::fs::read_dir(&dir).ok()?.flatten().map(|entry| entry.path()).collect();
-        entries.sort();
-        for path in entries {
-            match path.metadata() {
-                Ok(metadata) if metadata.is_dir() => dirs.push(path),
-                Ok(metadata) if metadata.len() > 0 => files.push((path, metadata.len())),
-                _ => {}
-            }
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        return None;
-    }
-    let (path, len) = dice.pick(&files).clone();
-    let (at, bit) = (dice.below(len), dice.below(8));
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).ok()?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).ok()?;
-    file.write_all_at(&[byte[0] ^ (1 << bit)], at).ok()?;
-    Some(format!("bit {bit} of byte {at} of {}", path.strip_prefix(root).ok()?.display()))
 }

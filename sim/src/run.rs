@@ -14,8 +14,9 @@ use crate::nemesis::Nemesis;
 use crate::net::SimNet;
 use crate::replicas;
 use crate::scenario::{Plan, Scenario};
+use crate::task;
 use crate::workload;
-use crate::world::{self, Dice, Telling, World};
+use crate::world::{Dice, Telling, World};
 use crate::year;
 use base::{NodeId, TabletId};
 use cluster::supervision::EXIT_HALTED;
@@ -117,14 +118,14 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
         for number in 0..workload.n_clients() {
             let (workload, world) = (workload.clone(), world.clone());
             let life = async move { workload.client(&world.clone(), number).await };
-            clients.push(world::spawn(life));
+            clients.push(task::spawn(life));
         }
     }
     if plan.is_year {
         year::live(&world, &mut world.dice("year", 0)).await;
         world.end_storm();
     } else {
-        let nemesis = world::spawn(Nemesis::new(&world, plan.faults, plan.pace).run());
+        let nemesis = task::spawn(Nemesis::new(&world, plan.faults, plan.pace).run());
         let end = world.now() + plan.storm;
         while world.now() < end && !world.has_failed() {
             world.sleep(Duration::from_millis(500)).await;
@@ -151,7 +152,7 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
     }
     let stop = |number| {
         let cluster = cluster.clone();
-        world::spawn(async move { cluster.stop(number).await })
+        task::spawn(async move { cluster.stop(number).await })
     };
     let stopping: Vec<_> = (0..cluster.nodes.len()).map(stop).collect();
     for stopped in stopping {

@@ -3,6 +3,7 @@
 
 use crate::cluster::{Cluster, Health};
 use crate::machine::clock;
+use crate::task;
 use base::env::Net;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -188,7 +189,7 @@ impl World {
             config.user("atoll").dbname("atoll");
             let connected = config.connect_raw(stream, tokio_postgres::NoTls).await;
             let (client, connection) = connected.map_err(|error| error.to_string())?;
-            spawn(async move {
+            task::spawn(async move {
                 // Its end shows in the client's next answer.
                 connection.await.ok();
             });
@@ -229,10 +230,4 @@ impl World {
     pub fn has_failed(&self) -> bool {
         !self.inner.telling.violations().is_empty()
     }
-}
-
-/// Starts a task of the world, beside the nodes' own.
-#[allow(clippy::disallowed_methods)]
-pub fn spawn(future: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(future)
 }

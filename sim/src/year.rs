@@ -24,7 +24,8 @@
 //! write acknowledged.
 
 use crate::machine::disk;
-use crate::world::{self, CLIENTS, Dice, World};
+use crate::task;
+use crate::world::{CLIENTS, Dice, World};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -97,7 +98,7 @@ struct Seen {
 /// Lives through the year; tells the counts and the availability.
 pub async fn live(world: &World, seed_dice: &mut Dice) {
     let seen = Arc::new(Mutex::new(Seen { stretch: 1.0, ..Seen::default() }));
-    let prober = world::spawn(probe(world.clone(), seen.clone()));
+    let prober = task::spawn(probe(world.clone(), seen.clone()));
     let events = calendar(world.n_nodes() as f64, seed_dice);
     world.note(format!("{} events in this year", events.len()));
     for (n, event) in events.iter().enumerate() {
