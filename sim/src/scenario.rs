@@ -31,7 +31,7 @@ pub struct Plan {
 
 use Fault::*;
 
-pub const SCENARIOS: [Scenario; 10] = [
+pub const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: "calm",
         about: "no faults: what fails here fails everywhere",
@@ -72,6 +72,15 @@ pub const SCENARIOS: [Scenario; 10] = [
             (TransferLeaders, 1),
         ],
         pace_s: (2, 10),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 0,
+    },
+    Scenario {
+        name: "links",
+        about: "some links much slower than others, so that messages overtake; leaders on the move",
+        faults: &[(SlowLinks, 6), (LossyLinks, 2), (TransferLeaders, 3)],
+        pace_s: (1, 5),
         n_zones: 3,
         n_per_zone: 1,
         n_spare: 0,
