@@ -90,7 +90,7 @@ pub(crate) struct Inner {
 
 /// How often it is looked whether a successor has caught up.
 const LOOK: Duration = Duration::from_millis(2);
-/// How often it is looked whether a newcomer has caught up, which takes as long as its replica is large.
+/// The same of a newcomer, which takes as long as its replica is large.
 const LOOK_FOR_CATCHING_UP: Duration = Duration::from_millis(20);
 /// A successor that does not react is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -288,7 +288,7 @@ impl Group {
         };
         match gone {
             Some(Ok(_)) => {
-                hand_over.has_worked();
+                hand_over.end();
                 Ok(())
             }
             _ => Err(failed(format!("node {to} did not take over"))),
@@ -491,14 +491,14 @@ struct HandOver<'a> {
     inner: &'a Inner,
     term: u64,
     has_lease: bool,
-    has_worked: bool,
+    is_over: bool,
 }
 
 impl HandOver<'_> {
     /// From now on nothing is proposed.
     fn begin(inner: &Inner, term: u64) -> HandOver<'_> {
         inner.handing_over.store(term, Ordering::Release);
-        HandOver { inner, term, has_lease: true, has_worked: false }
+        HandOver { inner, term, has_lease: true, is_over: false }
     }
 
     /// From now on there is no way back.
@@ -507,8 +507,9 @@ impl HandOver<'_> {
         self.has_lease = false;
     }
 
-    fn has_worked(&mut self) {
-        self.has_worked = true;
+    /// Somebody else leads.
+    fn end(&mut self) {
+        self.is_over = true;
     }
 }
 
@@ -516,7 +517,7 @@ impl Drop for HandOver<'_> {
     fn drop(&mut self) {
         if self.has_lease {
             self.inner.handing_over.store(0, Ordering::Release);
-        } else if !self.has_worked {
+        } else if !self.is_over {
             // In this term nothing is proposed any more, and who is heard from is not voted out:
             // fall silent, and let the others elect.
             self.inner.pulse.resign(self.term);
