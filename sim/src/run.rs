@@ -187,6 +187,9 @@ async fn heal_and_judge(
             None => world.wrong(format!("{}: no verdict in {JUDGING:?}", workload.name())),
         }
     }
+    if world.has_failed() {
+        show_cluster(world).await;
+    }
     Ok(())
 }
 
@@ -361,7 +364,7 @@ fn condition(world: &World) -> String {
     words.join(", ")
 }
 
-/// What the cluster says of itself, for the timeline of a run that did not heal.
+/// What the cluster says of itself, for the timeline of a run that has failed.
 async fn show_cluster(world: &World) {
     for number in 0..world.n_nodes() {
         world.note(format!("as node {} sees it:", number + 1));

@@ -54,15 +54,15 @@ pub(super) async fn commit(
     shared.active.committing.store(true, Ordering::Relaxed);
     // The commit goes on to its end even if who asked for it goes away in the middle.
     let (sender, answer) = tokio::sync::oneshot::channel();
-    let env = shared.node.env.clone();
+    let (env, txn) = (shared.node.env.clone(), shared.id);
     env.spawn("commit", async move {
         let writes = Arc::try_unwrap(writes).unwrap_or_else(|shared| (*shared).clone());
         let outcome = shared.clone().commit(writes, barriers).await;
         drop(sender.send(outcome));
         shared.end().await;
     });
-    let gone = Err(Error::Internal { reason: "the commit task ended early".into() });
-    answer.await.unwrap_or(gone).map(Some)
+    // The process is ending under it; how far it came nobody can tell.
+    answer.await.unwrap_or(Err(Error::OutcomeUnknown { txn })).map(Some)
 }
 
 /// What goes to one tablet, in parts.

@@ -86,7 +86,12 @@ impl Tablet {
                     None => Applied::Rejected(Reject::Busy),
                 }
             }
-            proposed => proposed?,
+            Err(fault) => {
+                // Not proposed at all. This leadership may go on, and the mark with it.
+                self.unmark(epoch, txn);
+                return Err(fault);
+            }
+            Ok(applied) => applied,
         };
         match proposed {
             Applied::Done => {
@@ -97,17 +102,22 @@ impl Tablet {
                 })
             }
             Applied::Rejected(reject) => {
-                self.with_lead(epoch, |lead| {
-                    if !lead.prepared.contains_key(&txn) {
-                        lead.marks.remove(txn);
-                    }
-                    Ok(())
-                })?;
-                self.bump();
+                self.unmark(epoch, txn);
                 Err(rejected(&reject))
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Takes the mark of a part back that was not prepared, unless another part was.
+    fn unmark(&self, epoch: Epoch, txn: TxnId) {
+        if let Some(lead) = &mut *self.lead.lock()
+            && lead.epoch == epoch
+            && !lead.prepared.contains_key(&txn)
+        {
+            lead.marks.remove(txn);
+        }
+        self.bump();
     }
 
     /// After a proposal whose fate is unknown: returns when all that was proposed in this
@@ -212,5 +222,35 @@ fn rejected(reject: &Reject) -> Fault {
     match reject {
         Reject::Schema { table } => Error::SchemaChanged { table: *table }.into(),
         Reject::Term | Reject::Range | Reject::Decided(_) | Reject::Busy => lost_locks().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::solo;
+    use crate::{Isolation, LockMode, Wait};
+    use base::NodeId;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_part_that_was_not_proposed_leaves_no_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let solo = solo(dir.path()).await.unwrap();
+        let tablet = solo.node.tablet(TabletId::FIRST_DATA).unwrap();
+        let key = Key::from_static(b"\0\0\x01\0a");
+        let mut txn = solo.client.begin(Isolation::ReadCommitted);
+        txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await.unwrap();
+        let epoch = tablet.leading().unwrap();
+        // A hand-over to a node that is not there: nothing is proposed until it is given up.
+        let group = solo.node.groups.get(tablet.id).unwrap();
+        let hand_over = tokio::spawn(async move { group.transfer(NodeId(9)).await });
+        let nothing = Command::Forget { txn: TxnId(1) };
+        while tablet.propose(epoch.term, &nothing).await.is_ok() {}
+        let changes = Changes { writes: vec![(key, None)], ..Changes::default() };
+        let prepared = tablet.prepare(txn.id(), epoch, tablet.id, 0, changes).await;
+        assert!(matches!(prepared, Err(Fault::NotLeader { .. })), "{prepared:?}");
+        hand_over.await.unwrap().unwrap_err();
+        assert_eq!(tablet.leading(), Ok(epoch), "the leadership goes on");
+        tablet.with_lead(epoch, |lead| Ok(assert!(!lead.marks.contains(txn.id())))).unwrap();
     }
 }
