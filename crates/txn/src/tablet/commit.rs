@@ -27,7 +27,7 @@ impl Tablet {
     ) -> Result<Response, Fault> {
         if let Err(fault) = self.mark(txn, epoch, &changes).await {
             // Asked twice: the first may have done it.
-            return match machine::outcome(&self.store, self.id, txn)? {
+            return match self.told(txn)? {
                 Some(Outcome::Committed(scn)) => Ok(Response::Committed(scn)),
                 _ => Err(fault),
             };
@@ -36,7 +36,7 @@ impl Tablet {
             Err(Fault::Lost) => {
                 // It may be in the log yet: the locks and the marks stay until that is certain.
                 self.certain(epoch, txn).await?;
-                match machine::outcome(&self.store, self.id, txn)? {
+                match self.told(txn)? {
                     Some(Outcome::Committed(scn)) => Ok(Response::Committed(scn)),
                     _ => Err(lost_locks().into()),
                 }
@@ -45,6 +45,15 @@ impl Tablet {
         };
         self.finish(epoch, txn);
         answer
+    }
+
+    /// What became of a commit, as the store has it. A store that cannot say leaves it open: the
+    /// commit may have happened, and another replica knows.
+    fn told(&self, txn: TxnId) -> Result<Option<Outcome>, Fault> {
+        machine::outcome(&self.store, self.id, txn).map_err(|error| {
+            tracing::warn!(tablet = %self.id, %txn, %error, "the outcome of a commit is not read");
+            Fault::Lost
+        })
     }
 
     async fn commit_marked(
