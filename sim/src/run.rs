@@ -335,6 +335,7 @@ async fn converge(world: &World) {
         let mut applied: BTreeMap<(TabletId, NodeId), u64> = BTreeMap::new();
         let mut voters: BTreeMap<TabletId, Vec<NodeId>> = BTreeMap::new();
         for number in 0..cluster.nodes.len() {
+            // Of a node that does not answer nothing is known, and its tablets do not agree.
             let groups = cluster.standings(number).await.unwrap_or_default();
             let Some(id) = cluster.id(number) else { continue };
             for group in groups {

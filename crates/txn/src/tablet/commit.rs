@@ -36,9 +36,10 @@ impl Tablet {
             Err(Fault::Lost) => {
                 // It may be in the log yet: the locks and the marks stay until that is certain.
                 self.certain(epoch, txn).await?;
-                match self.told(txn)? {
-                    Some(Outcome::Committed(scn)) => Ok(Response::Committed(scn)),
-                    _ => Err(lost_locks().into()),
+                match self.told(txn) {
+                    Ok(Some(Outcome::Committed(scn))) => Ok(Response::Committed(scn)),
+                    Ok(_) => Err(lost_locks().into()),
+                    Err(fault) => Err(fault),
                 }
             }
             answer => answer,
