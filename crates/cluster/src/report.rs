@@ -4,6 +4,11 @@ use crate::Topology;
 use base::{NodeId, Zone};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How long a newcomer waits for an answer. Whoever is asked begins nothing after that: by then
+/// another may listen at the newcomer's address.
+pub const JOIN_TRY: Duration = Duration::from_secs(5);
 
 /// "The worker of this node, in this start of it, is dead." Told by whoever reaped or killed it,
 /// so it is a fact and not a suspicion (Falcon's rule: kill before you report).
@@ -24,7 +29,7 @@ impl DeathReport {
 /// A node without an identity asks to be let in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// Drawn once by a process that has no identity, and the same however often it asks.
+    /// Drawn once for a data directory without an identity, and the same however often it asks.
     pub ticket: u64,
     pub zone: Zone,
     pub peer_address: SocketAddr,

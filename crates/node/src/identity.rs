@@ -3,6 +3,7 @@
 //! ```text
 //! identity.json   cluster, node, zone; written once
 //! boot            how often it has started; raised before every start of the worker
+//! ticket          what a newcomer asks to be let in with, in every start until it is
 //! founded         the first start of a founder went through: from now on its state must be there
 //! topology.json   the nodes it last knew, to find the others after a restart
 //! supervisor.pid, worker.pid, lock
@@ -101,6 +102,16 @@ impl Home {
         Ok(boot)
     }
 
+    /// What a newcomer asks with: `fresh` the first time, and what it was then ever after. A start
+    /// that died before its answer came may have been let in; the next one is the same newcomer.
+    pub fn ticket(&self, fresh: u64) -> Result<u64, Error> {
+        if let Some(ticket) = self.read_json("ticket")? {
+            return Ok(ticket);
+        }
+        self.write_json("ticket", &fresh)?;
+        Ok(fresh)
+    }
+
     pub fn is_founded(&self) -> bool {
         self.dir.join("founded").exists()
     }
@@ -158,6 +169,13 @@ mod tests {
         fs::write(dir.path().join("identity.json"), "{").unwrap();
         let error = home.identity().unwrap_err().to_string();
         assert!(error.contains("identity.json does not read as it was written"), "{error}");
+    }
+
+    #[test]
+    fn a_newcomer_asks_with_the_same_ticket_in_every_start() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Home::open(dir.path()).unwrap().ticket(7).unwrap(), 7);
+        assert_eq!(Home::open(dir.path()).unwrap().ticket(8).unwrap(), 7);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::identity::{Home, Identity};
 use base::env::Instant;
 use base::{Env, Key, KeyRange, NodeId};
 use bytes::Bytes;
+use cluster::report::JOIN_TRY;
 use cluster::{DeathReport, JoinAnswer, JoinRequest, NodeRow, Topology, placement};
 use consensus::{Group, Groups};
 use parking_lot::{Mutex, RwLock};
@@ -101,7 +102,13 @@ impl Membership {
                 let this = this.clone();
                 Box::pin(async move {
                     let answer = match postcard::from_bytes::<JoinRequest>(&payload) {
-                        Ok(request) => this.admit(request).await.map_err(|error| error.to_string()),
+                        Ok(request) => {
+                            let admitted = this.parts.env.timeout(JOIN_TRY, this.admit(request));
+                            match admitted.await {
+                                Some(answer) => answer.map_err(|error| error.to_string()),
+                                None => Err("the cluster has no quorum to let anyone in".into()),
+                            }
+                        }
                         Err(error) => Err(error.to_string()),
                     };
                     postcard::to_stdvec(&answer).unwrap_or_default().into()

@@ -8,6 +8,7 @@ use crate::supervisor::{CONFIG_VARIABLE, MISUSED, stdin_lines};
 use crate::{membership, views};
 use base::{Env, NodeId, Zone};
 use bytes::Bytes;
+use cluster::report::JOIN_TRY;
 use cluster::supervision::EXIT_HALTED;
 use cluster::{JoinAnswer, JoinRequest, NodeRow, Topology};
 use consensus::Groups;
@@ -24,7 +25,6 @@ use transport::{MessageKind, Transport};
 const BEAT: Duration = Duration::from_millis(500);
 /// A newcomer asks each of its seeds this often.
 const JOIN_PAUSE: Duration = Duration::from_millis(300);
-const JOIN_TRY: Duration = Duration::from_secs(5);
 
 pub async fn run() -> ExitCode {
     let env = Env::real();
@@ -260,7 +260,7 @@ async fn join(
     let nobody = transport::Identity { node: NodeId(0), cluster: 0, boot: 0 };
     let transport = Transport::new(env.clone(), nobody, tls.clone());
     let request = JoinRequest {
-        ticket: env.random().max(1),
+        ticket: home.ticket(env.random().max(1))?,
         zone: Zone(config.zone.clone()),
         peer_address: config.listen,
         sql_address: config.sql_listen,
