@@ -1,7 +1,9 @@
-//! What people type. Everything but `up` and `node` asks a running cluster by SQL or by signals.
+//! What people type. Everything but `up`, `node` and `gateway` asks a running cluster by SQL or by
+//! signals.
 
 mod chaos;
 mod client;
+mod gateway;
 mod local;
 mod status;
 mod up;
@@ -28,6 +30,8 @@ enum Command {
     Up(up::Up),
     /// Run one node of a cluster over many machines.
     Node(Box<NodeArgs>),
+    /// Run an HTTP gateway over zones of servers; needs no cluster.
+    Gateway(gateway::Gateway),
     /// Show the nodes and tablets.
     Status(status::Status),
     /// Send SQL to a local cluster: from -c, or statement by statement from standard input.
@@ -65,6 +69,7 @@ impl Cli {
                 let config = settings.complete()?;
                 small_runtime()?.block_on(supervisor::run(config, args.tethered))
             }
+            Command::Gateway(gateway) => gateway.run(),
             Command::Status(status) => small_runtime()?.block_on(status.run()),
             Command::Sql(sql) => small_runtime()?.block_on(sql.run()),
             Command::Chaos(chaos) => chaos.run(),

@@ -221,7 +221,7 @@ pub async fn start(
 }
 
 /// `filter` is a level, or levels by target: `info,txn=debug`.
-fn log_to_stderr(filter: &str) -> Result<(), Error> {
+pub(crate) fn log_to_stderr(filter: &str) -> Result<(), Error> {
     let filter: Targets = filter.parse().map_err(|error| format!("log = {filter:?}: {error}"))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     tracing_subscriber::registry().with(lines.with_filter(filter)).init();

@@ -23,6 +23,12 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a
 pub trait Net: Send + Sync {
     fn connect(&self, to: SocketAddr) -> Pending<'_, Stream>;
     fn listen(&self, at: SocketAddr) -> Pending<'_, Box<dyn Listener>>;
+
+    /// The addresses that a name stands for. A network without names knows none.
+    fn lookup<'a>(&'a self, name: &'a str, _port: u16) -> Pending<'a, Vec<SocketAddr>> {
+        let unknown = io::Error::new(io::ErrorKind::NotFound, format!("nobody knows {name:?}"));
+        Box::pin(std::future::ready(Err(unknown)))
+    }
 }
 
 /// A bound listener. The address it is bound to is in `local`.
@@ -49,6 +55,10 @@ impl Net for TcpNet {
             let local = listener.local_addr()?;
             Ok(Box::new(TcpAcceptor { listener, local }) as Box<dyn Listener>)
         })
+    }
+
+    fn lookup<'a>(&'a self, name: &'a str, port: u16) -> Pending<'a, Vec<SocketAddr>> {
+        Box::pin(async move { Ok(tokio::net::lookup_host((name, port)).await?.collect()) })
     }
 }
 

@@ -1,0 +1,115 @@
+//! The access log: one JSON object a line, written by a task of its own. Who is served does not
+//! wait for a disk: when the writer is behind, lines are dropped and counted.
+
+use crate::config;
+use base::env::Env;
+use serde::Serialize;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Lines that may wait for the writer.
+const N_WAITING_MAX: usize = 8192;
+
+/// One request.
+#[derive(Debug, Default, Serialize)]
+pub struct Entry {
+    /// Microseconds since 1970, when the request came.
+    pub at_us: i64,
+    pub client: String,
+    pub method: String,
+    pub host: String,
+    pub path: String,
+    pub route: String,
+    pub service: String,
+    pub server: String,
+    pub status: u16,
+    pub n_bytes: u64,
+    pub n_attempts: u32,
+    /// The answer ended before its end.
+    pub is_broken: bool,
+    /// Why the gateway answered itself.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    pub trace: String,
+    #[serde(rename = "ms", serialize_with = "milliseconds")]
+    pub took: Duration,
+}
+
+fn milliseconds<S: serde::Serializer>(took: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64((took.as_secs_f64() * 1e6).round() / 1e3)
+}
+
+#[derive(Clone)]
+pub struct AccessLog {
+    sender: mpsc::Sender<Entry>,
+    n_dropped: Arc<AtomicU64>,
+}
+
+impl AccessLog {
+    /// Opens the file, and starts the writer.
+    pub fn start(env: &Env, to: &config::AccessLog) -> io::Result<AccessLog> {
+        let path = match to {
+            config::AccessLog::Stdout => None,
+            config::AccessLog::File(path) => Some(path.clone()),
+        };
+        let file = open(&path)?;
+        let (sender, lines) = mpsc::channel(N_WAITING_MAX);
+        env.spawn("access log", write(file, path, lines));
+        Ok(AccessLog { sender, n_dropped: Arc::default() })
+    }
+
+    pub fn write(&self, entry: Entry) {
+        if self.sender.try_send(entry).is_err() {
+            self.n_dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub fn n_dropped(&self) -> u64 {
+        self.n_dropped.load(Relaxed)
+    }
+}
+
+type Sink = Box<dyn Write + Send>;
+
+fn open(path: &Option<PathBuf>) -> io::Result<Sink> {
+    match path {
+        None => Ok(Box::new(io::stdout())),
+        Some(path) => {
+            Ok(Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?))
+        }
+    }
+}
+
+async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<Entry>) {
+    let mut batch = Vec::new();
+    let mut text = Vec::new();
+    let mut is_failing = false;
+    while lines.recv_many(&mut batch, 1024).await > 0 {
+        text.clear();
+        for entry in batch.drain(..) {
+            // A map of plain values always serialises.
+            if serde_json::to_writer(&mut text, &entry).is_ok() {
+                text.push(b'\n');
+            }
+        }
+        // Where a tool has moved the file away, the next lines go into a new one.
+        if path.as_ref().is_some_and(|path| !path.exists())
+            && let Ok(fresh) = open(&path)
+        {
+            sink = fresh;
+        }
+        let written = sink.write_all(&text).and_then(|()| sink.flush());
+        match written {
+            Ok(()) => is_failing = false,
+            Err(error) if !is_failing => {
+                is_failing = true;
+                tracing::error!(%error, "the access log cannot be written; its lines are lost");
+            }
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! A service as the gateway has it: its decisions, its connections, where its servers come from,
+//! and what is counted.
+
+use crate::balance::{Closeness, ServerSpec};
+use crate::call::Handle;
+use crate::config::{self, DnsSource};
+use crate::http::pool::Upstream;
+use crate::stale::Stale;
+use crate::tls::{self, Connector};
+use base::env::Env;
+use http::StatusCode;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Upper bounds of the latency histogram, in seconds; beyond the last one lies infinity.
+pub const LATENCY_BOUNDS_S: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+pub struct Backend {
+    pub config: config::Service,
+    pub upstream: Arc<Upstream>,
+    pub stale: Arc<Stale>,
+    pub counts: Arc<Counts>,
+    sources: Arc<Mutex<Sources>>,
+}
+
+/// Answers since the beginning, by the hundred of their status, and how long they took.
+#[derive(Default)]
+pub struct Counts {
+    pub by_class: [AtomicU64; 6],
+    pub by_latency: [AtomicU64; LATENCY_BOUNDS_S.len() + 1],
+    pub latency_sum_us: AtomicU64,
+    pub n_fallbacks: AtomicU64,
+}
+
+/// Where servers come from. Later sources win where they name the same address.
+#[derive(Default)]
+struct Sources {
+    file: Vec<ServerSpec>,
+    dns: Vec<(DnsSource, Vec<ServerSpec>)>,
+    api: BTreeMap<SocketAddr, ServerSpec>,
+}
+
+impl Sources {
+    fn all(&self) -> Vec<ServerSpec> {
+        let mut all: BTreeMap<SocketAddr, ServerSpec> = BTreeMap::new();
+        let dns = self.dns.iter().flat_map(|(_, specs)| specs);
+        for spec in self.file.iter().chain(dns).chain(self.api.values()) {
+            all.insert(spec.address, spec.clone());
+        }
+        all.into_values().collect()
+    }
+}
+
+impl Backend {
+    /// A service of the file; `before` is what it was under the file until now.
+    pub fn new(
+        env: &Env,
+        name: &str,
+        config: &config::Service,
+        closeness: &Closeness,
+        n_lanes: usize,
+        before: Option<&Backend>,
+    ) -> Result<Backend, tls::Error> {
+        let is_http2 = config.protocol == config::Protocol::Http2;
+        let tls = config.tls.as_ref().map(|tls| Connector::load(tls, is_http2)).transpose()?;
+        let settings = config.settings.clone();
+        let handle = match before {
+            Some(before) => before.upstream.handle.clone(),
+            None => Handle::new(env, name, settings.clone(), closeness.clone()),
+        };
+        // A certificate may have changed under the same name: new connections use what is there.
+        let upstream = match before {
+            Some(before)
+                if config.tls.is_none()
+                    && before.config.tls.is_none()
+                    && before.config.protocol == config.protocol =>
+            {
+                before.upstream.clone()
+            }
+            _ => Upstream::new(handle, config.protocol, tls, n_lanes),
+        };
+        let (stale, counts, sources) = match before {
+            Some(before) => (before.stale.clone(), before.counts.clone(), before.sources.clone()),
+            None => Default::default(),
+        };
+        Ok(Backend { config: config.clone(), upstream, stale, counts, sources })
+    }
+
+    /// Makes the file's word the service's: to be called when the whole file has been accepted.
+    pub fn enact(&self, closeness: &Closeness) {
+        let handle = &self.upstream.handle;
+        let now = handle.env().now();
+        handle.lock().set(now, self.config.settings.clone(), closeness.clone());
+        {
+            let mut sources = self.sources.lock();
+            sources.file = self.config.servers.clone();
+            let mut before = std::mem::take(&mut sources.dns);
+            sources.dns = self
+                .config
+                .dns
+                .iter()
+                .map(|source| {
+                    let known = before.iter_mut().find(|(known, _)| known == source);
+                    (
+                        source.clone(),
+                        known.map(|(_, specs)| std::mem::take(specs)).unwrap_or_default(),
+                    )
+                })
+                .collect();
+        }
+        self.refresh();
+    }
+
+    fn refresh(&self) {
+        let specs = self.sources.lock().all();
+        let handle = &self.upstream.handle;
+        handle.lock().fleet.set_servers(handle.env().now(), specs);
+    }
+
+    /// The API names a server. False: it was known already, with the same words.
+    pub fn put_server(&self, spec: ServerSpec) -> bool {
+        let old = self.sources.lock().api.insert(spec.address, spec.clone());
+        self.refresh();
+        old.as_ref() != Some(&spec)
+    }
+
+    /// Takes a server back that the API had named. False: it had not.
+    pub fn delete_server(&self, address: SocketAddr) -> bool {
+        let was = self.sources.lock().api.remove(&address).is_some();
+        self.refresh();
+        was
+    }
+
+    /// A name stands for these addresses now.
+    pub fn resolved(&self, source: &DnsSource, addresses: Vec<SocketAddr>) {
+        {
+            let mut sources = self.sources.lock();
+            let Some((_, specs)) = sources.dns.iter_mut().find(|(known, _)| known == source) else {
+                return;
+            };
+            let spec = |address| ServerSpec { address, zone: source.zone.clone(), weight: 1.0 };
+            *specs = addresses.into_iter().map(spec).collect();
+        }
+        self.refresh();
+    }
+
+    pub fn count(&self, status: StatusCode, took: Duration) {
+        let class = usize::from(status.as_u16() / 100).min(5);
+        self.counts.by_class[class].fetch_add(1, Relaxed);
+        let took_s = took.as_secs_f64();
+        let bucket = LATENCY_BOUNDS_S.iter().position(|bound| took_s <= *bound);
+        self.counts.by_latency[bucket.unwrap_or(LATENCY_BOUNDS_S.len())].fetch_add(1, Relaxed);
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.counts.latency_sum_us.fetch_add(took_us, Relaxed);
+    }
+}

@@ -1,0 +1,638 @@
+//! The servers of one service: picks one for each request, and learns from how it ends.
+//!
+//! An [`Attempt`] is one request at one server. Its life is `pick`, then at most one `report` (an
+//! answer's headers, a failure), then one `release` (the last byte, or given up).
+
+use super::health::Reason;
+use super::server::{Server, is_better};
+use super::settings::{Closeness, ServerSpec, Settings};
+use super::subset::subset;
+use super::zone::Zone;
+use crate::isolate::window::Counts;
+use base::env::Instant;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How often shares, weights and who is hot are worked out anew.
+const STEP: Duration = Duration::from_millis(100);
+/// How often an unreachable server is probed.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Draws before a candidate is taken whatever its share.
+const N_DRAWS_MAX: usize = 16;
+/// How often outliers are looked for.
+const OUTLIERS_EVERY: Duration = Duration::from_secs(1);
+/// Fewer servers have no median worth the name.
+const N_PEERS_MIN: usize = 3;
+
+/// One request at one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub address: SocketAddr,
+    server: u32,
+    life: u64,
+}
+
+/// How an attempt ended, as far as the server is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With an answer, after so long.
+    Well(Duration),
+    /// With an answer that says that the server failed, after so long.
+    Failed(Duration),
+    /// No connection.
+    Unreachable,
+    /// No answer within the time it had.
+    TimedOut(Duration),
+    /// The connection broke in the middle.
+    Broken,
+}
+
+/// A look at one server that the shell should take, and report with [`Fleet::checked`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    pub attempt: Attempt,
+    pub kind: CheckKind,
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum CheckKind {
+    Connect,
+    Get(String),
+}
+
+/// What a person on call wants to read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    Out {
+        address: SocketAddr,
+        zone: String,
+        reason: Reason,
+    },
+    Back {
+        address: SocketAddr,
+        zone: String,
+    },
+    /// The zone's share fell below a half, or rose above it.
+    Left {
+        zone: String,
+    },
+    Returned {
+        zone: String,
+    },
+    /// Most servers look bad; all get requests.
+    Panic,
+    Calm,
+}
+
+#[derive(Debug)]
+pub struct Fleet {
+    settings: Settings,
+    closeness: Closeness,
+    gateway: u64,
+    rng: SmallRng,
+    slots: Vec<Slot>,
+    zones: Vec<Zone>,
+    /// The zones' places, the closest first; tiers in between are seen from `Zone::tier`.
+    order: Vec<usize>,
+    stepped_at: Instant,
+    outliers_at: Instant,
+    is_panicking: bool,
+    events: Vec<Event>,
+}
+
+/// A server's place. `life` tells an attempt at the place's former server from one at this.
+#[derive(Debug)]
+struct Slot {
+    life: u64,
+    server: Option<Server>,
+}
+
+impl Fleet {
+    /// `seed` makes the choices repeatable, and is this gateway's number among others.
+    pub fn new(now: Instant, settings: Settings, closeness: Closeness, seed: u64) -> Fleet {
+        Fleet {
+            settings,
+            closeness,
+            gateway: seed,
+            rng: SmallRng::seed_from_u64(seed),
+            slots: Vec::new(),
+            zones: Vec::new(),
+            order: Vec::new(),
+            stepped_at: now,
+            outliers_at: now,
+            is_panicking: false,
+            events: Vec::new(),
+        }
+    }
+
+    /// The rules change; what is known of the servers stays.
+    pub fn set(&mut self, now: Instant, settings: Settings, closeness: Closeness) {
+        self.settings = settings;
+        self.closeness = closeness;
+        for zone in &mut self.zones {
+            zone.tier = self.closeness.tier(&zone.name);
+        }
+        self.refresh(now);
+    }
+
+    /// These are the servers now. Who is known keeps what is known of it; who is no longer named
+    /// gets no more requests.
+    pub fn set_servers(&mut self, now: Instant, specs: Vec<ServerSpec>) {
+        let is_first = self.slots.is_empty();
+        let specs = self.chosen(specs);
+        for slot in &mut self.slots {
+            let Some(server) = &mut slot.server else { continue };
+            match specs.iter().find(|spec| spec.address == server.spec.address) {
+                Some(spec) if spec.zone == server.spec.zone => {
+                    server.spec.weight = spec.weight;
+                    server.leaving = false;
+                }
+                _ => server.leaving = true,
+            }
+        }
+        for spec in specs {
+            let is_known = |slot: &Slot| {
+                let server = slot.server.as_ref();
+                server.is_some_and(|server| server.spec.address == spec.address && !server.leaving)
+            };
+            if self.slots.iter().any(is_known) {
+                continue;
+            }
+            let zone = self.zone_of(now, &spec.zone);
+            // At the very first there is nobody else to carry the load meanwhile.
+            let server = Server::new(now, spec, zone, is_first);
+            match self.slots.iter_mut().find(|slot| slot.server.is_none()) {
+                Some(slot) => {
+                    slot.life += 1;
+                    slot.server = Some(server);
+                }
+                None => self.slots.push(Slot { life: 0, server: Some(server) }),
+            }
+        }
+        self.drop_gone();
+        self.refresh(now);
+    }
+
+    fn chosen(&self, specs: Vec<ServerSpec>) -> Vec<ServerSpec> {
+        let Some(n) = self.settings.subset else { return specs };
+        let mut by_zone: BTreeMap<String, Vec<ServerSpec>> = BTreeMap::new();
+        for spec in specs {
+            by_zone.entry(spec.zone.clone()).or_default().push(spec);
+        }
+        by_zone.into_values().flat_map(|zone| subset(self.gateway, zone, n)).collect()
+    }
+
+    fn zone_of(&mut self, now: Instant, name: &str) -> usize {
+        if let Some(known) = self.zones.iter().position(|zone| zone.name == name) {
+            return known;
+        }
+        self.zones.push(Zone::new(now, name.to_owned(), self.closeness.tier(name)));
+        self.zones.len() - 1
+    }
+
+    fn drop_gone(&mut self) {
+        for slot in &mut self.slots {
+            if slot.server.as_ref().is_some_and(|server| server.leaving && server.n_in_flight == 0)
+            {
+                slot.server = None;
+            }
+        }
+    }
+
+    /// The server for one attempt; none when the service has none at all. Those in `tried` get it
+    /// only when there is no other.
+    pub fn pick(&mut self, now: Instant, tried: &[Attempt]) -> Option<Attempt> {
+        if now.saturating_duration_since(self.stepped_at) >= STEP {
+            self.step(now);
+        }
+        let first = self.draw_zone();
+        let zone = match first {
+            Some(zone) if self.has_untried(zone, tried) => Some(zone),
+            _ => self.order.iter().copied().find(|zone| self.has_untried(*zone, tried)),
+        };
+        let (zone, tried) = match (zone, first) {
+            (Some(zone), _) => (zone, tried),
+            (None, Some(zone)) => (zone, &[][..]),
+            (None, None) => return None,
+        };
+        let place = self.choose(now, zone, tried)?;
+        let slot = &mut self.slots[place as usize];
+        let server = slot.server.as_mut()?;
+        server.begin(now);
+        self.zones[server.zone].n_in_flight += 1;
+        Some(Attempt { address: server.spec.address, server: place, life: slot.life })
+    }
+
+    /// Offers the request to the tiers in their order; what none takes is shared by all.
+    fn draw_zone(&mut self) -> Option<usize> {
+        let is_open = |zone: &usize| !self.zones[*zone].open.is_empty();
+        // The usual case: the closest zone is alone in its tier and well.
+        let &closest = self.order.first()?;
+        let alone =
+            self.order.get(1).is_none_or(|next| self.zones[*next].tier != self.zones[closest].tier);
+        if alone && is_open(&closest) && self.zones[closest].share >= 1.0 {
+            let zone = &self.zones[closest];
+            if zone.open_weight * self.settings.overprovision >= zone.all_weight {
+                return Some(closest);
+            }
+        }
+        let mut begin = 0;
+        while begin < self.order.len() {
+            let tier = self.zones[self.order[begin]].tier;
+            let n = self.order[begin..]
+                .iter()
+                .take_while(|zone| self.zones[**zone].tier == tier)
+                .count();
+            let zones = &self.order[begin..begin + n];
+            begin += n;
+            let sum = |value: fn(&Zone) -> f64| -> f64 {
+                zones.iter().map(|zone| value(&self.zones[*zone])).sum()
+            };
+            let open = sum(|zone| zone.open_weight);
+            let willing = sum(|zone| zone.open_weight * zone.share);
+            if open <= 0.0 {
+                continue;
+            }
+            let by_capacity = self.settings.overprovision * open / sum(|zone| zone.all_weight);
+            let takes = by_capacity.min(1.0) * (willing / open);
+            if self.rng.random::<f64>() < takes {
+                let at = self.rng.random::<f64>() * willing;
+                return weighted(zones, at, |zone| {
+                    self.zones[zone].open_weight * self.zones[zone].share
+                });
+            }
+        }
+        let total =
+            |value: &dyn Fn(usize) -> f64| -> f64 { self.order.iter().map(|z| value(*z)).sum() };
+        let willing = |zone: usize| self.zones[zone].open_weight * self.zones[zone].share;
+        let open = |zone: usize| self.zones[zone].open_weight;
+        let at = self.rng.random::<f64>();
+        if total(&willing) > 0.0 {
+            return weighted(&self.order, at * total(&willing), willing);
+        }
+        weighted(&self.order, at * total(&open), open)
+    }
+
+    fn has_untried(&self, zone: usize, tried: &[Attempt]) -> bool {
+        let open = &self.zones[zone].open;
+        open.iter().any(|place| tried.iter().all(|attempt| attempt.server != *place))
+    }
+
+    /// The better of two servers of the zone, drawn by their shares.
+    fn choose(&mut self, now: Instant, zone: usize, tried: &[Attempt]) -> Option<u32> {
+        let one = self.draw(zone, tried, None)?;
+        let Some(other) = self.draw(zone, tried, Some(one)) else { return Some(one) };
+        let server = |place: u32| self.slots.get(place as usize)?.server.as_ref();
+        let (first, second) = (server(one)?, server(other)?);
+        let is_first = is_better(now, first, second, self.zones[zone].hot_above);
+        Some(if is_first { one } else { other })
+    }
+
+    fn draw(&mut self, zone: usize, tried: &[Attempt], not: Option<u32>) -> Option<u32> {
+        let open = &self.zones[zone].open;
+        let is_free =
+            |place: u32| not != Some(place) && tried.iter().all(|attempt| attempt.server != place);
+        if open.len() == 1 {
+            return open.first().copied().filter(|place| is_free(*place));
+        }
+        for _ in 0..N_DRAWS_MAX {
+            let place = open[self.rng.random_range(0..open.len())];
+            let share =
+                self.slots[place as usize].server.as_ref().map_or(0.0, |server| server.draw);
+            if is_free(place) && (share >= 1.0 || self.rng.random::<f64>() < share) {
+                return Some(place);
+            }
+        }
+        open.iter().copied().find(|place| is_free(*place))
+    }
+
+    /// What became of an attempt. It stays in flight until [`Fleet::release`].
+    pub fn report(&mut self, now: Instant, attempt: Attempt, ended: Ended) {
+        let settings = &self.settings;
+        let Some(slot) = self.slots.get_mut(attempt.server as usize) else { return };
+        let Some(server) = slot.server.as_mut().filter(|_| slot.life == attempt.life) else {
+            return;
+        };
+        let zone = &mut self.zones[server.zone];
+        let latency = match ended {
+            Ended::Well(latency) | Ended::Failed(latency) | Ended::TimedOut(latency) => {
+                Some(latency)
+            }
+            Ended::Unreachable | Ended::Broken => None,
+        };
+        // A server that fails quickly is not quick.
+        if let (Some(latency), Ended::Well(_) | Ended::TimedOut(_)) = (latency, ended) {
+            server.answered(now, latency);
+            zone.answered(now, latency);
+        }
+        let is_failure = !matches!(ended, Ended::Well(_));
+        let counts = Counts { n_all: 1, n_failed: u32::from(is_failure), n_slow: 0 };
+        server.window.add(now, counts);
+        zone.window.add(now, counts);
+        if !is_failure {
+            server.health.answered_well();
+            return;
+        }
+        server.n_failed += 1;
+        let reason = server.health.failed(settings, ended == Ended::Unreachable);
+        if let Some(reason) = reason.filter(|_| server.health.out().is_none()) {
+            self.take_out(now, attempt.server, reason);
+        }
+    }
+
+    /// The attempt is over, or given up.
+    pub fn release(&mut self, attempt: Attempt) {
+        let Some(slot) = self.slots.get_mut(attempt.server as usize) else { return };
+        let Some(server) = slot.server.as_mut().filter(|_| slot.life == attempt.life) else {
+            return;
+        };
+        server.release();
+        let zone = &mut self.zones[server.zone];
+        zone.n_in_flight = zone.n_in_flight.saturating_sub(1);
+        if server.leaving {
+            self.drop_gone();
+        }
+    }
+
+    fn take_out(&mut self, now: Instant, place: u32, reason: Reason) {
+        let Some(zone) = self.server(place).map(|server| server.zone) else { return };
+        if matches!(reason, Reason::Failing | Reason::Outlier) {
+            let of_zone = || self.servers().filter(|server| server.zone == zone);
+            let is_ejected = |server: &&Server| {
+                matches!(server.health.out(), Some(Reason::Failing | Reason::Outlier))
+            };
+            let n_after = of_zone().filter(is_ejected).count() + 1;
+            if n_after as f64 > of_zone().count() as f64 * self.settings.ejected_max {
+                return;
+            }
+        }
+        let Some(server) = self.slots[place as usize].server.as_mut() else { return };
+        server.health.take_out(now, &self.settings, reason);
+        let (address, zone) = (server.spec.address, server.spec.zone.clone());
+        self.note(Event::Out { address, zone, reason });
+        self.refresh(now);
+    }
+
+    fn bring_back(&mut self, now: Instant, place: u32) {
+        let Some(server) = self.slots[place as usize].server.as_mut() else { return };
+        server.health.bring_back(now, &self.settings);
+        server.warm_up(now);
+        let (address, zone) = (server.spec.address, server.spec.zone.clone());
+        self.note(Event::Back { address, zone });
+        self.refresh(now);
+    }
+
+    /// The looks at servers that are due. Each is reported once.
+    pub fn checks_due(&mut self, now: Instant) -> Vec<Check> {
+        let settings = &self.settings;
+        let mut due = Vec::new();
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            let Some(server) = slot.server.as_mut().filter(|server| !server.leaving) else {
+                continue;
+            };
+            let idle = now.saturating_duration_since(server.answered_at);
+            let health = &mut server.health;
+            if health.is_checking || now < health.check_at {
+                continue;
+            }
+            let is_unreachable = health.out() == Some(Reason::Unreachable);
+            let (kind, timeout) = match &settings.check {
+                _ if is_unreachable => (CheckKind::Connect, PROBE_TIMEOUT),
+                Some(check) => (CheckKind::Get(check.path.clone()), check.timeout),
+                None if idle >= settings.idle_probe_after => (CheckKind::Connect, PROBE_TIMEOUT),
+                None => continue,
+            };
+            health.is_checking = true;
+            health.check_at = now
+                + match &settings.check {
+                    Some(check) if !is_unreachable => check.interval,
+                    _ => PROBE_EVERY.max(if is_unreachable {
+                        PROBE_EVERY
+                    } else {
+                        settings.idle_probe_after
+                    }),
+                };
+            let attempt = Attempt {
+                address: server.spec.address,
+                server: u32::try_from(place).unwrap_or(u32::MAX),
+                life: slot.life,
+            };
+            due.push(Check { attempt, kind, timeout });
+        }
+        due
+    }
+
+    /// What a look at a server showed.
+    pub fn checked(&mut self, now: Instant, check: &Check, is_well: bool) {
+        let place = check.attempt.server;
+        let Some(slot) = self.slots.get_mut(place as usize) else { return };
+        let Some(server) = slot.server.as_mut().filter(|_| slot.life == check.attempt.life) else {
+            return;
+        };
+        let health = &mut server.health;
+        health.is_checking = false;
+        if check.kind == CheckKind::Connect {
+            let out = health.out();
+            if is_well && out == Some(Reason::Unreachable) {
+                self.bring_back(now, place);
+            } else if !is_well && out.is_none() && health.failed(&self.settings, true).is_some() {
+                self.take_out(now, place, Reason::Unreachable);
+            } else if !is_well && out.is_none() {
+                // Look again soon: one failed connection is not yet a fact.
+                health.check_at = now + PROBE_EVERY;
+            }
+            return;
+        }
+        let (n_well, n_unwell) =
+            self.settings.check.as_ref().map_or((1, 1), |check| (check.n_well, check.n_unwell));
+        match health.checked(n_well, n_unwell, is_well) {
+            Some(true) => self.bring_back(now, place),
+            Some(false) => self.take_out(now, place, Reason::Check),
+            None => {}
+        }
+    }
+
+    /// Time passes: shares move, servers come back, outliers are looked for.
+    pub fn step(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.stepped_at);
+        self.stepped_at = now;
+        let latencies: Vec<Option<f64>> =
+            self.zones.iter().map(|zone| zone.latency_s(now)).collect();
+        for idx in 0..self.zones.len() {
+            let others = latencies.iter().enumerate().filter(|(other, _)| *other != idx);
+            let other_s = others.filter_map(|(_, latency)| *latency).min_by(f64::total_cmp);
+            let zone = &mut self.zones[idx];
+            let before = zone.share;
+            zone.step(now, passed, &self.settings, other_s);
+            let name = || zone.name.clone();
+            if before >= 0.5 && zone.share < 0.5 {
+                let event = Event::Left { zone: name() };
+                self.note(event);
+            } else if before < 0.5 && zone.share >= 0.5 {
+                let event = Event::Returned { zone: name() };
+                self.note(event);
+            }
+        }
+        let over: Vec<u32> = self.places(|server| server.health.is_over(now));
+        for place in over {
+            self.bring_back(now, place);
+        }
+        if now.saturating_duration_since(self.outliers_at) >= OUTLIERS_EVERY {
+            self.outliers_at = now;
+            self.eject_outliers(now);
+        }
+        self.refresh(now);
+    }
+
+    fn eject_outliers(&mut self, now: Instant) {
+        for zone in 0..self.zones.len() {
+            let n_min = self.settings.n_requests_min;
+            let mut failed: Vec<(u32, f64)> = Vec::new();
+            for (place, slot) in self.slots.iter_mut().enumerate() {
+                let Some(server) = slot.server.as_mut().filter(|server| server.zone == zone) else {
+                    continue;
+                };
+                let counts = server.window.sum(now);
+                if counts.n_all >= n_min && server.health.out().is_none() {
+                    failed.push((u32::try_from(place).unwrap_or(u32::MAX), counts.failed()));
+                }
+            }
+            if failed.len() < N_PEERS_MIN {
+                continue;
+            }
+            failed.sort_by(|one, other| one.1.total_cmp(&other.1));
+            let median = failed[failed.len() / 2].1;
+            let margin = self.settings.outlier_margin;
+            let far: Vec<u32> = failed
+                .iter()
+                .filter(|(_, share)| *share > median + margin)
+                .map(|(place, _)| *place)
+                .collect();
+            for place in far {
+                self.take_out(now, place, Reason::Outlier);
+            }
+        }
+    }
+
+    /// Works out who is open, and how likely each is drawn.
+    fn refresh(&mut self, now: Instant) {
+        self.order = (0..self.zones.len()).collect();
+        self.order.sort_by_key(|zone| self.zones[*zone].tier);
+        let n_reachable = self.count(|server| server.health.out() != Some(Reason::Unreachable));
+        let n_well = self.count(|server| server.health.out().is_none());
+        let is_panicking = n_well < n_reachable
+            && (n_well as f64) < self.settings.panic_below * n_reachable as f64;
+        if is_panicking != self.is_panicking {
+            self.is_panicking = is_panicking;
+            self.note(if is_panicking { Event::Panic } else { Event::Calm });
+        }
+        // With nobody reachable the best that can be done is to try.
+        let is_open = |server: &Server| match server.health.out() {
+            _ if server.leaving => false,
+            None => true,
+            Some(Reason::Unreachable) => n_reachable == 0,
+            Some(_) => is_panicking,
+        };
+        for idx in 0..self.zones.len() {
+            let mut latencies: Vec<f64> = self
+                .servers()
+                .filter(|server| server.zone == idx && is_open(server))
+                .filter_map(|server| server.latency_s(now))
+                .collect();
+            latencies.sort_by(f64::total_cmp);
+            let typical_s = latencies.get((latencies.len().max(1) - 1) / 2).copied();
+            let mut open = std::mem::take(&mut self.zones[idx].open);
+            open.clear();
+            let (mut open_weight, mut all_weight, mut draw_max) = (0.0, 0.0, 0.0_f64);
+            let mut loads = Vec::new();
+            for (place, slot) in self.slots.iter_mut().enumerate() {
+                let Some(server) = slot.server.as_mut() else { continue };
+                if server.zone != idx || server.leaving {
+                    continue;
+                }
+                all_weight += server.spec.weight;
+                if !is_open(server) {
+                    continue;
+                }
+                server.draw = server.share(now, &self.settings, typical_s);
+                draw_max = draw_max.max(server.draw);
+                open_weight += server.draw.max(0.5 * server.spec.weight).min(server.spec.weight);
+                loads.push(f64::from(server.n_in_flight) / server.spec.weight);
+                open.push(u32::try_from(place).unwrap_or(u32::MAX));
+            }
+            for place in &open {
+                if let Some(server) = self.slots[*place as usize].server.as_mut() {
+                    server.draw /= draw_max.max(1e-9);
+                }
+            }
+            loads.sort_by(f64::total_cmp);
+            let at = (loads.len() as f64 * self.settings.hot_quantile) as usize;
+            let zone = &mut self.zones[idx];
+            zone.hot_above =
+                loads.get(at.min(loads.len().saturating_sub(1))).copied().unwrap_or(0.0);
+            (zone.open, zone.open_weight, zone.all_weight) = (open, open_weight, all_weight);
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        // Whoever does not collect them loses the oldest.
+        if self.events.len() >= 256 {
+            self.events.remove(0);
+        }
+        self.events.push(event);
+    }
+
+    /// What happened since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.slots.iter().filter_map(|slot| slot.server.as_ref()).filter(|server| !server.leaving)
+    }
+
+    /// The zones, the closest first.
+    pub fn zones(&self) -> impl Iterator<Item = &Zone> {
+        self.order.iter().map(|zone| &self.zones[*zone])
+    }
+
+    pub fn is_panicking(&self) -> bool {
+        self.is_panicking
+    }
+
+    fn server(&self, place: u32) -> Option<&Server> {
+        self.slots.get(place as usize)?.server.as_ref()
+    }
+
+    fn count(&self, is: impl Fn(&Server) -> bool) -> usize {
+        self.servers().filter(|server| is(server)).count()
+    }
+
+    fn places(&self, is: impl Fn(&Server) -> bool) -> Vec<u32> {
+        let all = self.slots.iter().enumerate();
+        let those = all.filter(|(_, slot)| slot.server.as_ref().is_some_and(&is));
+        those.map(|(place, _)| u32::try_from(place).unwrap_or(u32::MAX)).collect()
+    }
+}
+
+/// The one of `zones` under which `at` falls when their weights lie in a row.
+fn weighted(zones: &[usize], mut at: f64, weight: impl Fn(usize) -> f64) -> Option<usize> {
+    let mut last = None;
+    for zone in zones {
+        let own = weight(*zone);
+        if own <= 0.0 {
+            continue;
+        }
+        last = Some(*zone);
+        if at < own {
+            break;
+        }
+        at -= own;
+    }
+    last
+}

@@ -1,0 +1,136 @@
+//! When a server is out, and for how long.
+//!
+//! | reason | sign | back when |
+//! |---|---|---|
+//! | unreachable | connections fail in a row (Ribbon's trip) | a connection succeeds, or time is up |
+//! | failing | failures in a row | time is up |
+//! | outlier | its share of failures is far above its zone's median | time is up |
+//! | check | active checks failed in a row | checks succeed in a row |
+//!
+//! That nobody listens is a fact and has no cap. The others are suspicions: no more of a zone than
+//! `ejected_max` is ejected for them, and when hardly any server looks well they are ignored.
+//! Who is back is on probation: two failures in a row are enough to be out again, for longer.
+
+use super::settings::Settings;
+use base::env::Instant;
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    Unreachable,
+    Failing,
+    Outlier,
+    Check,
+}
+
+impl Reason {
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Unreachable => "unreachable",
+            Reason::Failing => "failing",
+            Reason::Outlier => "outlier",
+            Reason::Check => "check",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Health {
+    out: Option<(Reason, Instant)>,
+    /// How often it was out lately; each time lasts longer.
+    n_outs: u32,
+    back_at: Instant,
+    n_unreachable: u32,
+    n_failed: u32,
+    n_checks_well: u32,
+    n_checks_unwell: u32,
+    pub check_at: Instant,
+    pub is_checking: bool,
+}
+
+impl Health {
+    pub fn new(now: Instant) -> Health {
+        Health {
+            out: None,
+            n_outs: 0,
+            back_at: now,
+            n_unreachable: 0,
+            n_failed: 0,
+            n_checks_well: 0,
+            n_checks_unwell: 0,
+            check_at: now,
+            is_checking: false,
+        }
+    }
+
+    /// Why it is out, if it is.
+    pub fn out(&self) -> Option<Reason> {
+        self.out.map(|(reason, _)| reason)
+    }
+
+    /// The reason to take it out, if this failure is one.
+    pub fn failed(&mut self, settings: &Settings, is_unreachable: bool) -> Option<Reason> {
+        if is_unreachable {
+            self.n_unreachable += 1;
+            return (self.n_unreachable >= settings.n_unreachable_max.max(1))
+                .then_some(Reason::Unreachable);
+        }
+        self.n_unreachable = 0;
+        self.n_failed += 1;
+        (self.n_failed >= settings.n_failed_max.max(1)).then_some(Reason::Failing)
+    }
+
+    pub fn answered_well(&mut self) {
+        self.n_unreachable = 0;
+        self.n_failed = 0;
+    }
+
+    pub fn take_out(&mut self, now: Instant, settings: &Settings, reason: Reason) {
+        if now.saturating_duration_since(self.back_at) > settings.eject_max {
+            self.n_outs = 0;
+        }
+        let until = match reason {
+            Reason::Unreachable => {
+                let doubled = settings.trip_for.saturating_mul(1 << self.n_outs.min(16));
+                now + doubled.min(settings.trip_max)
+            }
+            Reason::Failing | Reason::Outlier => {
+                now + settings
+                    .eject_for
+                    .saturating_mul(self.n_outs.saturating_add(1))
+                    .min(settings.eject_max)
+            }
+            // Ended by checks alone.
+            Reason::Check => now + Duration::from_secs(3600 * 24 * 365),
+        };
+        self.n_outs = self.n_outs.saturating_add(1);
+        self.out = Some((reason, until));
+    }
+
+    /// Whether its time out is over now.
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.out.is_some_and(|(_, until)| now >= until)
+    }
+
+    pub fn bring_back(&mut self, now: Instant, settings: &Settings) {
+        self.out = None;
+        self.back_at = now;
+        self.n_unreachable = settings.n_unreachable_max.saturating_sub(2);
+        self.n_failed = settings.n_failed_max.saturating_sub(2);
+    }
+
+    /// A check's result; what changes with it.
+    pub fn checked(&mut self, n_well: u32, n_unwell: u32, is_well: bool) -> Option<bool> {
+        if is_well {
+            self.n_checks_unwell = 0;
+            self.n_checks_well += 1;
+            let back = self.out() == Some(Reason::Check) && self.n_checks_well >= n_well.max(1);
+            back.then_some(true)
+        } else {
+            self.n_checks_well = 0;
+            self.n_checks_unwell += 1;
+            let out = self.out.is_none() && self.n_checks_unwell >= n_unwell.max(1);
+            out.then_some(false)
+        }
+    }
+}

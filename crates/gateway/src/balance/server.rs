@@ -1,0 +1,146 @@
+//! What the traffic tells of one server, and which of two is better.
+//!
+//! Prequal's hot–cold rule: a server with more requests under way than most of its zone is hot.
+//! Of two cold ones the quicker is better, a cold one is better than a hot one, of two hot ones
+//! that with fewer requests under way. Latencies that differ by less than a quarter are equal:
+//! then requests under way decide, so that noise does not send everything to one server.
+//!
+//! A server that owes answers and gives none is as slow as it has been silent: one that hangs is
+//! avoided long before a time-out.
+
+use super::health::Health;
+use super::settings::{ServerSpec, Settings};
+use crate::isolate::window::Window;
+use base::env::Instant;
+use std::time::Duration;
+
+/// How long an answer counts in the mean latency.
+const MEMORY: Duration = Duration::from_secs(1);
+/// A server that has not answered for a while is thought half as slow after this time.
+const FADING: Duration = Duration::from_secs(5);
+/// The share of a server that has just come or come back.
+const COLD_SHARE: f64 = 0.05;
+/// The least share of a server that is slower than its zone.
+const SLOW_SHARE: f64 = 0.02;
+
+#[derive(Debug)]
+pub struct Server {
+    pub spec: ServerSpec,
+    /// Its zone's place in the fleet.
+    pub zone: usize,
+    pub n_in_flight: u32,
+    /// Since when it owes an answer and has given none.
+    owes_since: Option<Instant>,
+    latency_s: Option<f64>,
+    pub answered_at: Instant,
+    pub window: Window,
+    pub health: Health,
+    warm_from: Instant,
+    /// How likely it is drawn, 0 to 1, relative to its zone's likeliest.
+    pub draw: f64,
+    /// No longer named, and kept for what is still under way there.
+    pub leaving: bool,
+    pub n_requests: u64,
+    pub n_failed: u64,
+}
+
+impl Server {
+    pub fn new(now: Instant, spec: ServerSpec, zone: usize, warm: bool) -> Server {
+        Server {
+            spec,
+            zone,
+            n_in_flight: 0,
+            owes_since: None,
+            latency_s: None,
+            answered_at: now,
+            window: Window::new(now, Duration::from_secs(10)),
+            health: Health::new(now),
+            warm_from: if warm { now - Duration::from_secs(3600) } else { now },
+            draw: 1.0,
+            leaving: false,
+            n_requests: 0,
+            n_failed: 0,
+        }
+    }
+
+    pub fn begin(&mut self, now: Instant) {
+        self.n_in_flight += 1;
+        self.n_requests += 1;
+        self.owes_since.get_or_insert(now);
+    }
+
+    /// One request less is under way.
+    pub fn release(&mut self) {
+        self.n_in_flight = self.n_in_flight.saturating_sub(1);
+        if self.n_in_flight == 0 {
+            self.owes_since = None;
+        }
+    }
+
+    /// An answer came: it is alive.
+    pub fn answered(&mut self, now: Instant, latency: Duration) {
+        let sample = latency.as_secs_f64();
+        let gone = now.saturating_duration_since(self.answered_at).as_secs_f64();
+        // A server that answers rarely is known by its last answers, however long ago.
+        let weight = (1.0 - (-gone / MEMORY.as_secs_f64()).exp()).clamp(0.02, 0.5);
+        self.latency_s = Some(match self.latency_s {
+            Some(mean) => mean + weight * (sample - mean),
+            None => sample,
+        });
+        self.answered_at = now;
+        self.owes_since = Some(now);
+    }
+
+    /// Forgets what was learned before it was out.
+    pub fn warm_up(&mut self, now: Instant) {
+        self.warm_from = now;
+        self.latency_s = None;
+        self.answered_at = now;
+        self.window.clear();
+    }
+
+    /// How long an answer takes, as far as is known, in seconds. What is known fades, so that a
+    /// server that was slow is asked again some time.
+    pub fn latency_s(&self, now: Instant) -> Option<f64> {
+        let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+        let idle_s = (since(self.answered_at) - MEMORY.as_secs_f64()).max(0.0);
+        let faded = (-idle_s / FADING.as_secs_f64()).exp2();
+        match (self.latency_s.map(|mean| mean * faded), self.owes_since.map(since)) {
+            (Some(mean), Some(silent)) => Some(mean.max(silent)),
+            // What never answered is known only to be silent.
+            (None, Some(silent)) if silent > 0.1 => Some(silent),
+            (mean, _) => mean,
+        }
+    }
+
+    /// Its share of its zone's requests: its weight, less while it is new, less still while it is
+    /// slower than the zone's typical server.
+    pub fn share(&self, now: Instant, settings: &Settings, typical_s: Option<f64>) -> f64 {
+        let warm_s = now.saturating_duration_since(self.warm_from).as_secs_f64();
+        let warm = warm_s / settings.warm_up.as_secs_f64().max(0.001);
+        let slow = match (self.latency_s(now), typical_s) {
+            (Some(own), Some(typical)) if own > 2.0 * typical => {
+                (2.0 * typical / own).max(SLOW_SHARE)
+            }
+            _ => 1.0,
+        };
+        self.spec.weight * warm.clamp(COLD_SHARE, 1.0) * slow
+    }
+}
+
+/// Whether `one` is better than `other`. Hot is who has more than `hot_above` requests under way;
+/// weights are honoured by comparing requests under way per weight.
+pub fn is_better(now: Instant, one: &Server, other: &Server, hot_above: f64) -> bool {
+    let load = |server: &Server| f64::from(server.n_in_flight) / server.spec.weight;
+    let (one_load, other_load) = (load(one), load(other));
+    match (one_load > hot_above, other_load > hot_above) {
+        (false, true) => true,
+        (true, false) => false,
+        (true, true) => one_load <= other_load,
+        (false, false) => match (one.latency_s(now), other.latency_s(now)) {
+            (Some(one_s), Some(other_s)) if one_s * 1.25 < other_s => true,
+            (Some(one_s), Some(other_s)) if other_s * 1.25 < one_s => false,
+            _ => one_load <= other_load,
+        },
+    }
+}

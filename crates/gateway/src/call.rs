@@ -1,0 +1,319 @@
+//! Runs one request at a service: lets it in, sends its attempts, and tells the service how they
+//! ended. What an attempt is, its caller says: the gateway sends HTTP, a client library whatever
+//! it speaks.
+//!
+//! Dropped at any point (the client went away, the deadline passed) it leaves nothing behind: an
+//! attempt is released by its [`Flight`], the request's place in the bulkhead by its [`Stay`].
+
+use crate::balance::{Attempt, Closeness, Ended};
+use crate::isolate::bulkhead::Priority;
+use crate::service::{Admission, Finished, Refused, Service, Settings};
+use base::env::{Env, Instant};
+use futures::future::{Either, select};
+use parking_lot::{Mutex, MutexGuard};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A service that many tasks use.
+pub struct Handle {
+    pub name: Arc<str>,
+    env: Env,
+    service: Mutex<Service>,
+}
+
+impl Handle {
+    pub fn new(env: &Env, name: &str, settings: Settings, closeness: Closeness) -> Arc<Handle> {
+        let service = Service::new(env.now(), settings, closeness, env.random());
+        Arc::new(Handle { name: name.into(), env: env.clone(), service: Mutex::new(service) })
+    }
+
+    /// Never held across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Service> {
+        self.service.lock()
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub priority: Priority,
+    pub deadline: Instant,
+    /// Whether the deadline is the service's own. A caller that gives less time than the service
+    /// may take learns nothing about the service when that is over.
+    pub is_full_time: bool,
+    /// Whether sending it twice does no harm, and it can be sent twice.
+    pub may_repeat: bool,
+}
+
+/// An answer, and whether it is one of a server that works.
+pub struct Sent<A> {
+    pub answer: A,
+    pub verdict: Verdict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Well,
+    /// The server failed; another one may do better.
+    Failed,
+}
+
+/// Why an attempt has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// Nothing was sent: harmless to send elsewhere.
+    #[error("no connection: {0}")]
+    Unreachable(String),
+    /// A connection that had been idle was closed by the other side before anything was sent.
+    #[error("the idle connection was closed")]
+    Stale,
+    /// Something was sent, and the connection broke.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    /// It is the request that cannot be sent: too large, or its sender broke off. Nobody's fault
+    /// here.
+    #[error("{0}")]
+    Request(String),
+}
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("no answer in time")]
+    TimedOut,
+    #[error(transparent)]
+    Send(SendError),
+}
+
+/// An answer, with what must be kept until its last byte is out.
+pub struct Called<A> {
+    pub answer: A,
+    pub verdict: Verdict,
+    pub attempt: Attempt,
+    pub n_attempts: u32,
+    pub stay: Stay,
+}
+
+/// The request's place in the bulkhead, and its attempt's at the server. Given back when dropped.
+pub struct Stay {
+    handle: Arc<Handle>,
+    admission: Option<Admission>,
+    flight: Option<Flight>,
+}
+
+impl Stay {
+    fn finish(&mut self, now: Instant, finished: Finished) {
+        if let Some(admission) = self.admission.take() {
+            self.handle.lock().finish(now, &admission, finished);
+        }
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let now = self.handle.env.now();
+        let mut service = self.handle.service.lock();
+        if let Some(admission) = self.admission.take() {
+            service.finish(now, &admission, Finished::GivenUp);
+        }
+        let flight = self.flight.as_mut();
+        if let Some(attempt) = flight.and_then(|flight| flight.attempt.take()) {
+            service.release(attempt);
+        }
+        service.leave();
+    }
+}
+
+/// One attempt under way.
+struct Flight {
+    handle: Arc<Handle>,
+    attempt: Option<Attempt>,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if let Some(attempt) = self.attempt.take() {
+            self.handle.lock().release(attempt);
+        }
+    }
+}
+
+/// How one attempt ended.
+type Tried<A> = (Flight, Result<Sent<A>, Failure>);
+
+/// Sends a request to the service, again if that is allowed and helps.
+pub async fn call<A, S, F>(handle: &Arc<Handle>, ask: &Ask, send: S) -> Result<Called<A>, Failure>
+where
+    S: Fn(Attempt) -> F,
+    F: Future<Output = Result<Sent<A>, SendError>>,
+{
+    let now = handle.env.now();
+    let (mut stay, mut attempt, hedge_after) = {
+        let mut service = handle.lock();
+        let admission = service.admit(now, ask.priority)?;
+        match service.pick(now, &[]) {
+            Some(attempt) => {
+                let stay =
+                    Stay { handle: handle.clone(), admission: Some(admission), flight: None };
+                let hedge_after = service.hedge_after().filter(|_| ask.may_repeat);
+                (stay, attempt, hedge_after)
+            }
+            None => {
+                service.finish(now, &admission, Finished::Failed);
+                service.leave();
+                return Err(Refused::NoServers.into());
+            }
+        }
+    };
+    // Empty vectors hold no memory: the usual request has one attempt.
+    let mut tried: Vec<Attempt> = Vec::new();
+    let mut n_attempts = 1;
+    loop {
+        let (flight, result) = match hedge_after.filter(|_| n_attempts == 1) {
+            Some(after) => {
+                hedged(handle, ask, attempt, after, &mut n_attempts, &mut tried, &send).await
+            }
+            None => once(handle, ask, attempt, &send).await,
+        };
+        let now = handle.env.now();
+        let helps = match &result {
+            Ok(sent) => sent.verdict == Verdict::Failed && ask.may_repeat,
+            Err(Failure::Send(SendError::Unreachable(_) | SendError::Stale)) => true,
+            Err(Failure::Send(SendError::Broken(_)) | Failure::TimedOut) => ask.may_repeat,
+            Err(Failure::Send(SendError::Request(_)) | Failure::Refused(_)) => false,
+        };
+        if helps && now < ask.deadline {
+            let mut service = handle.lock();
+            if service.retry(now, n_attempts) {
+                tried.push(attempt);
+                if let Some(next) = service.pick(now, &tried) {
+                    drop(service);
+                    drop(flight);
+                    attempt = next;
+                    n_attempts += 1;
+                    continue;
+                }
+            }
+        }
+        match result {
+            Ok(sent) => {
+                let attempt = flight.attempt.unwrap_or(attempt);
+                stay.finish(
+                    now,
+                    match sent.verdict {
+                        Verdict::Well => Finished::Well,
+                        Verdict::Failed => Finished::Failed,
+                    },
+                );
+                stay.flight = Some(flight);
+                let Sent { answer, verdict } = sent;
+                return Ok(Called { answer, verdict, attempt, n_attempts, stay });
+            }
+            Err(failure) => {
+                let is_ours = match &failure {
+                    Failure::Send(SendError::Request(_)) => false,
+                    Failure::TimedOut => ask.is_full_time,
+                    _ => true,
+                };
+                stay.finish(now, if is_ours { Finished::Failed } else { Finished::GivenUp });
+                return Err(failure);
+            }
+        }
+    }
+}
+
+/// One attempt, from its begin to its answer's headers.
+async fn once<A, S, F>(handle: &Arc<Handle>, ask: &Ask, attempt: Attempt, send: &S) -> Tried<A>
+where
+    S: Fn(Attempt) -> F,
+    F: Future<Output = Result<Sent<A>, SendError>>,
+{
+    let flight = Flight { handle: handle.clone(), attempt: Some(attempt) };
+    let begun = handle.env.now();
+    let left = ask.deadline.saturating_duration_since(begun);
+    let own = handle.lock().settings().attempt_timeout;
+    let limit = own.map_or(left, |own| own.min(left));
+    let is_fair = ask.is_full_time || own.is_some_and(|own| own <= left);
+    let result = handle.env.timeout(limit, send(attempt)).await;
+    let now = handle.env.now();
+    let took = now.saturating_duration_since(begun);
+    let (ended, result) = match result {
+        None => (is_fair.then_some(Ended::TimedOut(took)), Err(Failure::TimedOut)),
+        Some(Ok(sent)) => {
+            let ended = match sent.verdict {
+                Verdict::Well => Ended::Well(took),
+                Verdict::Failed => Ended::Failed(took),
+            };
+            (Some(ended), Ok(sent))
+        }
+        Some(Err(error)) => {
+            let ended = match &error {
+                SendError::Unreachable(_) => Some(Ended::Unreachable),
+                SendError::Broken(_) => Some(Ended::Broken),
+                SendError::Stale | SendError::Request(_) => None,
+            };
+            (ended, Err(Failure::Send(error)))
+        }
+    };
+    if let Some(ended) = ended {
+        handle.lock().report(now, attempt, ended);
+    }
+    (flight, result)
+}
+
+/// One attempt, and when it takes longer than most, another beside it; the first good answer wins.
+async fn hedged<A, S, F>(
+    handle: &Arc<Handle>,
+    ask: &Ask,
+    attempt: Attempt,
+    after: Duration,
+    n_attempts: &mut u32,
+    tried: &mut Vec<Attempt>,
+    send: &S,
+) -> Tried<A>
+where
+    S: Fn(Attempt) -> F,
+    F: Future<Output = Result<Sent<A>, SendError>>,
+{
+    let mut first = pin!(once(handle, ask, attempt, send));
+    if let Some(ended) = handle.env.timeout(after, &mut first).await {
+        return ended;
+    }
+    let second = {
+        let now = handle.env.now();
+        let mut service = handle.lock();
+        match service.hedge(now, *n_attempts) {
+            true => service.pick(now, &[attempt]),
+            false => None,
+        }
+    };
+    let Some(second) = second else { return first.await };
+    *n_attempts += 1;
+    tried.push(second);
+    let second = pin!(once(handle, ask, second, send));
+    let is_good = |tried: &Tried<A>| matches!(&tried.1, Ok(sent) if sent.verdict == Verdict::Well);
+    match select(first, second).await {
+        Either::Left((ended, other)) => {
+            if is_good(&ended) {
+                ended
+            } else {
+                other.await
+            }
+        }
+        Either::Right((ended, other)) => {
+            if is_good(&ended) {
+                ended
+            } else {
+                other.await
+            }
+        }
+    }
+}

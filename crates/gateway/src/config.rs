@@ -1,0 +1,201 @@
+//! What a gateway is told: one TOML file, read whole or refused whole.
+//!
+//! ```toml
+//! zone = "a"                          # where this gateway stands
+//! closeness = ["a", ["b", "c"]]       # the closest first; b and c are equally close
+//!
+//! [[listeners]]
+//! address = "0.0.0.0:8443"
+//! certificates = [{ certificate = "site.pem", key = "site.key" }]
+//!
+//! [[routes]]
+//! hosts = ["shop.example", "*.shop.example"]
+//! path = "/api/"                      # everything below it
+//! service = "api"                     # or: services = { api = 95, canary = 5 }
+//!
+//! [services.api]
+//! servers = ["a=10.0.0.1:80", "b=10.0.1.1:80", "c=10.0.2.1:80"]
+//! timeout = "2s"
+//! ```
+
+mod read;
+
+use crate::balance::{Closeness, ServerSpec};
+use crate::isolate::bulkhead::Priority;
+use crate::service;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use read::Error;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The zone this gateway stands in.
+    pub zone: String,
+    pub closeness: Closeness,
+    pub listeners: Vec<Listener>,
+    /// Metrics, the live page and the API. On a loopback address unless the file says otherwise.
+    pub admin: Option<SocketAddr>,
+    /// What the API's callers must know to change something.
+    pub admin_token: Option<String>,
+    /// Threads that serve; none: one for each core.
+    pub threads: Option<usize>,
+    pub access_log: Option<AccessLog>,
+    pub limits: Limits,
+    /// How long requests under way have to end when the gateway stops.
+    pub drain: Duration,
+    /// The first that matches is taken. Without any, everything goes to the only service.
+    pub routes: Vec<Route>,
+    pub services: BTreeMap<String, Service>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    /// With certificates it speaks TLS; which is shown is decided by the name that the client
+    /// asks for, the first one where none fits.
+    pub certificates: Vec<Certificate>,
+}
+
+/// PEM files: a chain, the own certificate first, and its key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Certificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum AccessLog {
+    Stdout,
+    File(PathBuf),
+}
+
+/// What one client may ask of the gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    pub n_connections_max: usize,
+    /// Requests under way in the whole gateway; near it the less important are refused first.
+    pub n_requests_max: u32,
+    pub header_bytes_max: usize,
+    pub n_headers_max: usize,
+    /// Larger request bodies are refused with 413; none: no limit.
+    pub body_bytes_max: Option<u64>,
+    /// How long a request's head, or a TLS greeting, may take to arrive.
+    pub header_timeout: Duration,
+    /// How long a body may stand still.
+    pub body_idle_timeout: Duration,
+    /// How long a connection may be open with no request.
+    pub idle_timeout: Duration,
+    /// Requests at once on one HTTP/2 connection.
+    pub n_streams_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            n_connections_max: 50_000,
+            n_requests_max: 10_000,
+            header_bytes_max: 32 << 10,
+            n_headers_max: 100,
+            body_bytes_max: None,
+            header_timeout: Duration::from_secs(10),
+            body_idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+            n_streams_max: 128,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// For logs and metrics: its name, or its place in the file.
+    pub name: String,
+    /// Lower-case, without a port; `*.example` matches one or more labels. Empty: any.
+    pub hosts: Vec<String>,
+    pub path: PathMatch,
+    /// Empty: any.
+    pub methods: Vec<Method>,
+    /// All must be there, with that value where one is given.
+    pub headers: Vec<(HeaderName, Option<String>)>,
+    /// Services and their weights; at least one, the sum above 0.
+    pub targets: Vec<(String, u32)>,
+    pub priority: Option<Priority>,
+    pub timeout: Option<Duration>,
+    pub body_bytes_max: Option<u64>,
+    /// What the matched prefix is replaced by before the request is forwarded.
+    pub replace_prefix: Option<String>,
+    pub request_headers: HeaderRules,
+    pub response_headers: HeaderRules,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum PathMatch {
+    /// This path and everything below it: "/api" and "/api/" match "/api", "/api/x", not "/apis".
+    Below(String),
+    Exactly(String),
+}
+
+/// Removed first, then set, then added.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HeaderRules {
+    pub remove: Vec<HeaderName>,
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    pub add: Vec<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub settings: service::Settings,
+    pub servers: Vec<ServerSpec>,
+    pub dns: Vec<DnsSource>,
+    pub protocol: Protocol,
+    pub tls: Option<UpstreamTls>,
+    pub fallback: Fallback,
+}
+
+/// Servers that a name stands for, asked again every `interval`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DnsSource {
+    pub name: String,
+    pub port: u16,
+    pub zone: String,
+    pub interval: Duration,
+}
+
+/// How the servers are spoken to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    #[default]
+    Http1,
+    Http2,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamTls {
+    /// Who signs the servers' certificates.
+    pub authority: PathBuf,
+    /// The name that the servers' certificates must hold.
+    pub server_name: String,
+    /// What this gateway shows of itself, if the servers ask.
+    pub certificate: Option<Certificate>,
+}
+
+/// What a client gets when the service has no answer. Tried in this order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Fallback {
+    /// The last good answer to the same GET, as old as this at most.
+    pub stale_for: Option<Duration>,
+    /// Another service.
+    pub service: Option<String>,
+    pub answer: Option<StaticAnswer>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct StaticAnswer {
+    pub status: StatusCode,
+    pub content_type: HeaderValue,
+    pub body: String,
+}

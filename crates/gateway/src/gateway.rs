@@ -1,0 +1,201 @@
+//! The gateway: what all its connections share.
+
+use crate::access_log::AccessLog;
+use crate::backend::Backend;
+use crate::config::{Config, Limits, Route};
+use crate::http::ending::Place;
+use crate::isolate::bulkhead::Priority;
+use crate::tls::{self, Acceptor};
+use base::env::Env;
+use parking_lot::RwLock;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use tokio::sync::watch;
+
+pub struct Gateway {
+    env: Env,
+    n_lanes: usize,
+    state: RwLock<Arc<State>>,
+    /// Told once, when no new requests are wanted.
+    stopping: watch::Sender<bool>,
+    n_connections: AtomicUsize,
+    n_requests: Arc<AtomicU32>,
+    pub access_log: RwLock<Option<AccessLog>>,
+    is_logging: AtomicBool,
+    pub counters: Counters,
+}
+
+/// What one file says, made ready. Replaced as a whole.
+pub struct State {
+    pub config: Config,
+    pub limits: Limits,
+    pub routes: Vec<Route>,
+    pub backends: BTreeMap<String, Arc<Backend>>,
+    pub acceptors: BTreeMap<SocketAddr, Acceptor>,
+}
+
+/// What no service is to blame for.
+#[derive(Default)]
+pub struct Counters {
+    pub n_accepted: AtomicU64,
+    pub n_refused_connections: AtomicU64,
+    pub n_refused_requests: AtomicU64,
+    pub n_no_route: AtomicU64,
+    pub n_bad_requests: AtomicU64,
+    pub n_bad_greetings: AtomicU64,
+    pub n_stood_still: AtomicU64,
+    pub n_broken_connections: AtomicU64,
+    pub n_reloads: AtomicU64,
+    pub n_bad_reloads: AtomicU64,
+}
+
+/// An open connection.
+pub struct Open(Arc<Gateway>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.n_connections.fetch_sub(1, Relaxed);
+    }
+}
+
+impl State {
+    fn new(
+        env: &Env,
+        config: Config,
+        n_lanes: usize,
+        before: Option<&State>,
+    ) -> Result<State, tls::Error> {
+        let mut backends = BTreeMap::new();
+        for (name, service) in &config.services {
+            let old = before.and_then(|before| before.backends.get(name));
+            let old = old.map(|backend| &**backend);
+            let backend = Backend::new(env, name, service, &config.closeness, n_lanes, old)?;
+            backends.insert(name.clone(), Arc::new(backend));
+        }
+        let mut acceptors = BTreeMap::new();
+        for listener in &config.listeners {
+            if !listener.certificates.is_empty() {
+                acceptors.insert(listener.address, Acceptor::load(&listener.certificates)?);
+            }
+        }
+        Ok(State {
+            limits: config.limits.clone(),
+            routes: config.routes.clone(),
+            backends,
+            acceptors,
+            config,
+        })
+    }
+
+    fn enact(&self) {
+        for backend in self.backends.values() {
+            backend.enact(&self.config.closeness);
+        }
+    }
+}
+
+impl Gateway {
+    /// `n_lanes` is the number of threads that serve.
+    pub fn new(env: &Env, config: Config, n_lanes: usize) -> Result<Arc<Gateway>, tls::Error> {
+        let state = State::new(env, config, n_lanes, None)?;
+        state.enact();
+        Ok(Arc::new(Gateway {
+            env: env.clone(),
+            n_lanes,
+            state: RwLock::new(Arc::new(state)),
+            stopping: watch::Sender::new(false),
+            n_connections: AtomicUsize::new(0),
+            n_requests: Arc::default(),
+            access_log: RwLock::default(),
+            is_logging: AtomicBool::new(false),
+            counters: Counters::default(),
+        }))
+    }
+
+    /// Goes by another file from the next request on, or by none of it.
+    pub fn reload(&self, config: Config) -> Result<(), tls::Error> {
+        let before = self.state();
+        let state = State::new(&self.env, config, self.n_lanes, Some(&before));
+        let state = state.inspect_err(|_| {
+            self.counters.n_bad_reloads.fetch_add(1, Relaxed);
+        })?;
+        state.enact();
+        *self.state.write() = Arc::new(state);
+        self.counters.n_reloads.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    pub fn state(&self) -> Arc<State> {
+        self.state.read().clone()
+    }
+
+    pub fn set_access_log(&self, log: Option<AccessLog>) {
+        self.is_logging.store(log.is_some(), Relaxed);
+        *self.access_log.write() = log;
+    }
+
+    pub fn log(&self) -> Option<AccessLog> {
+        // The usual gateway does not log: one load instead of a lock.
+        if self.is_logging.load(Relaxed) { self.access_log.read().clone() } else { None }
+    }
+
+    /// Asks every connection to end when its requests have.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Counts a connection, unless there are too many.
+    pub fn open_connection(self: &Arc<Self>) -> Option<Open> {
+        let n_max = self.state.read().limits.n_connections_max;
+        self.counters.n_accepted.fetch_add(1, Relaxed);
+        if self.n_connections.fetch_add(1, Relaxed) >= n_max {
+            self.n_connections.fetch_sub(1, Relaxed);
+            self.counters.n_refused_connections.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(Open(self.clone()))
+    }
+
+    /// Counts a request, unless there are too many of its priority.
+    pub fn admit(&self, limits: &Limits, priority: Priority) -> Option<Place> {
+        let room = f64::from(limits.n_requests_max) * priority.share();
+        let n_before = self.n_requests.fetch_add(1, Relaxed);
+        let place = Place(self.n_requests.clone());
+        (f64::from(n_before) < room.max(1.0)).then_some(place)
+    }
+
+    pub fn n_connections(&self) -> usize {
+        self.n_connections.load(Relaxed)
+    }
+
+    pub fn n_requests(&self) -> u32 {
+        self.n_requests.load(Relaxed)
+    }
+
+    /// A connection ended otherwise than by a goodbye.
+    pub fn count_broken(&self, error: &(dyn std::error::Error + 'static)) {
+        let is_malformed = |error: &hyper::Error| error.is_parse() || error.is_parse_too_large();
+        match error.downcast_ref::<hyper::Error>() {
+            Some(error) if is_malformed(error) => {
+                self.counters.n_bad_requests.fetch_add(1, Relaxed);
+            }
+            _ => {
+                self.counters.n_broken_connections.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}

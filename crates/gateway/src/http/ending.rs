@@ -1,0 +1,59 @@
+//! What a request holds until its answer's last byte is out: its place among those under way,
+//! its attempt at the server, the connection; and what is then counted and logged.
+
+use crate::access_log::{AccessLog, Entry};
+use crate::backend::Backend;
+use crate::call::Stay;
+use crate::http::pool::Loan;
+use crate::http::serve::UnderWay;
+use base::env::{Env, Instant};
+use http::StatusCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// A place among the requests that the whole gateway has under way.
+pub struct Place(pub Arc<AtomicU32>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+pub struct Ending {
+    pub env: Env,
+    pub begun: Instant,
+    pub status: StatusCode,
+    pub n_bytes: u64,
+    /// The answer ended before its end.
+    pub is_broken: bool,
+    pub backend: Option<Arc<Backend>>,
+    pub log: Option<(AccessLog, Entry)>,
+    /// Dropped in this order: the connection is free before somebody else is let in.
+    pub loan: Option<Loan>,
+    pub stay: Option<Stay>,
+    pub place: Option<Place>,
+    pub under_way: UnderWay,
+}
+
+impl Ending {
+    pub fn now(&self) -> Instant {
+        self.env.now()
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let took = self.env.now().saturating_duration_since(self.begun);
+        if let Some(backend) = &self.backend {
+            backend.count(self.status, took);
+        }
+        if let Some((log, mut entry)) = self.log.take() {
+            entry.status = self.status.as_u16();
+            entry.n_bytes = self.n_bytes;
+            entry.is_broken = self.is_broken;
+            entry.took = took;
+            log.write(entry);
+        }
+    }
+}

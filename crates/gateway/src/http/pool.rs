@@ -1,0 +1,280 @@
+//! Connections to a service's servers: kept when idle, one set for each lane (a thread that
+//! serves), so that lanes do not meet on a hot path.
+
+use crate::call::{Handle, SendError};
+use crate::config::Protocol;
+use crate::http::body::RequestBody;
+use crate::tls::Connector;
+use base::env::{Env, Instant, Stream};
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{Request, Response, Uri, header};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Shorter than the five seconds after which common servers close an idle connection: what they
+/// close while a request is on its way cannot always be sent again.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+/// Idle connections kept to one server, by one lane.
+const N_IDLE_MAX: usize = 512;
+
+/// A service, and how it is spoken to.
+pub struct Upstream {
+    pub handle: Arc<Handle>,
+    pub protocol: Protocol,
+    pub tls: Option<Connector>,
+    lanes: Vec<Mutex<Pool>>,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: HashMap<SocketAddr, Vec<Idle>>,
+    shared: HashMap<SocketAddr, http2::SendRequest<RequestBody>>,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// A connection that one request has; it goes back when dropped.
+pub struct Loan {
+    upstream: Arc<Upstream>,
+    lane: usize,
+    address: SocketAddr,
+    sender: Option<Sender>,
+    pub is_fresh: bool,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+impl Upstream {
+    pub fn new(
+        handle: Arc<Handle>,
+        protocol: Protocol,
+        tls: Option<Connector>,
+        n_lanes: usize,
+    ) -> Arc<Upstream> {
+        let lanes = (0..n_lanes.max(1)).map(|_| Mutex::default()).collect();
+        Arc::new(Upstream { handle, protocol, tls, lanes })
+    }
+
+    /// A connection to the server: an idle one, or a new one.
+    pub async fn loan(
+        self: &Arc<Self>,
+        env: &Env,
+        lane: usize,
+        address: SocketAddr,
+    ) -> Result<Loan, SendError> {
+        let loan = |sender, is_fresh| Loan {
+            upstream: self.clone(),
+            lane,
+            address,
+            sender: Some(sender),
+            is_fresh,
+        };
+        if let Some(sender) = self.take(env.now(), lane, address) {
+            return Ok(loan(sender, false));
+        }
+        let limit = self.handle.lock().settings().connect_timeout;
+        let connected = env.timeout(limit, self.connect(env, address)).await;
+        let sender = match connected {
+            Some(Ok(sender)) => sender,
+            Some(Err(reason)) => return Err(SendError::Unreachable(reason)),
+            None => {
+                let reason = format!("no connection within {limit:?}");
+                return Err(SendError::Unreachable(reason));
+            }
+        };
+        if let Sender::Http2(sender) = &sender {
+            self.lanes[lane].lock().shared.insert(address, sender.clone());
+        }
+        Ok(loan(sender, true))
+    }
+
+    fn take(&self, now: Instant, lane: usize, address: SocketAddr) -> Option<Sender> {
+        let mut pool = self.lanes[lane].lock();
+        if self.protocol == Protocol::Http2 {
+            let sender = pool.shared.get(&address)?;
+            if sender.is_closed() {
+                pool.shared.remove(&address);
+                return None;
+            }
+            return Some(Sender::Http2(sender.clone()));
+        }
+        let idle = pool.idle.get_mut(&address)?;
+        // The one used last is the likeliest to be open still.
+        while let Some(Idle { sender, since }) = idle.pop() {
+            if now.saturating_duration_since(since) > IDLE_MAX {
+                idle.clear();
+                return None;
+            }
+            if sender.is_ready() {
+                return Some(Sender::Http1(sender));
+            }
+        }
+        None
+    }
+
+    async fn connect(&self, env: &Env, address: SocketAddr) -> Result<Sender, String> {
+        let stream = env.net().connect(address).await.map_err(|error| error.to_string())?;
+        let stream: Stream = match &self.tls {
+            Some(tls) => tls.connect(stream).await.map_err(|error| error.to_string())?,
+            None => stream,
+        };
+        let io = TokioIo::new(stream);
+        match self.protocol {
+            Protocol::Http1 => {
+                let (sender, connection) = http1::Builder::new()
+                    .max_buf_size(64 << 10)
+                    .handshake(io)
+                    .await
+                    .map_err(|error| error.to_string())?;
+                // Its end is seen by whoever uses it.
+                let connection = connection.with_upgrades();
+                env.spawn("connection to a server", async move {
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%address, %error, "a connection ended");
+                    }
+                });
+                Ok(Sender::Http1(sender))
+            }
+            Protocol::Http2 => {
+                let (sender, connection) = http2::Builder::new(Spawn(env.clone()))
+                    .timer(TokioTimer::new())
+                    .keep_alive_interval(Duration::from_secs(10))
+                    .keep_alive_timeout(Duration::from_secs(5))
+                    .initial_stream_window_size(1 << 20)
+                    .initial_connection_window_size(4 << 20)
+                    .handshake(io)
+                    .await
+                    .map_err(|error| error.to_string())?;
+                env.spawn("connection to a server", async move {
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%address, %error, "a connection ended");
+                    }
+                });
+                Ok(Sender::Http2(sender))
+            }
+        }
+    }
+
+    /// Whether the server answers `GET path` with a 2xx or 3xx, on a connection of its own.
+    pub async fn is_well(&self, env: &Env, address: SocketAddr, path: &str) -> bool {
+        let Ok(path) = PathAndQuery::try_from(path) else { return false };
+        let host = address.to_string();
+        let uri = match self.protocol {
+            Protocol::Http1 => Uri::builder().path_and_query(path),
+            Protocol::Http2 => Uri::builder().scheme("http").authority(&*host).path_and_query(path),
+        };
+        let Ok(uri) = uri.build() else { return false };
+        let request = Request::get(uri).header(header::USER_AGENT, "atoll-health-check");
+        let request = match self.protocol {
+            Protocol::Http1 => request.header(header::HOST, host),
+            Protocol::Http2 => request,
+        };
+        let Ok(request) = request.body(RequestBody::bytes(Bytes::new())) else { return false };
+        let answer = match self.connect(env, address).await {
+            Ok(Sender::Http1(mut sender)) => sender.send_request(request).await,
+            Ok(Sender::Http2(mut sender)) => sender.send_request(request).await,
+            Err(_) => return false,
+        };
+        answer.is_ok_and(|answer| {
+            let status = answer.status();
+            status.is_success() || status.is_redirection()
+        })
+    }
+
+    /// Closes connections that have been idle for long.
+    pub fn sweep(&self, now: Instant) {
+        for lane in &self.lanes {
+            let mut pool = lane.lock();
+            pool.idle.retain(|_, idle| {
+                idle.retain(|idle| {
+                    now.saturating_duration_since(idle.since) <= IDLE_MAX
+                        && !idle.sender.is_closed()
+                });
+                !idle.is_empty()
+            });
+            pool.shared.retain(|_, sender| !sender.is_closed());
+        }
+    }
+}
+
+impl Loan {
+    /// Sends the request; where that failed before a byte was sent, it comes back.
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, (SendError, Option<Request<RequestBody>>)> {
+        let sent = match &mut self.sender {
+            Some(Sender::Http1(sender)) => sender.try_send_request(request).await,
+            Some(Sender::Http2(sender)) => sender.try_send_request(request).await,
+            None => return Err((SendError::Stale, Some(request))),
+        };
+        sent.map_err(|mut error| {
+            let request = error.take_message();
+            let reason = error.into_error();
+            // A pooled connection may be given to nobody after this.
+            self.sender = None;
+            let kind = match request {
+                Some(_) => SendError::Stale,
+                None if reason.is_user() => SendError::Request(source_of(&reason)),
+                None => SendError::Broken(source_of(&reason)),
+            };
+            (kind, request)
+        })
+    }
+
+    /// The connection is no longer one of HTTP.
+    pub fn forget(&mut self) {
+        self.sender = None;
+    }
+}
+
+/// The innermost reason: "error from user's Body stream" says less than what the body said.
+fn source_of(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let Some(Sender::Http1(sender)) = self.sender.take() else { return };
+        if sender.is_closed() {
+            return;
+        }
+        let since = self.upstream.handle.env().now();
+        let mut pool = self.upstream.lanes[self.lane].lock();
+        let idle = pool.idle.entry(self.address).or_default();
+        if idle.len() < N_IDLE_MAX {
+            idle.push(Idle { sender, since });
+        }
+    }
+}
+
+/// hyper's tasks are started like all others.
+#[derive(Clone)]
+pub struct Spawn(pub Env);
+
+impl<F> hyper::rt::Executor<F> for Spawn
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn("http", future);
+    }
+}

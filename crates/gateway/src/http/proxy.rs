@@ -1,0 +1,618 @@
+//! One request: its route, its service, the answer.
+
+use crate::access_log::Entry;
+use crate::backend::Backend;
+use crate::call::{self, Ask, Called, Failure, SendError, Sent, Verdict, call};
+use crate::config::{self, Protocol, Route};
+use crate::gateway::{Gateway, State};
+use crate::http::body::{AnswerBody, RequestBody};
+use crate::http::ending::{Ending, Place};
+use crate::http::headers::{self, Trace};
+use crate::http::pool::Loan;
+use crate::http::serve::Pulse;
+use crate::route;
+use crate::service::Refused;
+use crate::stale::{self, Capture};
+use base::env::Instant;
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request};
+use http_body::Body;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Bodies up to this are held, so that they can be sent again.
+const REPEATABLE_BYTES_MAX: u64 = 64 << 10;
+
+/// Who asks.
+#[derive(Clone)]
+pub struct Client {
+    pub lane: usize,
+    pub address: SocketAddr,
+    pub is_tls: bool,
+    pub pulse: Arc<Pulse>,
+}
+
+/// An answer that the gateway gives itself.
+struct Own {
+    status: StatusCode,
+    text: String,
+    retry_after: Option<Duration>,
+}
+
+impl Own {
+    fn new(status: StatusCode, text: impl Into<String>) -> Own {
+        Own { status, text: text.into(), retry_after: None }
+    }
+
+    fn busy(text: impl Into<String>, retry_after: Duration) -> Own {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Own { status, text: text.into(), retry_after: Some(retry_after) }
+    }
+
+    fn of(service: &str, failure: &Failure) -> Own {
+        let text = format!("service {service:?}: {failure}");
+        match failure {
+            Failure::Refused(Refused::Open(wait)) => Own::busy(text, *wait),
+            Failure::Refused(Refused::Full | Refused::NoServers) => {
+                Own::busy(text, Duration::from_secs(1))
+            }
+            Failure::TimedOut => Own::new(StatusCode::GATEWAY_TIMEOUT, text),
+            Failure::Send(SendError::Request(reason)) if reason.contains("is larger than") => {
+                Own::new(StatusCode::PAYLOAD_TOO_LARGE, reason.clone())
+            }
+            Failure::Send(SendError::Request(_)) => Own::new(StatusCode::BAD_REQUEST, text),
+            Failure::Send(_) => Own::new(StatusCode::BAD_GATEWAY, text),
+        }
+    }
+
+    fn response(self, is_grpc: bool) -> Response<AnswerBody> {
+        let mut response = Response::new(AnswerBody::bytes(Bytes::new()));
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if is_grpc {
+            // gRPC looks at its own status, in headers where there is no body.
+            let code: u16 = match self.status {
+                StatusCode::GATEWAY_TIMEOUT => 4,
+                StatusCode::NOT_FOUND => 12,
+                StatusCode::PAYLOAD_TOO_LARGE => 8,
+                StatusCode::BAD_REQUEST => 3,
+                _ => 14,
+            };
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from(code));
+            if let Ok(message) = HeaderValue::try_from(percent(&self.text)) {
+                headers.insert("grpc-message", message);
+            }
+            return response;
+        }
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        headers.insert(header::CONTENT_TYPE, plain);
+        *response.status_mut() = self.status;
+        *response.body_mut() = AnswerBody::bytes(Bytes::from(self.text + "\n"));
+        response
+    }
+}
+
+/// As gRPC wants its messages.
+fn percent(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// A request on its way to a service: everything that does not change from attempt to attempt.
+struct Outgoing {
+    method: Method,
+    path: PathAndQuery,
+    host: String,
+    headers: HeaderMap,
+    upgrade: Option<HeaderValue>,
+    /// Taken by the attempt that sends it; small ones can be sent again.
+    body: Mutex<Option<OutgoingBody>>,
+    may_repeat: bool,
+}
+
+enum OutgoingBody {
+    Held(Bytes),
+    Stream(RequestBody),
+}
+
+/// What a request's answer needs to know of it.
+struct Asked {
+    begun: Instant,
+    is_grpc: bool,
+    stale_key: Option<String>,
+    entry: Option<Entry>,
+    backend: Option<Arc<Backend>>,
+}
+
+impl Gateway {
+    /// Answers one request, whatever happens to it.
+    pub async fn answer(
+        self: Arc<Self>,
+        client: Client,
+        request: Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        let under_way = client.pulse.begin(request.version());
+        let state = self.state();
+        let mut asked = Asked {
+            begun: self.env().now(),
+            is_grpc: headers::is_grpc(request.headers()),
+            stale_key: None,
+            entry: self.log().map(|_| Entry::default()),
+            backend: None,
+        };
+        let forwarded = self.forward(&state, &client, request, &mut asked).await;
+        let (mut response, loan, stay, place) = match forwarded {
+            Ok(answer) => (answer.response, answer.loan, answer.stay, answer.place),
+            Err(own) => {
+                if let Some(entry) = &mut asked.entry {
+                    entry.reason.clone_from(&own.text);
+                }
+                (own.response(asked.is_grpc), None, None, None)
+            }
+        };
+        let ending = Ending {
+            env: self.env().clone(),
+            begun: asked.begun,
+            status: response.status(),
+            n_bytes: 0,
+            is_broken: false,
+            backend: asked.backend,
+            log: self.log().zip(asked.entry),
+            loan,
+            stay,
+            place,
+            under_way,
+        };
+        response.body_mut().hold(ending);
+        response
+    }
+
+    async fn forward(
+        self: &Arc<Self>,
+        state: &Arc<State>,
+        client: &Client,
+        request: Request<Incoming>,
+        asked: &mut Asked,
+    ) -> Result<Answer, Own> {
+        let (mut parts, body) = request.into_parts();
+        let host = host_of(&parts).ok_or_else(|| {
+            self.counters.n_bad_requests.fetch_add(1, Relaxed);
+            Own::new(StatusCode::BAD_REQUEST, "the request names no host")
+        })?;
+        if let Some(entry) = &mut asked.entry {
+            entry.at_us = self.env().wall_us();
+            entry.client = client.address.to_string();
+            entry.method = parts.method.to_string();
+            entry.host.clone_from(&host);
+            entry.path =
+                parts.uri.path_and_query().map(|path| path.to_string()).unwrap_or_default();
+        }
+        if parts.method == Method::CONNECT {
+            let text = "this is no forward proxy: CONNECT is not served";
+            return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, text));
+        }
+        let wanted = route::Request {
+            host: &host,
+            path: parts.uri.path(),
+            method: &parts.method,
+            headers: &parts.headers,
+        };
+        let found = route::find(&state.routes, &wanted).and_then(|idx| state.routes.get(idx));
+        let route = found.ok_or_else(|| {
+            self.counters.n_no_route.fetch_add(1, Relaxed);
+            let path = parts.uri.path();
+            Own::new(StatusCode::NOT_FOUND, format!("no route for {} {host}{path}", parts.method))
+        })?;
+        let priority = route.priority.or_else(|| headers::asked_priority(&parts.headers));
+        let priority = priority.unwrap_or_default();
+        let place = self.admit(&state.limits, priority).ok_or_else(|| {
+            self.counters.n_refused_requests.fetch_add(1, Relaxed);
+            Own::busy("the gateway has too many requests under way", Duration::from_secs(1))
+        })?;
+        let name = route::target(route, self.draw(route)).unwrap_or_default();
+        let backend = state.backends.get(name).cloned().ok_or_else(|| {
+            Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
+        })?;
+        let trace = Trace::of(&parts.headers, || self.env().random());
+        if let Some(entry) = &mut asked.entry {
+            entry.route.clone_from(&route.name);
+            entry.service = name.to_owned();
+            entry.trace = format!("{:032x}", trace.trace);
+        }
+        asked.backend = Some(backend.clone());
+
+        let upgrade = headers::wanted_upgrade(&parts.headers, parts.version);
+        let on_upgrade = upgrade.as_ref().map(|_| parts.extensions.remove::<OnUpgrade>());
+        let asked_for = headers::asked_timeout(&parts.headers);
+        if parts.method == Method::GET && backend.config.fallback.stale_for.is_some() {
+            let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+            asked.stale_key = stale::key(&host, path, &parts.headers);
+        }
+        headers::remove_hop_by_hop(&mut parts.headers);
+        headers::forward(&mut parts.headers, client.address.ip(), client.is_tls, &host);
+        trace.set(&mut parts.headers);
+        headers::apply(&route.request_headers, &mut parts.headers);
+        let outgoing = self.outgoing(state, route, parts, host, upgrade, body).await?;
+
+        let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
+        let limit = asked_for.map_or(own_time, |asked_for| asked_for.min(own_time));
+        let ask = Ask {
+            priority,
+            deadline: asked.begun + limit,
+            is_full_time: limit == own_time,
+            may_repeat: outgoing.may_repeat,
+        };
+        let mut answer = self.ask(state, client, &backend, &ask, &outgoing, asked, place).await?;
+        headers::apply(&route.response_headers, answer.response.headers_mut());
+        if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
+            self.tunnel(theirs, ours, &mut answer);
+        }
+        Ok(answer)
+    }
+
+    fn draw(&self, route: &Route) -> f64 {
+        if route.targets.len() == 1 {
+            return 0.0;
+        }
+        (self.env().random() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// The request as it is sent; small bodies of requests that may be repeated are read whole.
+    async fn outgoing(
+        &self,
+        state: &State,
+        route: &Route,
+        parts: request::Parts,
+        host: String,
+        upgrade: Option<HeaderValue>,
+        body: Incoming,
+    ) -> Result<Outgoing, Own> {
+        let path = match route::replaced(route, parts.uri.path()) {
+            Some(path) => {
+                let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+                PathAndQuery::try_from(path + &query).ok()
+            }
+            None => parts.uri.path_and_query().cloned(),
+        };
+        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let is_harmless =
+            parts.method.is_idempotent() || parts.headers.contains_key("idempotency-key");
+        let limits = &state.limits;
+        let n_max = route.body_bytes_max.or(limits.body_bytes_max);
+        let n_told = body.size_hint().exact();
+        if let (Some(n_told), Some(n_max)) = (n_told, n_max)
+            && n_told > n_max
+        {
+            let text = format!("the body has {n_told} bytes, {n_max} are allowed");
+            return Err(Own::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        }
+        let is_small = n_told.is_some_and(|n_told| n_told <= REPEATABLE_BYTES_MAX);
+        let body = if body.is_end_stream() {
+            OutgoingBody::Held(Bytes::new())
+        } else if is_harmless && is_small && upgrade.is_none() {
+            let limit = usize::try_from(REPEATABLE_BYTES_MAX).unwrap_or(usize::MAX);
+            let read = Limited::new(body, limit).collect();
+            match self.env().timeout(limits.body_idle_timeout, read).await {
+                Some(Ok(body)) => OutgoingBody::Held(body.to_bytes()),
+                Some(Err(error)) => {
+                    self.counters.n_bad_requests.fetch_add(1, Relaxed);
+                    return Err(Own::new(StatusCode::BAD_REQUEST, format!("the body: {error}")));
+                }
+                None => {
+                    self.counters.n_stood_still.fetch_add(1, Relaxed);
+                    return Err(Own::new(StatusCode::REQUEST_TIMEOUT, "the body stood still"));
+                }
+            }
+        } else {
+            let idle = limits.body_idle_timeout;
+            OutgoingBody::Stream(RequestBody::stream(self.env(), body, idle, n_max))
+        };
+        let is_held = matches!(body, OutgoingBody::Held(_));
+        Ok(Outgoing {
+            method: parts.method,
+            path,
+            host,
+            headers: parts.headers,
+            may_repeat: is_harmless && is_held && upgrade.is_none(),
+            upgrade,
+            body: Mutex::new(Some(body)),
+        })
+    }
+
+    /// Asks the service, and those that stand in for it where it has no good answer.
+    #[allow(clippy::too_many_arguments)]
+    async fn ask(
+        self: &Arc<Self>,
+        state: &State,
+        client: &Client,
+        backend: &Arc<Backend>,
+        ask: &Ask,
+        outgoing: &Outgoing,
+        asked: &mut Asked,
+        place: Place,
+    ) -> Result<Answer, Own> {
+        let mut backend = backend.clone();
+        let mut place = Some(place);
+        loop {
+            let called = self.send(client, &backend, ask, outgoing).await;
+            let name = backend.upstream.handle.name.clone();
+            if let (Ok(called), Some(entry)) = (&called, &mut asked.entry) {
+                entry.server = called.attempt.address.to_string();
+                entry.n_attempts += called.n_attempts;
+            }
+            let is_good = called.as_ref().is_ok_and(|called| called.verdict == Verdict::Well);
+            let fallback = &backend.config.fallback;
+            let has_fallback = fallback.stale_for.is_some()
+                || fallback.service.is_some()
+                || fallback.answer.is_some();
+            let is_clients = matches!(&called, Err(Failure::Send(SendError::Request(_))));
+            if is_good || !has_fallback || is_clients {
+                return match called {
+                    Ok(called) => Ok(self.pass_on(state, &backend, called, asked, place)),
+                    Err(failure) => Err(Own::of(&name, &failure)),
+                };
+            }
+            if let Some(response) = self.stale(&backend, asked) {
+                backend.counts.n_fallbacks.fetch_add(1, Relaxed);
+                return Ok(Answer::own(response, place));
+            }
+            let next = fallback.service.as_ref().and_then(|name| state.backends.get(name));
+            let can_send = outgoing.may_repeat || outgoing.body.lock().is_some();
+            if let Some(next) = next.filter(|_| can_send) {
+                backend.counts.n_fallbacks.fetch_add(1, Relaxed);
+                backend = next.clone();
+                continue;
+            }
+            if let Some(answer) = &fallback.answer {
+                backend.counts.n_fallbacks.fetch_add(1, Relaxed);
+                return Ok(Answer::own(static_answer(answer), place));
+            }
+            return match called {
+                Ok(called) => Ok(self.pass_on(state, &backend, called, asked, place.take())),
+                Err(failure) => Err(Own::of(&name, &failure)),
+            };
+        }
+    }
+
+    fn stale(&self, backend: &Backend, asked: &Asked) -> Option<Response<AnswerBody>> {
+        let max_age = backend.config.fallback.stale_for?;
+        let now = self.env().now();
+        let copy = backend.stale.get(now, asked.stale_key.as_ref()?, max_age)?;
+        let mut response = Response::new(AnswerBody::bytes(copy.body.clone()));
+        *response.headers_mut() = copy.headers.clone();
+        let age_s = now.saturating_duration_since(copy.stored_at).as_secs();
+        response.headers_mut().insert(header::AGE, HeaderValue::from(age_s));
+        Some(response)
+    }
+
+    async fn send(
+        &self,
+        client: &Client,
+        backend: &Arc<Backend>,
+        ask: &Ask,
+        outgoing: &Outgoing,
+    ) -> Result<Called<(Response<Incoming>, Loan)>, Failure> {
+        let upstream = &backend.upstream;
+        let env = self.env();
+        call(&upstream.handle, ask, |attempt: crate::balance::Attempt| async move {
+            loop {
+                let mut loan = upstream.loan(env, client.lane, attempt.address).await?;
+                let left = ask.deadline.saturating_duration_since(env.now());
+                let request = outgoing.request(backend, left)?;
+                match loan.send(request).await {
+                    Ok(response) => {
+                        let verdict = verdict(&response);
+                        return Ok(Sent { answer: (response, loan), verdict });
+                    }
+                    Err((error, request)) => {
+                        let is_stale = matches!(error, SendError::Stale);
+                        if let Some(request) = request {
+                            outgoing.put_back(request);
+                        }
+                        // It was closed while it was idle: the next one may be open.
+                        if is_stale && !loan.is_fresh {
+                            continue;
+                        }
+                        return Err(error);
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// The server's answer, as the client gets it.
+    fn pass_on(
+        &self,
+        state: &State,
+        backend: &Arc<Backend>,
+        called: Called<(Response<Incoming>, Loan)>,
+        asked: &mut Asked,
+        place: Option<Place>,
+    ) -> Answer {
+        let Called { answer: (response, mut loan), stay, .. } = called;
+        let (mut parts, body) = response.into_parts();
+        parts.version = Version::HTTP_11;
+        let upgrade = parts.headers.get(header::UPGRADE).cloned();
+        headers::remove_hop_by_hop(&mut parts.headers);
+        let mut upgraded = None;
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let connection = HeaderValue::from_static("upgrade");
+            parts.headers.insert(header::CONNECTION, connection);
+            if let Some(upgrade) = upgrade {
+                parts.headers.insert(header::UPGRADE, upgrade);
+            }
+            upgraded = parts.extensions.remove::<OnUpgrade>();
+            loan.forget();
+        }
+        parts.extensions.clear();
+        let mut body = AnswerBody::stream(self.env(), body, state.limits.body_idle_timeout);
+        if parts.status == StatusCode::OK
+            && let Some(key) = asked.stale_key.take()
+            && stale::may_keep(&parts.headers)
+        {
+            body.capture(Capture::new(backend.stale.clone(), key, parts.headers.clone()));
+        }
+        let response = Response::from_parts(parts, body);
+        Answer { response, loan: Some(loan), stay: Some(stay), place, upgraded }
+    }
+
+    /// Carries bytes both ways until one side ends, with what the request holds.
+    fn tunnel(self: &Arc<Self>, theirs: OnUpgrade, ours: OnUpgrade, answer: &mut Answer) {
+        let held = (answer.stay.take(), answer.place.take(), answer.loan.take());
+        let mut stopping = self.stopping();
+        let gateway = self.clone();
+        self.env().spawn("tunnel", async move {
+            let _held = held;
+            let (Ok(theirs), Ok(ours)) = (theirs.await, ours.await) else {
+                gateway.counters.n_broken_connections.fetch_add(1, Relaxed);
+                return;
+            };
+            let (mut theirs, mut ours) = (TokioIo::new(theirs), TokioIo::new(ours));
+            let drain = gateway.state().config.drain;
+            let carried = tokio::io::copy_bidirectional(&mut theirs, &mut ours);
+            let end = async {
+                // Fails only when the gateway is gone.
+                stopping.wait_for(|stopping| *stopping).await.map(|_| ()).unwrap_or_default();
+                gateway.env().sleep(drain).await;
+            };
+            tokio::select! {
+                carried = carried => if let Err(error) = carried {
+                    tracing::debug!(%error, "a tunnel broke");
+                },
+                () = end => {}
+            }
+        });
+    }
+}
+
+/// An answer on its way, and what must be kept until its last byte is out.
+struct Answer {
+    response: Response<AnswerBody>,
+    loan: Option<Loan>,
+    stay: Option<call::Stay>,
+    place: Option<Place>,
+    upgraded: Option<OnUpgrade>,
+}
+
+impl Answer {
+    fn own(response: Response<AnswerBody>, place: Option<Place>) -> Answer {
+        Answer { response, loan: None, stay: None, place, upgraded: None }
+    }
+}
+
+fn static_answer(answer: &config::StaticAnswer) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::bytes(Bytes::from(answer.body.clone())));
+    *response.status_mut() = answer.status;
+    response.headers_mut().insert(header::CONTENT_TYPE, answer.content_type.clone());
+    response
+}
+
+impl Outgoing {
+    fn request(
+        &self,
+        backend: &Backend,
+        left: Duration,
+    ) -> Result<Request<RequestBody>, SendError> {
+        let gone = || SendError::Request("the body was sent already".into());
+        let body = {
+            let mut slot = self.body.lock();
+            match slot.take().ok_or_else(gone)? {
+                OutgoingBody::Held(bytes) => {
+                    *slot = Some(OutgoingBody::Held(bytes.clone()));
+                    RequestBody::bytes(bytes)
+                }
+                OutgoingBody::Stream(body) => body,
+            }
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.headers_mut() = self.headers.clone();
+        let headers = request.headers_mut();
+        headers::set_timeout(headers, left);
+        let malformed = |error: &dyn std::fmt::Display| SendError::Request(error.to_string());
+        match backend.upstream.protocol {
+            Protocol::Http1 => {
+                if !headers.contains_key(header::HOST) {
+                    let host = HeaderValue::from_str(&self.host);
+                    headers.insert(header::HOST, host.map_err(|error| malformed(&error))?);
+                }
+                if let Some(upgrade) = &self.upgrade {
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                    headers.insert(header::UPGRADE, upgrade.clone());
+                }
+                *request.uri_mut() = Uri::from(self.path.clone());
+            }
+            Protocol::Http2 => {
+                let host = headers.remove(header::HOST);
+                let host = host.as_ref().and_then(|host| host.to_str().ok());
+                let authority = Authority::try_from(host.unwrap_or(&self.host))
+                    .map_err(|error| malformed(&error))?;
+                let is_tls = backend.upstream.tls.is_some();
+                let mut uri = http::uri::Parts::default();
+                uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
+                uri.authority = Some(authority);
+                uri.path_and_query = Some(self.path.clone());
+                *request.uri_mut() = Uri::from_parts(uri).map_err(|error| malformed(&error))?;
+                *request.version_mut() = Version::HTTP_2;
+            }
+        }
+        Ok(request)
+    }
+
+    /// Nothing of it was sent.
+    fn put_back(&self, request: Request<RequestBody>) {
+        let mut slot = self.body.lock();
+        if slot.is_none() {
+            *slot = Some(OutgoingBody::Stream(request.into_body()));
+        }
+    }
+}
+
+/// Whether an answer is one of a server that works.
+fn verdict(response: &Response<Incoming>) -> Verdict {
+    let grpc_status = response.headers().get("grpc-status").map(HeaderValue::as_bytes);
+    // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, and a full server's RESOURCE_EXHAUSTED.
+    let is_grpc_failure = matches!(grpc_status, Some(b"14" | b"4" | b"13" | b"8"));
+    let is_failure = response.status().is_server_error()
+        && response.status() != StatusCode::NOT_IMPLEMENTED
+        && response.status() != StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+    if is_failure || is_grpc_failure { Verdict::Failed } else { Verdict::Well }
+}
+
+/// The host that a request is for: `:authority`, an absolute URI's, or the `Host` field, of which
+/// there must be exactly one.
+fn host_of(parts: &request::Parts) -> Option<String> {
+    if let Some(authority) = parts.uri.authority() {
+        return Some(authority.as_str().to_owned());
+    }
+    let mut values = parts.headers.get_all(header::HOST).iter();
+    let host = values.next();
+    if values.next().is_some() {
+        return None;
+    }
+    match host {
+        Some(host) => host.to_str().ok().map(str::to_owned),
+        None if parts.version < Version::HTTP_11 => Some(String::new()),
+        None => None,
+    }
+}

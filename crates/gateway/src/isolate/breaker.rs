@@ -1,0 +1,200 @@
+//! A breaker: when many of a service's requests fail or are slow, the next ones are refused at
+//! once, for a while; then a few trials decide.
+//!
+//! ```text
+//!            too many failed or slow, of enough
+//!   closed ───────────────────────────────────► open ◄──────────┐
+//!      ▲                                          │ `open_for`  │ a trial failed
+//!      │            all trials succeeded          ▼             │ (and wait twice as long)
+//!      └────────────────────────────────────── half open ───────┘
+//! ```
+//!
+//! The rules are Hystrix's (rolling window, least volume, share of errors, pause) with slow calls
+//! counted as Resilience4j does. Requests that were admitted before a change of state tell
+//! nothing about it afterwards: their outcomes are ignored.
+
+use super::window::{Counts, Window};
+use base::env::Instant;
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Requests older than this are forgotten.
+    pub window: Duration,
+    /// Fewer requests in the window say nothing.
+    pub n_requests_min: u32,
+    /// Share of failed requests that opens, above 0 to 1.
+    pub failed_max: f64,
+    /// An answer that took longer than this is slow; none: no answer is.
+    pub slow_after: Option<Duration>,
+    /// Share of slow requests that opens, above 0 to 1.
+    pub slow_max: f64,
+    /// How long it stays open the first time; doubled for each failed trial, to `open_max`.
+    pub open_for: Duration,
+    pub open_max: Duration,
+    /// Trials that must succeed to close it; as many run at once.
+    pub n_trials: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            window: Duration::from_secs(10),
+            n_requests_min: 20,
+            failed_max: 0.5,
+            slow_after: None,
+            slow_max: 0.8,
+            open_for: Duration::from_secs(1),
+            open_max: Duration::from_secs(10),
+            n_trials: 5,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Closed,
+    Open,
+    HalfOpen,
+}
+
+/// A request that was let through, to be reported once.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    epoch: u64,
+}
+
+/// How a request that was let through ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With an answer, after so long.
+    Well(Duration),
+    Failed,
+    /// Given up by its caller: says nothing.
+    Unknown,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Closed,
+    Open { until: Instant },
+    HalfOpen { n_out: u32, n_well: u32 },
+}
+
+#[derive(Debug)]
+pub struct Breaker {
+    settings: Settings,
+    inner: Inner,
+    /// Changes with every change of state.
+    epoch: u64,
+    open_for: Duration,
+    window: Window,
+    n_opened: u64,
+}
+
+impl Breaker {
+    pub fn new(now: Instant, settings: Settings) -> Breaker {
+        Breaker {
+            inner: Inner::Closed,
+            epoch: 0,
+            open_for: settings.open_for,
+            window: Window::new(now, settings.window),
+            n_opened: 0,
+            settings,
+        }
+    }
+
+    /// The settings change; what is known stays.
+    pub fn set(&mut self, settings: Settings) {
+        self.open_for =
+            self.open_for.clamp(settings.open_for, settings.open_max.max(settings.open_for));
+        self.settings = settings;
+    }
+
+    /// Lets a request through, or says how long it is until the next trial.
+    pub fn admit(&mut self, now: Instant) -> Result<Pass, Duration> {
+        if let Inner::Open { until } = self.inner {
+            if now < until {
+                return Err(until.saturating_duration_since(now));
+            }
+            self.turn(Inner::HalfOpen { n_out: 0, n_well: 0 });
+        }
+        if let Inner::HalfOpen { n_out, n_well } = &mut self.inner {
+            if *n_out + *n_well >= self.settings.n_trials.max(1) {
+                return Err(self.settings.open_for);
+            }
+            *n_out += 1;
+        }
+        Ok(Pass { epoch: self.epoch })
+    }
+
+    pub fn report(&mut self, now: Instant, pass: Pass, ended: Ended) {
+        if pass.epoch != self.epoch {
+            return;
+        }
+        let slow = matches!((ended, self.settings.slow_after),
+            (Ended::Well(took), Some(after)) if took > after);
+        match &mut self.inner {
+            Inner::Open { .. } => {}
+            Inner::Closed => {
+                if ended == Ended::Unknown {
+                    return;
+                }
+                let n_failed = u32::from(ended == Ended::Failed);
+                self.window.add(now, Counts { n_all: 1, n_failed, n_slow: u32::from(slow) });
+                let sum = self.window.sum(now);
+                let bad = sum.failed() >= self.settings.failed_max
+                    || (sum.n_slow > 0 && sum.slow() >= self.settings.slow_max);
+                if sum.n_all >= self.settings.n_requests_min && bad && (n_failed == 1 || slow) {
+                    self.open_for = self.settings.open_for;
+                    self.open(now);
+                }
+            }
+            Inner::HalfOpen { n_out, n_well } => {
+                *n_out = n_out.saturating_sub(1);
+                match ended {
+                    Ended::Unknown => {}
+                    Ended::Well(_) if !slow => {
+                        *n_well += 1;
+                        if *n_well >= self.settings.n_trials.max(1) {
+                            self.window.clear();
+                            self.turn(Inner::Closed);
+                        }
+                    }
+                    Ended::Well(_) | Ended::Failed => {
+                        self.open_for = (self.open_for * 2).min(self.settings.open_max);
+                        self.open(now);
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn state(&self) -> State {
+        match self.inner {
+            Inner::Closed => State::Closed,
+            Inner::Open { .. } => State::Open,
+            Inner::HalfOpen { .. } => State::HalfOpen,
+        }
+    }
+
+    /// How often it has opened since the beginning.
+    pub fn n_opened(&self) -> u64 {
+        self.n_opened
+    }
+
+    /// What the window holds now.
+    pub fn counts(&mut self, now: Instant) -> Counts {
+        self.window.sum(now)
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.n_opened += 1;
+        self.turn(Inner::Open { until: now + self.open_for });
+    }
+
+    fn turn(&mut self, inner: Inner) {
+        self.inner = inner;
+        self.epoch += 1;
+    }
+}

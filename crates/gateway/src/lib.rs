@@ -1,0 +1,33 @@
+//! The front door: the closest zone that is well, and no dependency that can take you down.
+//!
+//! From the decision outwards:
+//!
+//! * [`balance`]: which server a request goes to: zones by closeness, servers by two choices
+//! * [`isolate`]: what a slow or broken service may cost: breaker, bulkhead, budget, hedges
+//! * [`service`]: both together for one service: admit, pick, report
+//! * [`call`]: runs a request at a service: attempts, retries, hedges, in time
+//! * [`config`], [`route`]: what the file says, and which service a request is for
+//! * [`http`]: connections, requests, answers
+//! * [`gateway`], [`backend`]: what all connections share, and a service with its connections
+//! * [`upkeep`]: looks at servers and names beside the requests
+//! * [`admin`]: the live page, metrics, the API
+//! * [`process`]: `atoll gateway`: threads, listeners, signals, reload, restart
+//!
+//! The first three and the routes decide and do nothing else: no clock, no I/O, no tasks; callers
+//! pass `now`.
+
+pub mod access_log;
+pub mod admin;
+pub mod backend;
+pub mod balance;
+pub mod call;
+pub mod config;
+pub mod gateway;
+pub mod http;
+pub mod isolate;
+pub mod process;
+pub mod route;
+pub mod service;
+pub mod stale;
+pub mod tls;
+pub mod upkeep;

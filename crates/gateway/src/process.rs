@@ -1,0 +1,435 @@
+//! `atoll gateway --config FILE`: the gateway as a process of its own.
+//!
+//! ```text
+//!   main thread: accepts and hands connections to the lane with the fewest;
+//!                admin port, checks, names, the file and its certificates, signals
+//!   lane threads: one runtime each; a connection stays in its lane, with its lane's connections
+//!                 to servers
+//! ```
+//!
+//! | signal | what happens |
+//! |---|---|
+//! | SIGTERM, SIGINT | no more connections; requests under way end (`drain` at most); exit |
+//! | SIGHUP | the file is read now and not at the next look |
+//! | SIGUSR2 | this program is started anew with the open listeners; once that serves it asks this one to stop: a new binary without a refused connection |
+//!
+//! Listeners may also be handed in from outside (`LISTEN_FDS`, as systemd does).
+
+use crate::access_log::AccessLog;
+use crate::admin;
+use crate::config::{self, Config};
+use crate::gateway::Gateway;
+use crate::http::serve;
+use crate::tls;
+use crate::upkeep;
+use base::env::{Env, JoinHandle};
+use command_fds::{CommandFdExt, FdMapping};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The process that asks to be relieved.
+const PREDECESSOR: &str = "ATOLL_GATEWAY_PREDECESSOR";
+/// Connections that may wait for a lane.
+const N_WAITING_MAX: usize = 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot open the access log: {0}")]
+    AccessLog(io::Error),
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+}
+
+/// Serves until a signal ends it.
+pub fn run(path: &Path) -> Result<ExitCode, Error> {
+    let config = Config::load(path)?;
+    let inherited = inherited();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(main(path.to_path_buf(), config, inherited))
+}
+
+/// Checks a file and says what it would do.
+pub fn check(path: &Path) -> Result<Config, Error> {
+    let config = Config::load(path)?;
+    // Certificates are part of what must be right.
+    Gateway::new(&Env::real(), config.clone(), 1)?;
+    Ok(config)
+}
+
+/// A connection for a lane.
+struct Arrival {
+    stream: TcpStream,
+    from: SocketAddr,
+    at: SocketAddr,
+}
+
+struct Lane {
+    sender: mpsc::Sender<Arrival>,
+    n_open: Arc<AtomicUsize>,
+}
+
+struct Process {
+    env: Env,
+    path: PathBuf,
+    gateway: Arc<Gateway>,
+    lanes: Vec<Lane>,
+    listeners: Mutex<BTreeMap<SocketAddr, Listening>>,
+    /// What is wrong with the file as it is now, for the live page.
+    complaint: watch::Sender<Option<String>>,
+}
+
+struct Listening {
+    listener: TcpListener,
+    task: Option<JoinHandle<()>>,
+}
+
+fn inherited() -> BTreeMap<SocketAddr, TcpListener> {
+    let mut inherited = BTreeMap::new();
+    let mut handed = listenfd::ListenFd::from_env();
+    for idx in 0..handed.len() {
+        if let Ok(Some(listener)) = handed.take_tcp_listener(idx)
+            && let Ok(address) = listener.local_addr()
+        {
+            inherited.insert(address, listener);
+        }
+    }
+    inherited
+}
+
+async fn main(
+    path: PathBuf,
+    config: Config,
+    mut inherited: BTreeMap<SocketAddr, TcpListener>,
+) -> Result<ExitCode, Error> {
+    let env = Env::real();
+    let n_cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let n_lanes = config.threads.unwrap_or(n_cores);
+    let gateway = Gateway::new(&env, config.clone(), n_lanes)?;
+    if let Some(to) = &config.access_log {
+        gateway.set_access_log(Some(AccessLog::start(&env, to).map_err(Error::AccessLog)?));
+    }
+    let mut bound = BTreeMap::new();
+    let addresses = config.listeners.iter().map(|listener| listener.address).chain(config.admin);
+    for address in addresses {
+        let listener = match inherited.remove(&address) {
+            Some(listener) => listener,
+            None => listen(address)?,
+        };
+        bound.insert(address, listener);
+    }
+    // Nobody listens on what the file no longer names.
+    drop(inherited);
+    let lanes = (0..n_lanes).map(|lane| start_lane(&gateway, lane)).collect::<Result<_, _>>()?;
+    let process = Arc::new(Process {
+        env: env.clone(),
+        path,
+        gateway: gateway.clone(),
+        lanes,
+        listeners: Mutex::default(),
+        complaint: watch::Sender::new(None),
+    });
+    for (address, listener) in bound {
+        process.serve(address, listener, config.admin == Some(address))?;
+    }
+    upkeep::start(&gateway);
+    process.clone().watch_files();
+    for listener in &config.listeners {
+        let tls = if listener.certificates.is_empty() { "HTTP" } else { "HTTPS" };
+        tracing::info!(address = %listener.address, tls, "listening");
+    }
+    if let Some(admin) = config.admin {
+        tracing::info!(address = %format!("http://{admin}/"), "admin");
+    }
+    relieve_predecessor();
+    process.until_stopped().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    // The standard library sets SO_REUSEADDR, and as deep a queue as the system allows.
+    TcpListener::bind(address).map_err(|source| Error::Listen { address, source })
+}
+
+/// A thread that serves the connections it is handed.
+fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<Lane, Error> {
+    let (sender, mut arrivals) = mpsc::channel::<Arrival>(N_WAITING_MAX);
+    let n_open = Arc::new(AtomicUsize::new(0));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (gateway, count) = (gateway.clone(), n_open.clone());
+    let serve = async move {
+        let env = gateway.env().clone();
+        while let Some(Arrival { stream, from, at }) = arrivals.recv().await {
+            let acceptor = gateway.state().acceptors.get(&at).cloned();
+            let (gateway, count) = (gateway.clone(), count.clone());
+            env.spawn("connection", async move {
+                let opened = || -> io::Result<tokio::net::TcpStream> {
+                    stream.set_nodelay(true)?;
+                    tokio::net::TcpStream::from_std(stream)
+                };
+                match opened() {
+                    Ok(stream) => {
+                        serve::connection(gateway, lane, Box::new(stream), from, acceptor).await;
+                    }
+                    // It was gone before it was served.
+                    Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
+                }
+                count.fetch_sub(1, Relaxed);
+            });
+        }
+    };
+    std::thread::Builder::new()
+        .name(format!("lane-{lane}"))
+        .spawn(move || runtime.block_on(serve))?;
+    Ok(Lane { sender, n_open })
+}
+
+impl Process {
+    fn serve(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        listener: TcpListener,
+        is_admin: bool,
+    ) -> Result<(), Error> {
+        let own = listener.try_clone()?;
+        own.set_nonblocking(true)?;
+        let accepting = tokio::net::TcpListener::from_std(own)?;
+        let this = self.clone();
+        let task = self.env.spawn("listener", async move {
+            loop {
+                let accepted = accepting.accept().await;
+                match accepted {
+                    Ok((stream, from)) if is_admin => {
+                        let complaint = this.complaint.subscribe();
+                        let serving = admin::connection(
+                            this.gateway.clone(),
+                            Box::new(stream),
+                            from,
+                            complaint,
+                        );
+                        this.env.spawn("admin", serving);
+                    }
+                    Ok((stream, from)) => this.hand_over(stream, from, address),
+                    // Out of descriptors, most likely: those that are open come first.
+                    Err(error) => {
+                        tracing::error!(%address, %error, "cannot accept a connection");
+                        this.env.sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        });
+        let listening = Listening { listener, task: Some(task) };
+        self.listeners.lock().insert(address, listening);
+        Ok(())
+    }
+
+    fn hand_over(&self, stream: tokio::net::TcpStream, from: SocketAddr, at: SocketAddr) {
+        let lane = self.lanes.iter().min_by_key(|lane| lane.n_open.load(Relaxed));
+        let (Some(lane), Ok(stream)) = (lane, stream.into_std()) else { return };
+        lane.n_open.fetch_add(1, Relaxed);
+        if lane.sender.try_send(Arrival { stream, from, at }).is_err() {
+            lane.n_open.fetch_sub(1, Relaxed);
+            self.gateway.counters.n_refused_connections.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Goes by the file whenever it or a certificate changes.
+    fn watch_files(self: Arc<Self>) {
+        let env = self.env.clone();
+        env.spawn("files", async move {
+            let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+            let mut seen = self.fingerprint();
+            loop {
+                let is_asked = self.env.timeout(LOOK_EVERY, hangup.recv()).await.is_some();
+                let now = self.fingerprint();
+                if now != seen || is_asked {
+                    seen = now;
+                    self.reload();
+                }
+            }
+        });
+    }
+
+    /// When the files that matter were last written.
+    fn fingerprint(&self) -> Vec<(PathBuf, Option<(SystemTime, u64)>)> {
+        let state = self.gateway.state();
+        let mut paths = vec![self.path.clone()];
+        for listener in &state.config.listeners {
+            for files in &listener.certificates {
+                paths.extend([files.certificate.clone(), files.key.clone()]);
+            }
+        }
+        for service in state.config.services.values() {
+            if let Some(tls) = &service.tls {
+                paths.push(tls.authority.clone());
+                let own = tls.certificate.iter();
+                paths.extend(own.flat_map(|own| [own.certificate.clone(), own.key.clone()]));
+            }
+        }
+        let stamp = |path: &PathBuf| {
+            let metadata = std::fs::metadata(path).ok()?;
+            Some((metadata.modified().ok()?, metadata.len()))
+        };
+        paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect()
+    }
+
+    fn reload(self: &Arc<Self>) {
+        let reloaded = Config::load(&self.path).map_err(Error::from).and_then(|config| {
+            let listeners = self.new_listeners(&config)?;
+            self.gateway.reload(config.clone())?;
+            Ok((config, listeners))
+        });
+        match reloaded {
+            Ok((config, listeners)) => {
+                self.move_listeners(&config, listeners);
+                self.complaint.send_replace(None);
+                tracing::info!(file = %self.path.display(), "going by the new file");
+            }
+            Err(error) => {
+                let text = error.to_string();
+                tracing::error!(error = %text, "the file is refused; the old one stays in force");
+                self.complaint.send_replace(Some(text));
+            }
+        }
+    }
+
+    /// Binds what is new, before anything is changed.
+    fn new_listeners(&self, config: &Config) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+        let known = self.listeners.lock();
+        let wanted = config.listeners.iter().map(|listener| listener.address).chain(config.admin);
+        let fresh = wanted.filter(|address| !known.contains_key(address));
+        fresh.map(|address| Ok((address, listen(address)?))).collect()
+    }
+
+    fn move_listeners(self: &Arc<Self>, config: &Config, fresh: Vec<(SocketAddr, TcpListener)>) {
+        for (address, listener) in fresh {
+            if let Err(error) = self.serve(address, listener, config.admin == Some(address)) {
+                tracing::error!(%address, %error, "cannot listen");
+            }
+        }
+        let is_wanted = |address: &SocketAddr| {
+            config.admin == Some(*address)
+                || config.listeners.iter().any(|listener| listener.address == *address)
+        };
+        self.listeners.lock().retain(|address, listening| {
+            let keep = is_wanted(address);
+            if let Some(task) = listening.task.as_ref().filter(|_| !keep) {
+                task.abort();
+            }
+            keep
+        });
+    }
+
+    async fn until_stopped(self: &Arc<Self>) -> Result<(), Error> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut replace = signal(SignalKind::user_defined2())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                reason = self.env.halted() => {
+                    // A panic in a connection's task is a bug; the others are served to their end.
+                    tracing::error!(reason, "stopping");
+                    break;
+                }
+                _ = replace.recv() => match self.start_successor() {
+                    Ok(pid) => tracing::info!(pid, "a successor was started"),
+                    Err(error) => tracing::error!(%error, "no successor could be started"),
+                }
+            }
+        }
+        self.drain().await;
+        Ok(())
+    }
+
+    /// No more connections; those that are open end with their requests.
+    async fn drain(&self) {
+        let drain = self.gateway.state().config.drain;
+        tracing::info!(
+            connections = self.gateway.n_connections(),
+            requests = self.gateway.n_requests(),
+            "draining"
+        );
+        for listening in self.listeners.lock().values_mut() {
+            if let Some(task) = listening.task.take() {
+                task.abort();
+            }
+        }
+        self.listeners.lock().clear();
+        // Lets the listeners' tasks go, and with them the last handles.
+        tokio::task::yield_now().await;
+        self.gateway.stop();
+        let is_idle = async {
+            while self.gateway.n_connections() > 0 || self.gateway.n_requests() > 0 {
+                self.env.sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if self.env.timeout(drain, is_idle).await.is_none() {
+            tracing::warn!(
+                requests = self.gateway.n_requests(),
+                "the time to drain is over; what is left is broken off"
+            );
+        }
+    }
+
+    /// Starts this program anew, with the listeners that are open.
+    fn start_successor(&self) -> Result<u32, Error> {
+        let listeners = self.listeners.lock();
+        let mut mappings = Vec::new();
+        for (idx, listening) in listeners.values().enumerate() {
+            let parent_fd = OwnedFd::from(listening.listener.try_clone()?);
+            let child_fd = 3 + i32::try_from(idx).unwrap_or(i32::MAX - 3);
+            mappings.push(FdMapping { parent_fd, child_fd });
+        }
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        command
+            .args(std::env::args_os().skip(1))
+            .env("LISTEN_FDS", mappings.len().to_string())
+            .env_remove("LISTEN_PID")
+            .env(PREDECESSOR, std::process::id().to_string())
+            .fd_mappings(mappings)
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        let mut child = command.spawn()?;
+        let pid = child.id();
+        std::thread::spawn(move || match child.wait() {
+            // It outlives this process when all is well.
+            Ok(status) => tracing::error!(pid, %status, "the successor ended; this one goes on"),
+            Err(error) => tracing::error!(pid, %error, "the successor cannot be waited for"),
+        });
+        Ok(pid)
+    }
+}
+
+/// Asks whoever started this process with its listeners to stop.
+fn relieve_predecessor() {
+    let told = std::env::var(PREDECESSOR).ok();
+    let Some(pid) = told.and_then(|pid| pid.parse::<u32>().ok()) else { return };
+    // The number may have been given to another process since; a parent's cannot have been.
+    if std::os::unix::process::parent_id() != pid {
+        return;
+    }
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
+        return;
+    };
+    if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM) {
+        tracing::error!(%error, "the predecessor cannot be asked to stop");
+    }
+}

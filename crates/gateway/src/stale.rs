@@ -1,0 +1,176 @@
+//! The last good answers of a service, for the time when it has none.
+//!
+//! Only what is the same for everybody is kept: answers with 200 to a GET without credentials
+//! (`Authorization`, `Cookie`), without `Set-Cookie`, that do not call themselves private. Bounded:
+//! the oldest go first.
+
+use base::env::Instant;
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Larger answers are not kept.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// All of one service's answers together.
+const BYTES_MAX: usize = 64 << 20;
+
+#[derive(Default)]
+pub struct Stale {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    copies: HashMap<String, Arc<Copy>>,
+    /// In the order in which they came; who is replaced stays in it under its old number.
+    order: VecDeque<(String, u64)>,
+    n_bytes: usize,
+    n_stored: u64,
+}
+
+pub struct Copy {
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub stored_at: Instant,
+    number: u64,
+}
+
+impl Stale {
+    pub fn get(&self, now: Instant, key: &str, max_age: Duration) -> Option<Arc<Copy>> {
+        let inner = self.inner.lock();
+        let copy = inner.copies.get(key)?;
+        (now.saturating_duration_since(copy.stored_at) <= max_age).then(|| copy.clone())
+    }
+
+    fn put(&self, key: String, headers: HeaderMap, body: Bytes, now: Instant) {
+        let inner = &mut *self.inner.lock();
+        inner.n_stored += 1;
+        let number = inner.n_stored;
+        inner.n_bytes += body.len();
+        let copy = Arc::new(Copy { headers, body, stored_at: now, number });
+        if let Some(old) = inner.copies.insert(key.clone(), copy) {
+            inner.n_bytes -= old.body.len();
+        }
+        inner.order.push_back((key, number));
+        while inner.n_bytes > BYTES_MAX || inner.order.len() > 2 * inner.copies.len() + 16 {
+            let Some((key, number)) = inner.order.pop_front() else { break };
+            if inner.copies.get(&key).is_none_or(|copy| copy.number != number) {
+                continue;
+            }
+            if inner.n_bytes <= BYTES_MAX {
+                // Still the newest of its key: it only moves to the back.
+                inner.order.push_back((key, number));
+            } else if let Some(old) = inner.copies.remove(&key) {
+                inner.n_bytes -= old.body.len();
+            }
+        }
+    }
+}
+
+/// The name of a GET's answer; none if it may differ from one client to the next.
+pub fn key(host: &str, path_and_query: &str, headers: &HeaderMap) -> Option<String> {
+    let personal = [header::AUTHORIZATION, header::COOKIE, header::RANGE];
+    if personal.iter().any(|name| headers.contains_key(name)) {
+        return None;
+    }
+    let encoding = headers.get(header::ACCEPT_ENCODING).map(HeaderValue::as_bytes);
+    let encoding = String::from_utf8_lossy(encoding.unwrap_or_default()).into_owned();
+    Some(format!("{host}\n{path_and_query}\n{encoding}"))
+}
+
+/// Whether an answer with these fields is the same for everybody who asks with the same key.
+pub fn may_keep(headers: &HeaderMap) -> bool {
+    let says = |name: HeaderName, words: &[&str]| {
+        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+            let mut parts = value.split(',').map(|part| part.trim().to_ascii_lowercase());
+            parts.any(|part| words.iter().any(|word| part.starts_with(word)))
+        })
+    };
+    let varies = headers.get_all(header::VARY).iter().any(|value| {
+        !value.to_str().is_ok_and(|value| {
+            value.split(',').all(|name| name.trim().eq_ignore_ascii_case("accept-encoding"))
+        })
+    });
+    !headers.contains_key(header::SET_COOKIE)
+        && !varies
+        && !says(header::CACHE_CONTROL, &["private", "no-store"])
+}
+
+/// Collects an answer on its way to the client.
+pub struct Capture {
+    stale: Arc<Stale>,
+    key: String,
+    headers: HeaderMap,
+    body: BytesMut,
+    is_too_large: bool,
+}
+
+impl Capture {
+    pub fn new(stale: Arc<Stale>, key: String, headers: HeaderMap) -> Capture {
+        Capture { stale, key, headers, body: BytesMut::new(), is_too_large: false }
+    }
+
+    pub fn data(&mut self, bytes: &Bytes) {
+        self.is_too_large |= self.body.len() + bytes.len() > ANSWER_BYTES_MAX;
+        if !self.is_too_large {
+            self.body.extend_from_slice(bytes);
+        }
+    }
+
+    /// The whole answer is through.
+    pub fn finish(self, now: Instant) {
+        if !self.is_too_large {
+            self.stale.put(self.key, self.headers, self.body.freeze(), now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::env::{Env, MemoryNet};
+
+    #[test]
+    fn what_is_personal_is_not_kept() {
+        let of = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            headers
+        };
+        assert!(key("h", "/", &of("cookie", "a=1")).is_none());
+        assert!(key("h", "/", &of("authorization", "Basic x")).is_none());
+        assert!(key("h", "/", &of("accept", "*/*")).is_some());
+        assert!(may_keep(&of("vary", "Accept-Encoding")));
+        for (name, value) in [
+            ("set-cookie", "a=1"),
+            ("cache-control", "max-age=1, Private"),
+            ("cache-control", "no-store"),
+            ("vary", "Accept-Encoding, Origin"),
+            ("vary", "*"),
+        ] {
+            assert!(!may_keep(&of(name, value)), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn the_store_is_bounded_and_the_oldest_go_first() {
+        let now = Env::seeded(1, Arc::new(MemoryNet::default())).now();
+        let stale = Stale::default();
+        let body = Bytes::from(vec![0; ANSWER_BYTES_MAX]);
+        for n in 0..100 {
+            stale.put(n.to_string(), HeaderMap::new(), body.clone(), now);
+            stale.put("always".into(), HeaderMap::new(), body.clone(), now);
+        }
+        let hour = Duration::from_secs(3600);
+        assert!(stale.get(now, "0", hour).is_none());
+        assert!(stale.get(now, "99", hour).is_some());
+        assert!(stale.get(now, "always", hour).is_some());
+        let inner = stale.inner.lock();
+        assert!(inner.n_bytes <= BYTES_MAX && inner.order.len() <= 2 * inner.copies.len() + 16);
+        drop(inner);
+        assert!(stale.get(now + hour * 2, "99", hour).is_none());
+    }
+}

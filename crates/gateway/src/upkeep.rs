@@ -1,0 +1,128 @@
+//! What goes on beside the requests: looks at servers, names that are asked again, connections
+//! that have been idle for long, and what a person on call should read.
+
+use crate::backend::Backend;
+use crate::balance::{Check, CheckKind, Event};
+use crate::config::DnsSource;
+use crate::gateway::Gateway;
+use crate::isolate::breaker;
+use base::env::Env;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+const STEP: Duration = Duration::from_millis(100);
+
+/// Starts the tasks; they end with the process.
+pub fn start(gateway: &Arc<Gateway>) {
+    let this = gateway.clone();
+    gateway.env().spawn("upkeep", async move {
+        let mut breakers = BTreeMap::new();
+        let mut asked_at = HashMap::new();
+        loop {
+            let state = this.state();
+            for (name, backend) in &state.backends {
+                look_after(this.env(), name, backend, &mut breakers);
+                ask_names(this.env(), backend, &mut asked_at);
+            }
+            this.env().sleep(STEP).await;
+        }
+    });
+}
+
+fn look_after(
+    env: &Env,
+    name: &str,
+    backend: &Arc<Backend>,
+    breakers: &mut BTreeMap<String, breaker::State>,
+) {
+    let now = env.now();
+    let (checks, events, breaker) = {
+        let mut service = backend.upstream.handle.lock();
+        service.fleet.step(now);
+        (service.fleet.checks_due(now), service.fleet.take_events(), service.breaker.state())
+    };
+    backend.upstream.sweep(now);
+    for event in events {
+        say(name, &event);
+    }
+    let before = breakers.insert(name.to_owned(), breaker);
+    if before.is_some_and(|before| before != breaker) {
+        match breaker {
+            breaker::State::Open => tracing::warn!(service = name, "the breaker opened"),
+            breaker::State::HalfOpen => tracing::info!(service = name, "the breaker lets some try"),
+            breaker::State::Closed => tracing::info!(service = name, "the breaker closed"),
+        }
+    }
+    for check in checks {
+        let (world, backend) = (env.clone(), backend.clone());
+        env.spawn("check", async move {
+            let is_well = look_at(&world, &backend, &check).await;
+            let now = world.now();
+            backend.upstream.handle.lock().fleet.checked(now, &check, is_well);
+        });
+    }
+}
+
+async fn look_at(env: &Env, backend: &Backend, check: &Check) -> bool {
+    let address = check.attempt.address;
+    let looked = async {
+        match &check.kind {
+            CheckKind::Connect => env.net().connect(address).await.is_ok(),
+            CheckKind::Get(path) => backend.upstream.is_well(env, address, path).await,
+        }
+    };
+    env.timeout(check.timeout, looked).await.unwrap_or(false)
+}
+
+fn say(service: &str, event: &Event) {
+    match event {
+        Event::Out { address, zone, reason } => {
+            let reason = reason.name();
+            tracing::warn!(service, %address, zone, reason, "a server is out");
+        }
+        Event::Back { address, zone } => {
+            tracing::info!(service, %address, zone, "a server is back")
+        }
+        Event::Left { zone } => tracing::warn!(service, zone, "leaving a zone"),
+        Event::Returned { zone } => tracing::info!(service, zone, "returning to a zone"),
+        Event::Panic => {
+            tracing::error!(
+                service,
+                "most servers look bad: their health is ignored, all get requests"
+            );
+        }
+        Event::Calm => tracing::info!(service, "enough servers look well again"),
+    }
+}
+
+/// Names that are due are asked for; who does not answer keeps the addresses it had.
+fn ask_names(
+    env: &Env,
+    backend: &Arc<Backend>,
+    asked_at: &mut HashMap<(String, String, u16), base::env::Instant>,
+) {
+    let now = env.now();
+    for source in &backend.config.dns {
+        let service = backend.upstream.handle.name.to_string();
+        let key = (service, source.name.clone(), source.port);
+        let is_due = asked_at.get(&key).is_none_or(|at| now >= *at + source.interval);
+        if !is_due {
+            continue;
+        }
+        asked_at.insert(key, now);
+        let (world, backend, source) = (env.clone(), backend.clone(), source.clone());
+        env.spawn("names", async move { ask_name(&world, &backend, &source).await });
+    }
+}
+
+async fn ask_name(env: &Env, backend: &Backend, source: &DnsSource) {
+    let asked = env.timeout(Duration::from_secs(5), env.net().lookup(&source.name, source.port));
+    let service = &*backend.upstream.handle.name;
+    match asked.await {
+        Some(Ok(addresses)) if !addresses.is_empty() => backend.resolved(source, addresses),
+        Some(Ok(_)) => tracing::warn!(service, name = source.name, "the name has no address"),
+        Some(Err(error)) => tracing::warn!(service, name = source.name, %error, "no answer"),
+        None => tracing::warn!(service, name = source.name, "no answer within 5 s"),
+    }
+}

@@ -1,0 +1,535 @@
+//! Requests through the gateway, with servers that work, break, hang and lie. Time is virtual.
+
+mod support;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use std::time::Duration;
+use support::{World, handler, says, status};
+
+const ONE: &str = r#"
+    zone = "a"
+    listen = "127.0.0.1:1"
+    [services.web]
+    servers = ["a=10.0.0.1:1"]
+"#;
+
+const TWO: &str = r#"
+    zone = "a"
+    listen = "127.0.0.1:1"
+    [services.web]
+    servers = ["a=10.0.0.1:1", "a=10.0.0.1:2"]
+    timeout = "2s"
+    attempt_timeout = "500ms"
+"#;
+
+#[tokio::test(start_paused = true)]
+async fn a_request_goes_through_and_tells_who_asked() {
+    let world = World::new(ONE);
+    let echo = handler(|request| async move {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let field =
+            |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        says(format!(
+            "{} {} host={:?} for={:?} proto={:?} left={:?} trace={} hop={:?} body={}",
+            parts.method,
+            parts.uri,
+            field("host"),
+            field("x-forwarded-for"),
+            field("x-forwarded-proto"),
+            field("x-request-timeout-ms"),
+            field("traceparent").unwrap().len(),
+            field("x-hop"),
+            String::from_utf8_lossy(&body),
+        ))
+    });
+    world.server(1, echo).await;
+    let request = Request::post("/a/b?c=d")
+        .header("host", "Test.Example:80")
+        .header("connection", "x-hop")
+        .header("x-hop", "1")
+        .body(Full::new(Bytes::from("hello")))
+        .unwrap();
+    let (status, body) = world.client().await.send(request).await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        body,
+        "POST /a/b?c=d host=Some(\"Test.Example:80\") for=Some(\"192.0.2.1\") \
+         proto=Some(\"http\") left=Some(\"30000\") trace=55 hop=None body=hello"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_used_again_on_both_sides() {
+    let world = World::new(ONE);
+    let (asked, _) = world.server(1, handler(|_| async { says("hi") })).await;
+    let mut client = world.client().await;
+    for _ in 0..100 {
+        assert_eq!(client.get("/").await, (StatusCode::OK, "hi".into()));
+    }
+    assert_eq!(asked.n(), 100);
+    let state = world.gateway.state();
+    let service = state.backends["web"].upstream.handle.lock();
+    assert_eq!((service.totals.n_requests, service.totals.n_retries), (100, 0));
+    assert_eq!(service.bulkhead.n_in_flight(), 0);
+    assert!(service.fleet.servers().all(|server| server.n_in_flight == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_not_there_costs_no_request() {
+    let world = World::new(TWO);
+    world.server(2, handler(|_| async { says("two") })).await;
+    let mut client = world.client().await;
+    for _ in 0..50 {
+        // Nothing was sent to the one that is not there, so even a POST goes to the other.
+        assert_eq!(client.post("/", "x").await, (StatusCode::OK, "two".into()));
+    }
+    let state = world.gateway.state();
+    let service = state.backends["web"].upstream.handle.lock();
+    let out = service.fleet.servers().filter(|server| server.health.out().is_some()).count();
+    assert_eq!(out, 1, "three failed connections are enough");
+    assert!(service.totals.n_retries <= 5, "{:?}", service.totals);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_hangs_is_left_in_time_and_asked_no_more() {
+    let world = World::new(TWO);
+    let hang = handler(|_| async { std::future::pending().await });
+    let (hung, _) = world.server(1, hang).await;
+    world.server(2, handler(|_| async { says("two") })).await;
+    let mut client = world.client().await;
+    for _ in 0..200 {
+        let (status, body) = client.get("/").await;
+        assert_eq!((status, body.as_str()), (StatusCode::OK, "two"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(hung.n() <= 8, "it was asked {} times", hung.n());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_does_no_harm_is_sent_twice() {
+    let world = World::new(TWO);
+    let (one, _) = world.server(1, handler(|_| async { status(503) })).await;
+    let (two, _) = world.server(2, handler(|_| async { status(503) })).await;
+    let mut client = world.client().await;
+    assert_eq!(client.post("/", "x").await.0, 503);
+    assert_eq!(one.n() + two.n(), 1, "a POST may have happened");
+    assert_eq!(client.get("/").await.0, 503);
+    assert_eq!(one.n() + two.n(), 4, "a GET is tried three times");
+    let keyed = Request::post("/").header("host", "h").header("idempotency-key", "1");
+    assert_eq!(client.send(keyed.body(Full::new(Bytes::from("x"))).unwrap()).await.0, 503);
+    assert_eq!(one.n() + two.n(), 7, "its sender says that it may be repeated");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clients_deadline_is_kept_and_told_on() {
+    let world = World::new(ONE);
+    let slow = handler(|request| async move {
+        let left = request.headers()["x-request-timeout-ms"].to_str().unwrap().to_owned();
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        says(left)
+    });
+    world.server(1, slow).await;
+    let mut client = world.client().await;
+    let with = |ms: &str| {
+        let request = Request::get("/").header("host", "h").header("x-request-timeout-ms", ms);
+        request.body(Full::default()).unwrap()
+    };
+    assert_eq!(client.send(with("250")).await, (StatusCode::OK, "250".into()));
+    let begun = world.env.now();
+    assert_eq!(client.send(with("50")).await.0, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(begun.elapsed().as_millis(), 50);
+    let state = world.gateway.state();
+    let service = state.backends["web"].upstream.handle.lock();
+    let failed: u64 = service.fleet.servers().map(|server| server.n_failed).sum();
+    assert_eq!(failed, 0, "a client's impatience is not held against a server");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_service_is_refused_fast_and_let_back_by_trials() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["10.0.0.1:1"]
+        [services.web.breaker]
+        open_for = "2s"
+        "#,
+    );
+    let works = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let switch = works.clone();
+    let flaky = handler(move |_| {
+        let works = switch.load(std::sync::atomic::Ordering::SeqCst);
+        async move { if works { says("well") } else { status(500) } }
+    });
+    let (asked, _) = world.server(1, flaky).await;
+    let mut client = world.client().await;
+    for _ in 0..40 {
+        client.post("/", "").await;
+    }
+    let n_before = asked.n();
+    let request = Request::get("/").header("host", "h").body(Full::default()).unwrap();
+    let answer = client.answer(request).await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["retry-after"], "2");
+    drop(answer);
+    assert_eq!(asked.n(), n_before, "nobody was asked");
+    works.store(true, std::sync::atomic::Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let mut client = world.client().await;
+    for _ in 0..10 {
+        assert_eq!(client.get("/").await, (StatusCode::OK, "well".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fallbacks_stand_in_the_stale_copy_first() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [[routes]]
+        path = "/shop"
+        service = "shop"
+        [services.shop]
+        servers = ["10.0.0.1:1"]
+        [services.shop.fallback]
+        stale_for = "1m"
+        service = "second"
+        [services.second]
+        servers = ["10.0.0.1:2"]
+        [services.second.fallback]
+        answer = { status = 200, content_type = "application/json", body = "[]" }
+        "#,
+    );
+    let (_, first) = world.server(1, handler(|_| async { says("fresh") })).await;
+    let (_, second) = world.server(2, handler(|_| async { says("second") })).await;
+    let mut client = world.client().await;
+    assert_eq!(client.get("/shop/a").await.1, "fresh");
+    first.abort();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(client.get("/shop/a").await, (StatusCode::OK, "fresh".into()), "stale");
+    assert_eq!(client.get("/shop/b").await, (StatusCode::OK, "second".into()));
+    second.abort();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(client.get("/shop/b").await, (StatusCode::OK, "[]".into()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mut client = world.client().await;
+    assert_eq!(client.get("/shop/a").await, (StatusCode::OK, "[]".into()), "too old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_overload_the_least_important_go_first() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["10.0.0.1:1"]
+        [services.web.bulkhead]
+        limit_min = 10
+        limit_max = 10
+        "#,
+    );
+    let slow = handler(|_| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        says("done")
+    });
+    world.server(1, slow).await;
+    let ask = |priority: &'static str| {
+        let world = &world;
+        async move {
+            let request =
+                Request::get("/").header("host", "h").header("x-request-priority", priority);
+            world.client().await.send(request.body(Full::default()).unwrap()).await.0.as_u16()
+        }
+    };
+    let all = |after_ms, priority| async move {
+        tokio::time::sleep(Duration::from_millis(after_ms)).await;
+        futures::future::join_all((0..8).map(|_| ask(priority))).await
+    };
+    let (low, normal, critical) =
+        tokio::join!(all(0, "low"), all(10, "normal"), all(20, "critical"));
+    let served = |statuses: &[u16]| statuses.iter().filter(|status| **status == 200).count();
+    assert_eq!((served(&low), served(&normal), served(&critical)), (6, 3, 1));
+    assert_eq!(low[7], 503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_total_outage_is_not_made_worse_by_retries() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3"]
+        attempts = 5
+        [services.web.breaker]
+        requests_min = 1000000
+        "#,
+    );
+    let mut asked = Vec::new();
+    for port in 1..=3 {
+        asked.push(world.server(port, handler(|_| async { status(503) })).await.0);
+    }
+    let mut client = world.client().await;
+    for _ in 0..2000 {
+        assert_eq!(client.get("/").await.0, 503);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let n: usize = asked.iter().map(support::Asked::n).sum();
+    assert!((2000..=2400).contains(&n), "{n} attempts for 2000 requests");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_saves_the_slow_tenth() {
+    let config = |hedge: &str| {
+        format!(
+            r#"
+            listen = "127.0.0.1:1"
+            [services.web]
+            servers = ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3"]
+            {hedge}
+            "#
+        )
+    };
+    let mut slowest = Vec::new();
+    for hedge in ["", "hedge = { quantile = 0.9 }"] {
+        let world = World::new(&config(hedge));
+        for port in 1..=3 {
+            let n = std::sync::atomic::AtomicUsize::new(usize::from(port));
+            let sometimes = handler(move |_| {
+                let n = n.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let ms = if n.is_multiple_of(20) { 1000 } else { 10 };
+                async move {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    says("")
+                }
+            });
+            world.server(port, sometimes).await;
+        }
+        let mut client = world.client().await;
+        let mut took = Vec::new();
+        for _ in 0..1000 {
+            let begun = world.env.now();
+            assert_eq!(client.get("/").await.0, 200);
+            took.push(begun.elapsed().as_millis());
+        }
+        took.sort_unstable();
+        slowest.push(took[970]);
+    }
+    assert!(slowest[0] >= 1000 && slowest[1] < 100, "{slowest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_have_their_limit_told_or_not() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [limits]
+        body_bytes = 1000
+        [services.web]
+        servers = ["10.0.0.1:1"]
+        "#,
+    );
+    let count = handler(|request| async move {
+        match request.into_body().collect().await {
+            Ok(body) => says(body.to_bytes().len().to_string()),
+            Err(_) => status(400),
+        }
+    });
+    let (asked, _) = world.server(1, count).await;
+    let mut client = world.client().await;
+    assert_eq!(client.post("/", &"x".repeat(1000)).await.1, "1000");
+    assert_eq!(client.post("/", &"x".repeat(1001)).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(asked.n(), 1);
+    let chunk = format!("190\r\n{}\r\n", "x".repeat(400));
+    let head = "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n";
+    let answer = world.raw(format!("{head}{chunk}{chunk}{chunk}0\r\n\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_requests_are_refused_and_reach_nobody() {
+    let world = World::new(ONE);
+    let (asked, _) = world.server(1, handler(|_| async { says("seen") })).await;
+    let many = "x: y\r\n".repeat(200);
+    let large = format!("x: {}\r\n", "y".repeat(100_000));
+    let refused = [
+        ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".to_owned(), "400"),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), "400"),
+        ("GET / HTTP/1.1\r\nhost: h\r\nx: a\r\n b\r\n\r\n".to_owned(), "400"),
+        ("GET / HTTP/1.1\r\nhost: h\r\nx : a\r\n\r\n".to_owned(), "400"),
+        (
+            "GET / HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx"
+                .to_owned(),
+            "400",
+        ),
+        ("GET / HTTP/1.1\r\nhost: h\r\ncontent-length: +1\r\n\r\nx".to_owned(), "400"),
+        ("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: gzip\r\n\r\n".to_owned(), "400"),
+        ("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked, x\r\n\r\n".to_owned(), "400"),
+        (
+            "POST / HTTP/1.0\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
+            "400",
+        ),
+        (format!("GET / HTTP/1.1\r\nhost: h\r\n{many}\r\n"), "431"),
+        (format!("GET / HTTP/1.1\r\nhost: h\r\n{large}\r\n"), "431"),
+        ("CONNECT other:443 HTTP/1.1\r\nhost: other:443\r\n\r\n".to_owned(), "405"),
+        ("\u{16}\u{3}\u{1} TLS to a plain port".to_owned(), "400"),
+    ];
+    for (bytes, code) in &refused {
+        let answer = world.raw(bytes.as_bytes()).await;
+        let head = bytes.chars().take(90).collect::<String>();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{head:?}: {answer:?}");
+    }
+    assert_eq!(asked.n(), 0);
+    let n = world.gateway.counters.n_bad_requests.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(n >= 11, "{n} were counted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_smuggled_behind_two_lengths_is_not_a_request() {
+    let world = World::new(ONE);
+    let seen = handler(|request| async move {
+        let path = request.uri().to_string();
+        let body = request.into_body().collect().await.map(|body| body.to_bytes().len());
+        says(format!("{path} {body:?}"))
+    });
+    let (asked, _) = world.server(1, seen).await;
+    let both = "POST /one HTTP/1.1\r\nhost: h\r\ncontent-length: 6\r\n\
+                transfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: h\r\n\r\n";
+    let answer = world.raw(both.as_bytes()).await;
+    // RFC 9112, 6.1: the chunks count, and the connection ends, so that what follows is nothing.
+    assert!(answer.contains("/one Ok(0)") && !answer.contains("smuggled"), "{answer}");
+    assert_eq!(asked.n(), 1);
+    let bad_chunk = "POST /two HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n\
+                     zz\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: h\r\n\r\n";
+    let answer = world.raw(bad_chunk.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && !answer.contains("smuggled"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stands_still_is_sent_away() {
+    let world = World::new(ONE);
+    world.server(1, handler(|_| async { says("") })).await;
+    let begun = world.env.now();
+    // Slow-loris: a head that never ends.
+    let answer = world.raw(b"GET / HTTP/1.1\r\nhost: h\r\nx-never: ").await;
+    assert_eq!(answer, "");
+    assert_eq!(begun.elapsed().as_secs(), 10);
+    // Idle between requests, and patient.
+    let begun = world.env.now();
+    let answer = world.raw(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(begun.elapsed().as_secs(), 60);
+    let n = world.gateway.counters.n_stood_still.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(n, 2);
+    assert_eq!(world.gateway.n_connections(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_lets_requests_end_and_takes_no_more() {
+    let world = World::new(ONE);
+    let slow = handler(|_| async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        says("done")
+    });
+    world.server(1, slow).await;
+    let mut idle = world.client().await;
+    let mut busy = world.client().await;
+    idle.get("/").await;
+    let (answer, ()) = tokio::join!(busy.get("/"), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.gateway.stop();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(world.gateway.n_connections(), 1, "the idle one is closed");
+    });
+    assert_eq!(answer, (StatusCode::OK, "done".into()));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!((world.gateway.n_connections(), world.gateway.n_requests()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_file_holds_from_the_next_request_on() {
+    let world = World::new(ONE);
+    world.server(1, handler(|_| async { says("one") })).await;
+    world.server(2, handler(|_| async { says("two") })).await;
+    let mut client = world.client().await;
+    assert_eq!(client.get("/").await.1, "one");
+    world.reload(&ONE.replace("10.0.0.1:1", "10.0.0.1:2"));
+    assert_eq!(client.get("/").await.1, "two");
+    let state = world.gateway.state();
+    let service = state.backends["web"].upstream.handle.lock();
+    assert_eq!(service.totals.n_requests, 2, "what was counted stays");
+    assert_eq!(service.fleet.servers().count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_closest_zone_that_is_well_gets_the_requests() {
+    let world = World::new(
+        r#"
+        zone = "a"
+        closeness = ["a", "b", "c"]
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["c=10.0.0.1:5", "b=10.0.0.1:3", "a=10.0.0.1:1", "a=10.0.0.1:2", "b=10.0.0.1:4"]
+        "#,
+    );
+    let mut tasks = Vec::new();
+    for (port, zone) in [(1, "a"), (2, "a"), (3, "b"), (4, "b"), (5, "c")] {
+        tasks.push(world.server(port, handler(move |_| async move { says(zone) })).await.1);
+    }
+    let mut client = world.client().await;
+    for (n_dead, zone) in [(0, "a"), (2, "b"), (4, "c")] {
+        tasks[..n_dead].iter().for_each(tokio::task::AbortHandle::abort);
+        let mut answers = Vec::new();
+        for _ in 0..60 {
+            let (status, body) = client.get("/").await;
+            assert_eq!(status, 200, "no request fails for a dead zone");
+            answers.push(body);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(answers[20..].iter().all(|answer| answer == zone), "{zone}: {answers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_is_a_tunnel() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new(ONE);
+    let env = world.env.clone();
+    let upgrade = handler(move |mut request| {
+        assert_eq!(request.headers()["upgrade"], "websocket");
+        let on_upgrade = hyper::upgrade::on(&mut request);
+        env.spawn("socket", async move {
+            let mut io = hyper_util::rt::TokioIo::new(on_upgrade.await.unwrap());
+            let mut bytes = [0; 4];
+            io.read_exact(&mut bytes).await.unwrap();
+            bytes.reverse();
+            io.write_all(&bytes).await.unwrap();
+        });
+        let mut answer = status(101);
+        let headers = answer.headers_mut();
+        headers.insert("connection", "upgrade".parse().unwrap());
+        headers.insert("upgrade", "websocket".parse().unwrap());
+        std::future::ready(answer)
+    });
+    world.server(1, upgrade).await;
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri("/chat")
+        .header("host", "h")
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .body(Full::default())
+        .unwrap();
+    let answer = world.client().await.answer(request).await;
+    assert_eq!(answer.status(), 101);
+    let mut io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+    io.write_all(b"ping").await.unwrap();
+    let mut bytes = Vec::new();
+    io.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(bytes, b"gnip");
+    drop(io);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(world.gateway.n_requests(), 0, "what it held is given back");
+}

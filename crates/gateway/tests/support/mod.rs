@@ -1,0 +1,160 @@
+//! A gateway, its servers and its clients in one process, on a network in memory and in virtual
+//! time.
+
+use base::env::{Env, MemoryNet, Stream};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use gateway::config::Config;
+use gateway::gateway::Gateway;
+use gateway::http::serve;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::server::conn::http1 as server;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+pub struct World {
+    pub env: Env,
+    pub gateway: Arc<Gateway>,
+}
+
+pub type Answer = Response<Full<Bytes>>;
+
+/// What a server does with a request.
+pub type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+pub fn handler<F>(answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static) -> Handler
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    Arc::new(move |request| Box::pin(answer(request)))
+}
+
+pub fn says(text: impl Into<String>) -> Answer {
+    Response::new(Full::new(Bytes::from(text.into())))
+}
+
+pub fn status(code: u16) -> Answer {
+    let mut answer = says("");
+    *answer.status_mut() = StatusCode::from_u16(code).unwrap();
+    answer
+}
+
+/// How often a server was asked.
+#[derive(Clone, Default)]
+pub struct Asked(Arc<AtomicUsize>);
+
+impl Asked {
+    pub fn n(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl World {
+    pub fn new(config: &str) -> World {
+        let env = Env::seeded(7, Arc::new(MemoryNet::default()));
+        let config = parse(config);
+        let gateway = Gateway::new(&env, config, 1).unwrap();
+        World { env, gateway }
+    }
+
+    pub fn reload(&self, config: &str) {
+        self.gateway.reload(parse(config)).unwrap();
+    }
+
+    /// A server at `10.0.0.1:PORT`; the task's end is the server's.
+    pub async fn server(&self, port: u16, handler: Handler) -> (Asked, tokio::task::AbortHandle) {
+        let address = SocketAddr::from(([10, 0, 0, 1], port));
+        let mut listener = self.env.net().listen(address).await.unwrap();
+        let asked = Asked::default();
+        let count = asked.clone();
+        let task = self.env.spawn("server", async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (handler, count) = (handler.clone(), count.clone());
+                connections.spawn(async move {
+                    let service = service_fn(move |request| {
+                        count.0.fetch_add(1, Ordering::SeqCst);
+                        let answer = handler(request);
+                        async move { Ok::<_, Infallible>(answer.await) }
+                    });
+                    let connection =
+                        server::Builder::new().serve_connection(TokioIo::new(stream), service);
+                    // A client that breaks off is no fault of this server.
+                    connection.with_upgrades().await.ok();
+                });
+            }
+        });
+        (asked, task.abort_handle())
+    }
+
+    /// A connection to the gateway.
+    pub fn connect(&self) -> tokio::io::DuplexStream {
+        let (near, far) = tokio::io::duplex(256 << 10);
+        let stream: Stream = Box::new(far);
+        let from = SocketAddr::from(([192, 0, 2, 1], 4000));
+        let serving = serve::connection(self.gateway.clone(), 0, stream, from, None);
+        self.env.spawn("connection", serving);
+        near
+    }
+
+    pub async fn client(&self) -> Client {
+        let io = TokioIo::new(self.connect());
+        let (sender, connection) = http1::handshake(io).await.unwrap();
+        self.env.spawn("client", async move {
+            connection.with_upgrades().await.ok();
+        });
+        Client { sender }
+    }
+
+    /// What comes back for these bytes until the gateway closes the connection or is silent for
+    /// two minutes.
+    pub async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect();
+        stream.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        self.env.timeout(std::time::Duration::from_secs(120), read).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+pub struct Client {
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+impl Client {
+    pub async fn get(&mut self, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path).header("host", "test.example");
+        self.send(request.body(Full::default()).unwrap()).await
+    }
+
+    pub async fn post(&mut self, path: &str, body: &str) -> (StatusCode, String) {
+        let request = Request::post(path).header("host", "test.example");
+        self.send(request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()).await
+    }
+
+    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> (StatusCode, String) {
+        let answer = self.answer(request).await;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    pub async fn answer(&mut self, request: Request<Full<Bytes>>) -> Response<Incoming> {
+        self.sender.ready().await.unwrap();
+        self.sender.send_request(request).await.unwrap()
+    }
+}
+
+fn parse(config: &str) -> Config {
+    Config::parse(Path::new("test.toml"), config).unwrap_or_else(|error| panic!("{error}"))
+}
