@@ -38,17 +38,25 @@ enum Task {
     Lint,
     /// Format, and apply the lints' suggestions.
     Fix,
-    /// Measure against PostgreSQL in the same run.
+    /// Measure against others of its kind in the same run.
     Bench {
         #[command(subcommand)]
         bench: Bench,
     },
+    /// The gateway bench's load generator: one run, a report in JSON.
+    #[command(hide = true)]
+    Load(bench::gateway::load::Options),
+    /// The gateway bench's servers; they end when standard input does.
+    #[command(hide = true)]
+    Backend(bench::gateway::backend::Options),
 }
 
 #[derive(Subcommand)]
 enum Bench {
     /// TPC-B, select-only and COPY: PostgreSQL 15, Atoll in one zone, Atoll in three zones.
-    Sql(bench::Options),
+    Sql(bench::sql::Options),
+    /// Speed, memory, tail and faults of the HTTP gateway: HAProxy, nginx, Envoy, Atoll.
+    Gateway(bench::gateway::Options),
 }
 
 fn main() -> Result<()> {
@@ -68,7 +76,10 @@ fn main() -> Result<()> {
                 "--allow-staged",
             ]))
         }
-        Task::Bench { bench: Bench::Sql(options) } => bench::run(&options),
+        Task::Bench { bench: Bench::Sql(options) } => bench::sql::run(&options),
+        Task::Bench { bench: Bench::Gateway(options) } => bench::gateway::run(&options),
+        Task::Load(options) => bench::gateway::load::run(&options),
+        Task::Backend(options) => bench::gateway::backend::run(&options),
     }
 }
 
@@ -78,7 +89,7 @@ fn test(quick: bool) -> Result<()> {
     if quick {
         return Ok(());
     }
-    tools::install()?;
+    tools::install(&tools::SQL)?;
     // One after the other: each test has the machine, and its clusters' ports, to itself.
     let upper = ["test", "--release", "--no-fail-fast"];
     run(cargo().args(upper).args(packages(&UPPER)).args([
@@ -109,7 +120,8 @@ fn lint() -> Result<()> {
 
 /// Their tests want tokio's virtual clock. Tested in one command with the others they would
 /// change a feature of tokio under DataFusion, and with it build DataFusion once more.
-const LOWER: [&str; 7] = ["base", "transport", "storage", "cluster", "consensus", "txn", "xtask"];
+const LOWER: [&str; 8] =
+    ["base", "transport", "storage", "cluster", "consensus", "txn", "gateway", "xtask"];
 const UPPER: [&str; 3] = ["sql", "node", "sim"];
 
 fn packages(names: &[&'static str]) -> impl Iterator<Item = &'static str> {
