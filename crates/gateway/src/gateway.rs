@@ -187,15 +187,11 @@ impl Gateway {
     }
 
     /// A connection ended otherwise than by a goodbye.
-    pub fn count_broken(&self, error: &(dyn std::error::Error + 'static)) {
-        let is_malformed = |error: &hyper::Error| error.is_parse() || error.is_parse_too_large();
-        match error.downcast_ref::<hyper::Error>() {
-            Some(error) if is_malformed(error) => {
-                self.counters.n_bad_requests.fetch_add(1, Relaxed);
-            }
-            _ => {
-                self.counters.n_broken_connections.fetch_add(1, Relaxed);
-            }
-        }
+    pub fn count_broken(&self, error: &hyper::Error) {
+        let is_malformed = error.is_parse() || error.is_parse_too_large();
+        let counters = &self.counters;
+        let counter =
+            if is_malformed { &counters.n_bad_requests } else { &counters.n_broken_connections };
+        counter.fetch_add(1, Relaxed);
     }
 }

@@ -11,6 +11,7 @@
 //! * [`gateway`], [`backend`]: what all connections share, and a service with its connections
 //! * [`upkeep`]: looks at servers and names beside the requests
 //! * [`admin`]: the live page, metrics, the API
+//! * [`layer`]: the core as a client library
 //! * [`process`]: `atoll gateway`: threads, listeners, signals, reload, restart
 //!
 //! The first three and the routes decide and do nothing else: no clock, no I/O, no tasks; callers
@@ -25,6 +26,7 @@ pub mod config;
 pub mod gateway;
 pub mod http;
 pub mod isolate;
+pub mod layer;
 pub mod process;
 pub mod route;
 pub mod service;

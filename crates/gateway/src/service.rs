@@ -229,7 +229,13 @@ impl Service {
             Finished::GivenUp => breaker::Ended::Unknown,
         };
         self.totals.n_failed += u64::from(finished == Finished::Failed);
+        let before = self.breaker.state();
         self.breaker.report(now, admission.pass, ended);
+        // The service as a whole was broken and is well: what its servers looked like meanwhile
+        // was not their own fault, and without them the others would carry the load alone.
+        if before == breaker::State::HalfOpen && self.breaker.state() == breaker::State::Closed {
+            self.fleet.forgive(now);
+        }
     }
 
     /// The request's last byte is out.

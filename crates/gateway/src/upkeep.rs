@@ -3,6 +3,7 @@
 
 use crate::backend::Backend;
 use crate::balance::{Check, CheckKind, Event};
+use crate::call::Handle;
 use crate::config::DnsSource;
 use crate::gateway::Gateway;
 use crate::isolate::breaker;
@@ -11,7 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-const STEP: Duration = Duration::from_millis(100);
+/// How often time passes for a service.
+pub const STEP: Duration = Duration::from_millis(100);
 
 /// Starts the tasks; they end with the process.
 pub fn start(gateway: &Arc<Gateway>) {
@@ -36,16 +38,10 @@ fn look_after(
     backend: &Arc<Backend>,
     breakers: &mut BTreeMap<String, breaker::State>,
 ) {
-    let now = env.now();
-    let (checks, events, breaker) = {
-        let mut service = backend.upstream.handle.lock();
-        service.fleet.step(now);
-        (service.fleet.checks_due(now), service.fleet.take_events(), service.breaker.state())
-    };
-    backend.upstream.sweep(now);
-    for event in events {
-        say(name, &event);
-    }
+    let handle = &backend.upstream.handle;
+    let checks = step(handle);
+    backend.upstream.sweep(env.now());
+    let breaker = handle.lock().breaker.state();
     let before = breakers.insert(name.to_owned(), breaker);
     if before.is_some_and(|before| before != breaker) {
         match breaker {
@@ -75,6 +71,20 @@ async fn look_at(env: &Env, backend: &Backend, check: &Check) -> bool {
     env.timeout(check.timeout, looked).await.unwrap_or(false)
 }
 
+/// Time passes for the service; what it wants to be looked at, and says what happened.
+pub fn step(handle: &Handle) -> Vec<Check> {
+    let now = handle.env().now();
+    let (checks, events) = {
+        let mut service = handle.lock();
+        service.fleet.step(now);
+        (service.fleet.checks_due(now), service.fleet.take_events())
+    };
+    for event in &events {
+        say(&handle.name, event);
+    }
+    checks
+}
+
 fn say(service: &str, event: &Event) {
     match event {
         Event::Out { address, zone, reason } => {
@@ -82,16 +92,14 @@ fn say(service: &str, event: &Event) {
             tracing::warn!(service, %address, zone, reason, "a server is out");
         }
         Event::Back { address, zone } => {
-            tracing::info!(service, %address, zone, "a server is back")
+            tracing::info!(service, %address, zone, "a server is back");
         }
         Event::Left { zone } => tracing::warn!(service, zone, "leaving a zone"),
         Event::Returned { zone } => tracing::info!(service, zone, "returning to a zone"),
-        Event::Panic => {
-            tracing::error!(
-                service,
-                "most servers look bad: their health is ignored, all get requests"
-            );
-        }
+        Event::Panic => tracing::error!(
+            service,
+            "most servers look bad: their health is ignored, all get requests"
+        ),
         Event::Calm => tracing::info!(service, "enough servers look well again"),
     }
 }

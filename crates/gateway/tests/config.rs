@@ -450,7 +450,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "[services.api.breaker]\nopen_for = \"11s\"",
-        r#"2: open_for in [services.api.breaker] must be no more than open_max, which is 10s, not "11s""#,
+        r#"2: open_for in [services.api.breaker] must be no more than open_max, which is 4s, not "11s""#,
     ),
     (
         "[services.api.health]\ntrip_for = \"31s\"",

@@ -533,3 +533,110 @@ async fn a_websocket_is_a_tunnel() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(world.gateway.n_requests(), 0, "what it held is given back");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_gives_its_buffers_back_and_goes_on() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new(ONE);
+    world.server(1, handler(|request| async move { says(request.uri().path()) })).await;
+    let mut stream = world.connect();
+    let mut asked = 0;
+    // Requests in one piece and in several, their pieces before and after the second in which the
+    // connection is parked, two at once, and one that begins as HTTP/2 does.
+    for pieces in [
+        &["GET /1 HTTP/1.1\r\nhost: h\r\n\r\n"][..],
+        &["G", "ET /2 HTTP/1.1\r\nhost", ": h\r\n\r\n"],
+        &["GET /3 HTTP/1.1\r\nhost: h\r\n\r\nGET /4 HTTP/1.1\r\n", "host: h\r\n\r\n"],
+        &["P", "RI", " /5 HTTP/1.1\r\nhost: h\r\n\r\n"],
+        &["PRI * HTTP/2.0", "x /6\r\n"],
+    ] {
+        let is_last = pieces.concat().contains("/6");
+        for piece in pieces {
+            stream.write_all(piece.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+        }
+        for _ in 0..pieces.concat().matches("host").count() {
+            asked += 1;
+            let mut answer = String::new();
+            while !answer.ends_with(&format!("\r\n\r\n/{asked}")) {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).await.unwrap();
+                answer.push(char::from(byte[0]));
+            }
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        if is_last {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        }
+    }
+    assert_eq!(asked, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_goes_in_and_out_with_trailers() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [[routes]]
+        path = "/grpc"
+        service = "grpc"
+        [[routes]]
+        service = "web"
+        [services.grpc]
+        servers = ["10.0.0.1:2"]
+        protocol = "http2"
+        [services.web]
+        servers = ["10.0.0.1:1"]
+        "#,
+    );
+    world
+        .server(
+            1,
+            handler(|request| async move { says(request.headers()["host"].to_str().unwrap()) }),
+        )
+        .await;
+    let calls = handler(|request| async move {
+        let authority = request.uri().authority().unwrap().to_string();
+        assert_eq!(request.headers()["te"], "trailers");
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let frames = [
+            Ok(http_body::Frame::data(Bytes::from(authority))),
+            Ok(http_body::Frame::trailers(trailers)),
+        ];
+        let body = http_body_util::StreamBody::new(futures::stream::iter(frames));
+        http::Response::new(body.boxed())
+    });
+    world.server2(2, calls).await;
+    let mut client = world.client2().await;
+    let request = |path: &str| {
+        let uri = format!("http://test.example{path}");
+        Request::post(uri).header("te", "trailers").body(Full::new(Bytes::from("x"))).unwrap()
+    };
+    let plain = client.send_request(request("/")).await.unwrap();
+    let body = plain.into_body().collect().await.unwrap();
+    assert_eq!(body.to_bytes(), "test.example", "an HTTP/1.1 server gets the authority as Host");
+    let called = client.send_request(request("/grpc/x")).await.unwrap();
+    assert_eq!(called.status(), 200);
+    let body = called.into_body().collect().await.unwrap();
+    assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(body.to_bytes(), "test.example");
+}
+
+#[tokio::test(start_paused = true)]
+async fn grpc_clients_are_told_in_their_own_words() {
+    let world = World::new(ONE);
+    let mut client = world.client2().await;
+    let request = Request::post("http://h/pkg.Service/Method")
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "1S")
+        .body(Full::new(Bytes::from("x")))
+        .unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["grpc-status"], "14");
+    let message = answer.headers()["grpc-message"].to_str().unwrap();
+    assert!(message.contains("no connection"), "{message}");
+}

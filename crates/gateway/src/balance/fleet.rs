@@ -387,6 +387,16 @@ impl Fleet {
         self.refresh(now);
     }
 
+    /// Brings back who was ejected for how it looked.
+    pub fn forgive(&mut self, now: Instant) {
+        let ejected = self.places(|server| {
+            matches!(server.health.out(), Some(Reason::Failing | Reason::Outlier))
+        });
+        for place in ejected {
+            self.bring_back(now, place);
+        }
+    }
+
     /// The looks at servers that are due. Each is reported once.
     pub fn checks_due(&mut self, now: Instant) -> Vec<Check> {
         let settings = &self.settings;

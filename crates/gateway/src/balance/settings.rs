@@ -92,7 +92,7 @@ impl Default for Settings {
             failed_max: 0.1,
             n_requests_min: 20,
             overprovision: 1.4,
-            fall_per_s: 0.5,
+            fall_per_s: 1.0,
             rise_per_s: 0.1,
             panic_below: 0.3,
             hot_quantile: 0.84,

@@ -22,6 +22,9 @@ use std::time::Duration;
 const MEMORY_S: f64 = 1.0;
 /// Answers older than this say nothing about now.
 const STALE: Duration = Duration::from_secs(5);
+/// Failures older than this say nothing: a zone whose servers all begin to fail at once must be
+/// left before the budget for retries is spent on it.
+const WINDOW: Duration = Duration::from_secs(3);
 /// How fast the latency of better days is forgotten, per second.
 const BASE_RISE: f64 = 0.005;
 
@@ -55,7 +58,7 @@ impl Zone {
             n_in_flight: 0,
             share: 1.0,
             hot_above: 0.0,
-            window: Window::new(now, Duration::from_secs(10)),
+            window: Window::new(now, WINDOW),
             latency_s: None,
             answered_at: now,
             base_s: None,

@@ -1,28 +1,45 @@
 //! A client's connection, from its first byte to its last: HTTP/1.1 and HTTP/2 on one port, an
 //! end for those that stand still, and for all when the gateway stops.
 //!
+//! ```text
+//!             first bytes                    idle for a second
+//!   waiting ──────────────► HTTP/1.1 ────────────────────────────► waiting
+//!      └──────────────────► HTTP/2          (its buffers are given back: an idle
+//!         its preface                        connection costs 3 KiB and not 30)
+//! ```
+//!
 //! hyper parses, and refuses what is malformed; what it cannot tell apart is looked after here: a
 //! connection that is idle between requests may stay for `idle_timeout`, one that has begun a
 //! request's head and does not finish it (slow-loris) for `header_timeout`.
 
+use crate::config::Limits;
 use crate::gateway::Gateway;
+use crate::http::body::AnswerBody;
 use crate::http::pool::Spawn;
 use crate::http::proxy::Client;
 use base::env::{Env, Instant, Stream};
-use http::Version;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How an HTTP/2 client begins.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// An HTTP/1.1 connection that has been idle for this long gives its buffers back.
+const PARK_AFTER: Duration = Duration::from_secs(1);
 
 /// What a connection is doing, for the alarm that ends it.
 pub struct Pulse {
@@ -33,6 +50,8 @@ pub struct Pulse {
     head_us: AtomicU64,
     idle_us: AtomicU64,
     is_http2: AtomicBool,
+    /// Answers wait for the client to read.
+    is_blocked: AtomicBool,
 }
 
 impl Pulse {
@@ -44,6 +63,7 @@ impl Pulse {
             head_us: AtomicU64::new(1),
             idle_us: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
         })
     }
 
@@ -67,6 +87,14 @@ impl Pulse {
             self.is_http2.store(true, Relaxed);
         }
         UnderWay(self.clone())
+    }
+
+    /// Whether nothing has been under way, or begun, for this long.
+    fn is_idle(&self, span: Duration) -> bool {
+        self.n_under_way.load(Relaxed) == 0
+            && self.head_us.load(Relaxed) == 0
+            && !self.is_blocked.load(Relaxed)
+            && self.now_us().saturating_sub(self.idle_us.load(Relaxed)) >= micros(span)
     }
 
     /// How much longer the connection may stay as it is; none: it is to end.
@@ -100,10 +128,56 @@ impl Drop for UnderWay {
     }
 }
 
-/// Tells the pulse of bytes that come.
+/// The client's stream: tells the pulse of bytes that come, and holds those that were read to see
+/// which protocol they are of.
 struct Watched {
     stream: Stream,
     pulse: Arc<Pulse>,
+    ahead: [u8; PREFACE.len()],
+    n_ahead: usize,
+    /// What was read of a request before its connection was parked.
+    rest: Bytes,
+}
+
+/// What the first bytes are of.
+enum First {
+    Http1,
+    Http2,
+    /// The client left.
+    Nothing,
+}
+
+impl Watched {
+    fn new(stream: Stream, pulse: Arc<Pulse>) -> Watched {
+        Watched { stream, pulse, ahead: [0; PREFACE.len()], n_ahead: 0, rest: Bytes::new() }
+    }
+
+    /// Waits for bytes, as many as it takes to tell the protocol.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<First> {
+        loop {
+            let known = &self.ahead[..self.n_ahead];
+            if !self.rest.is_empty() {
+                return Poll::Ready(First::Http1);
+            }
+            if known.len() == PREFACE.len() && known == PREFACE {
+                return Poll::Ready(First::Http2);
+            }
+            if !PREFACE.starts_with(known) {
+                return Poll::Ready(First::Http1);
+            }
+            let mut buffer = ReadBuf::new(&mut self.ahead[self.n_ahead..]);
+            if ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)).is_err() {
+                return Poll::Ready(First::Nothing);
+            }
+            match buffer.filled().len() {
+                // What was begun and not finished is refused by the parser.
+                0 if self.n_ahead > 0 => return Poll::Ready(First::Http1),
+                0 => return Poll::Ready(First::Nothing),
+                n => self.n_ahead += n,
+            }
+            self.pulse.read();
+        }
+    }
 }
 
 impl AsyncRead for Watched {
@@ -112,6 +186,19 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.rest.is_empty() {
+            let n = self.rest.len().min(buffer.remaining());
+            buffer.put_slice(&self.rest.split_to(n));
+            self.pulse.read();
+            return Poll::Ready(Ok(()));
+        }
+        if self.n_ahead > 0 {
+            let n = self.n_ahead.min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..n]);
+            self.ahead.copy_within(n.., 0);
+            self.n_ahead -= n;
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
@@ -127,7 +214,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.pulse.is_blocked.store(polled.is_pending(), Relaxed);
+        polled
     }
 
     fn poll_write_vectored(
@@ -135,7 +224,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.pulse.is_blocked.store(polled.is_pending(), Relaxed);
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -149,6 +240,33 @@ impl AsyncWrite for Watched {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
+}
+
+/// One client's requests, as hyper hands them over.
+#[derive(Clone)]
+struct Requests {
+    gateway: Arc<Gateway>,
+    client: Client,
+}
+
+impl Service<Request<Incoming>> for Requests {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    /// Boxed: hyper keeps room for it as long as the connection is open, idle or not.
+    type Future = BoxFuture<'static, Result<Response<AnswerBody>, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let answer = self.gateway.clone().answer(self.client.clone(), request);
+        Box::pin(async move { Ok(answer.await) })
+    }
+}
+
+/// What a connection is served with.
+struct Serving {
+    gateway: Arc<Gateway>,
+    env: Env,
+    limits: Limits,
+    pulse: Arc<Pulse>,
 }
 
 /// Serves one client until it leaves, stands still, or the gateway stops.
@@ -165,66 +283,138 @@ pub async fn connection(
     let is_tls = acceptor.is_some();
     let stream = match acceptor {
         None => stream,
-        Some(acceptor) => match env.timeout(limits.header_timeout, acceptor.accept(stream)).await {
-            Some(Ok(stream)) => stream,
-            Some(Err(error)) => {
-                tracing::debug!(%from, %error, "a TLS greeting failed");
-                gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
-                return;
-            }
-            None => {
-                gateway.counters.n_stood_still.fetch_add(1, Relaxed);
-                return;
-            }
-        },
-    };
-    let pulse = Pulse::new(&env);
-    let client = Client { lane, address: from, is_tls, pulse: pulse.clone() };
-    let service = service_fn(|request: http::Request<Incoming>| {
-        let gateway = gateway.clone();
-        let client = client.clone();
-        async move { Ok::<_, Infallible>(gateway.answer(client, request).await) }
-    });
-    let mut builder = auto::Builder::new(Spawn(env.clone()));
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // The pulse does this: hyper's would end idle connections too.
-        .header_read_timeout(None)
-        .max_headers(limits.n_headers_max)
-        .max_buf_size(limits.header_bytes_max.max(8192))
-        .half_close(false)
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.n_streams_max)
-        .max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10));
-    let io = TokioIo::new(Watched { stream, pulse: pulse.clone() });
-    let mut serving = pin!(builder.serve_connection_with_upgrades(io, service));
-    let mut stopping = gateway.stopping();
-    let mut alarm = pin!(env.sleep(limits.header_timeout));
-    let mut is_stopping = false;
-    loop {
-        tokio::select! {
-            ended = serving.as_mut() => {
-                if let Err(error) = ended {
-                    gateway.count_broken(error.as_ref());
+        Some(acceptor) => {
+            let greeting = Box::pin(acceptor.accept(stream));
+            match env.timeout(limits.header_timeout, greeting).await {
+                Some(Ok(stream)) => stream,
+                Some(Err(error)) => {
+                    tracing::debug!(%from, %error, "a TLS greeting failed");
+                    gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
+                    return;
                 }
-                return;
-            }
-            () = alarm.as_mut() => match pulse.left(limits.header_timeout, limits.idle_timeout) {
-                Some(left) => alarm.set(env.sleep(left)),
                 None => {
                     gateway.counters.n_stood_still.fetch_add(1, Relaxed);
                     return;
                 }
+            }
+        }
+    };
+    let pulse = Pulse::new(&env);
+    let client = Client { lane, address: from, is_tls, pulse: pulse.clone() };
+    let requests = Requests { gateway: gateway.clone(), client };
+    let serving = Serving { gateway, env, limits, pulse: pulse.clone() };
+    let mut io = Watched::new(stream, pulse);
+    loop {
+        let first = serving.first(&mut io).await;
+        match first {
+            First::Nothing => return,
+            First::Http2 => return Box::pin(serving.http2(io, requests)).await,
+            First::Http1 => match Box::pin(serving.http1(io, requests.clone())).await {
+                Some(idle) => io = idle,
+                None => return,
             },
-            _ = stopping.wait_for(|stopping| *stopping), if !is_stopping => {
-                is_stopping = true;
-                serving.as_mut().graceful_shutdown();
+        }
+    }
+}
+
+impl Serving {
+    /// Waits for a request to begin; for as long as the connection may be idle, and only while
+    /// requests are wanted.
+    async fn first(&self, io: &mut Watched) -> First {
+        let mut stopping = self.gateway.stopping();
+        loop {
+            let Some(left) = self.left() else { return First::Nothing };
+            tokio::select! {
+                first = poll_fn(|cx| io.poll_first(cx)) => return first,
+                () = self.env.sleep(left) => {}
+                _ = stopping.wait_for(|stopping| *stopping) => return First::Nothing,
+            }
+        }
+    }
+
+    /// How much longer the connection may stay as it is; counts it when that is over.
+    fn left(&self) -> Option<Duration> {
+        let left = self.pulse.left(self.limits.header_timeout, self.limits.idle_timeout);
+        if left.is_none() {
+            self.gateway.counters.n_stood_still.fetch_add(1, Relaxed);
+        }
+        left
+    }
+
+    /// Serves until the connection ends, or is idle: then it comes back.
+    async fn http1(&self, io: Watched, requests: Requests) -> Option<Watched> {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            // The pulse does this: hyper's would end idle connections too.
+            .header_read_timeout(None)
+            .max_headers(self.limits.n_headers_max)
+            .max_buf_size(self.limits.header_bytes_max.max(8192));
+        let mut connection = builder.serve_connection(TokioIo::new(io), requests).with_upgrades();
+        let mut stopping = self.gateway.stopping();
+        let mut is_stopping = false;
+        let mut alarm = pin!(self.env.sleep(PARK_AFTER));
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        self.gateway.count_broken(&error);
+                    }
+                    return None;
+                }
+                () = alarm.as_mut() => {
+                    let left = self.left()?;
+                    if self.pulse.is_idle(PARK_AFTER) && !is_stopping {
+                        break;
+                    }
+                    alarm.set(self.env.sleep(left.min(PARK_AFTER)));
+                }
+                _ = stopping.wait_for(|stopping| *stopping), if !is_stopping => {
+                    is_stopping = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        }
+        let parts = connection.into_parts()?;
+        let mut io = parts.io.into_inner();
+        // An empty one would still hold the buffer that it was cut from.
+        if !parts.read_buf.is_empty() {
+            io.rest = parts.read_buf;
+        }
+        Some(io)
+    }
+
+    async fn http2(&self, io: Watched, requests: Requests) {
+        let header_bytes_max = u32::try_from(self.limits.header_bytes_max).unwrap_or(u32::MAX);
+        let mut builder = http2::Builder::new(Spawn(self.env.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.limits.n_streams_max)
+            .max_header_list_size(header_bytes_max)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), requests));
+        let mut stopping = self.gateway.stopping();
+        let mut is_stopping = false;
+        let mut alarm = pin!(self.env.sleep(self.limits.header_timeout));
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        self.gateway.count_broken(&error);
+                    }
+                    return;
+                }
+                () = alarm.as_mut() => match self.left() {
+                    Some(left) => alarm.set(self.env.sleep(left)),
+                    None => return,
+                },
+                _ = stopping.wait_for(|stopping| *stopping), if !is_stopping => {
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         }
     }

@@ -45,7 +45,7 @@ impl Default for Settings {
             slow_after: None,
             slow_max: 0.8,
             open_for: Duration::from_secs(1),
-            open_max: Duration::from_secs(10),
+            open_max: Duration::from_secs(4),
             n_trials: 5,
         }
     }

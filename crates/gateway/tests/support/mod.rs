@@ -6,12 +6,14 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use gateway::config::Config;
 use gateway::gateway::Gateway;
+use gateway::http::pool::Spawn;
 use gateway::http::serve;
 use http::{Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper::server::conn::http1 as server;
+use hyper::client::conn::{http1, http2};
+use hyper::server::conn::{http1 as server, http2 as http2_server};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
@@ -26,7 +28,7 @@ pub struct World {
     pub gateway: Arc<Gateway>,
 }
 
-pub type Answer = Response<Full<Bytes>>;
+pub type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// What a server does with a request.
 pub type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync>;
@@ -39,7 +41,7 @@ where
 }
 
 pub fn says(text: impl Into<String>) -> Answer {
-    Response::new(Full::new(Bytes::from(text.into())))
+    Response::new(Full::new(Bytes::from(text.into())).boxed())
 }
 
 pub fn status(code: u16) -> Answer {
@@ -94,6 +96,37 @@ impl World {
             }
         });
         (asked, task.abort_handle())
+    }
+
+    /// A server at `10.0.0.1:PORT` that speaks HTTP/2 alone.
+    pub async fn server2(&self, port: u16, handler: Handler) {
+        let address = SocketAddr::from(([10, 0, 0, 1], port));
+        let mut listener = self.env.net().listen(address).await.unwrap();
+        let env = self.env.clone();
+        self.env.spawn("server", async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let handler = handler.clone();
+                let service = service_fn(move |request| {
+                    let answer = handler(request);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                let connection = http2_server::Builder::new(Spawn(env.clone()))
+                    .serve_connection(TokioIo::new(stream), service);
+                env.spawn("server", async move {
+                    connection.await.ok();
+                });
+            }
+        });
+    }
+
+    /// A client that speaks HTTP/2 from its first byte.
+    pub async fn client2(&self) -> http2::SendRequest<Full<Bytes>> {
+        let io = TokioIo::new(self.connect());
+        let (sender, connection) = http2::handshake(Spawn(self.env.clone()), io).await.unwrap();
+        self.env.spawn("client", async move {
+            connection.await.ok();
+        });
+        sender
     }
 
     /// A connection to the gateway.
