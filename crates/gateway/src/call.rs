@@ -178,8 +178,11 @@ where
     let mut n_attempts = 1;
     loop {
         let (flight, result) = match hedge_after.filter(|_| n_attempts == 1) {
+            // Boxed, as it is rare and twice as large as the usual way.
             Some(after) => {
-                hedged(handle, ask, attempt, after, &mut n_attempts, &mut tried, &send).await
+                let hedged =
+                    hedged(handle, ask, attempt, after, &mut n_attempts, &mut tried, &send);
+                Box::pin(hedged).await
             }
             None => once(handle, ask, attempt, &send).await,
         };

@@ -25,6 +25,7 @@ use crate::upkeep;
 use base::env::{Env, JoinHandle};
 use command_fds::{CommandFdExt, FdMapping};
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -41,6 +42,8 @@ use tokio::sync::{mpsc, watch};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The process that asks to be relieved.
 const PREDECESSOR: &str = "ATOLL_GATEWAY_PREDECESSOR";
+/// A client that has been silent for this long is asked whether it is there, by TCP.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Connections that may wait for a lane.
 const N_WAITING_MAX: usize = 1024;
 
@@ -182,6 +185,9 @@ fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<Lane, Error> {
             env.spawn("connection", async move {
                 let opened = || -> io::Result<tokio::net::TcpStream> {
                     stream.set_nodelay(true)?;
+                    // A client whose host is gone says nothing; a tunnel would wait for ever.
+                    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+                    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
                     tokio::net::TcpStream::from_std(stream)
                 };
                 match opened() {

@@ -36,6 +36,13 @@ pub struct Attempt {
     life: u64,
 }
 
+impl Attempt {
+    /// The server's place in the fleet: small numbers, used again when a server has gone.
+    pub fn place(&self) -> usize {
+        self.server as usize
+    }
+}
+
 /// How an attempt ended, as far as the server is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {

@@ -9,10 +9,9 @@
 
 use crate::config::HeaderRules;
 use crate::isolate::bulkhead::Priority;
+use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Version};
-use std::fmt::Write;
-use std::net::IpAddr;
 use std::time::Duration;
 
 pub const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -68,25 +67,26 @@ pub fn apply(rules: &HeaderRules, headers: &mut HeaderMap) {
     }
 }
 
-/// Tells the server who asked.
-pub fn forward(headers: &mut HeaderMap, client: IpAddr, is_tls: bool, host: &str) {
-    let mut chain = String::with_capacity(48);
-    for value in headers.get_all(FORWARDED_FOR) {
-        if let Ok(value) = value.to_str() {
-            chain.push_str(value);
-            chain.push_str(", ");
+/// Tells the server who asked. `client` is the client's address as a field's value, made once for
+/// its connection.
+pub fn forward(headers: &mut HeaderMap, client: &HeaderValue, is_tls: bool) {
+    let chain = match headers.get(FORWARDED_FOR) {
+        None => client.clone(),
+        Some(_) => {
+            let mut chain = Vec::with_capacity(64);
+            for value in headers.get_all(FORWARDED_FOR) {
+                chain.extend_from_slice(value.as_bytes());
+                chain.extend_from_slice(b", ");
+            }
+            chain.extend_from_slice(client.as_bytes());
+            // What was put together of values is one.
+            HeaderValue::from_maybe_shared(Bytes::from(chain)).unwrap_or_else(|_| client.clone())
         }
-    }
-    // Writing to a string cannot fail.
-    write!(chain, "{client}").unwrap_or_default();
-    if let Ok(value) = HeaderValue::try_from(chain) {
-        headers.insert(FORWARDED_FOR, value);
-    }
+    };
+    headers.insert(FORWARDED_FOR, chain);
     let proto = HeaderValue::from_static(if is_tls { "https" } else { "http" });
     headers.entry(FORWARDED_PROTO).or_insert(proto);
-    if !host.is_empty()
-        && let Ok(host) = HeaderValue::from_str(host)
-    {
+    if let Some(host) = headers.get(header::HOST).cloned() {
         headers.entry(FORWARDED_HOST).or_insert(host);
     }
 }
@@ -150,11 +150,21 @@ impl Trace {
     }
 
     pub fn set(&self, headers: &mut HeaderMap) {
-        let flags = u8::from(self.is_sampled);
-        let text = format!("00-{:032x}-{:016x}-{flags:02x}", self.trace, self.span);
-        if let Ok(value) = HeaderValue::try_from(text) {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        hex(&mut text[3..35], &self.trace.to_be_bytes());
+        hex(&mut text[36..52], &self.span.to_be_bytes());
+        hex(&mut text[53..55], &[u8::from(self.is_sampled)]);
+        if let Ok(value) = HeaderValue::from_bytes(&text) {
             headers.insert(TRACE_PARENT, value);
         }
+    }
+}
+
+fn hex(to: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (to, byte) in to.chunks_exact_mut(2).zip(bytes) {
+        to[0] = DIGITS[usize::from(byte >> 4)];
+        to[1] = DIGITS[usize::from(byte & 15)];
     }
 }
 
@@ -228,8 +238,12 @@ mod tests {
 
     #[test]
     fn the_clients_chain_is_extended() {
-        let mut headers = map(&[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2")]);
-        forward(&mut headers, [3, 3, 3, 3].into(), true, "a.example");
+        let mut headers = map(&[
+            ("host", "a.example"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-forwarded-for", "2.2.2.2"),
+        ]);
+        forward(&mut headers, &HeaderValue::from_static("3.3.3.3"), true);
         assert_eq!(headers["x-forwarded-for"], "1.1.1.1, 2.2.2.2, 3.3.3.3");
         assert_eq!(headers["x-forwarded-proto"], "https");
         assert_eq!(headers["x-forwarded-host"], "a.example");

@@ -1,6 +1,7 @@
 //! Connections to a service's servers: kept when idle, one set for each lane (a thread that
 //! serves), so that lanes do not meet on a hot path.
 
+use crate::balance::Attempt;
 use crate::call::{Handle, SendError};
 use crate::config::Protocol;
 use crate::http::body::RequestBody;
@@ -13,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,10 +33,34 @@ pub struct Upstream {
     lanes: Vec<Mutex<Pool>>,
 }
 
+/// One lane's connections, by the servers' places in the fleet.
 #[derive(Default)]
 struct Pool {
-    idle: HashMap<SocketAddr, Vec<Idle>>,
-    shared: HashMap<SocketAddr, http2::SendRequest<RequestBody>>,
+    shelves: Vec<Shelf>,
+}
+
+/// The connections to one server.
+struct Shelf {
+    address: SocketAddr,
+    /// HTTP/1.1: the one used last is the last.
+    idle: Vec<Idle>,
+    /// HTTP/2: one for all requests.
+    shared: Option<http2::SendRequest<RequestBody>>,
+}
+
+impl Pool {
+    /// The shelf of the attempt's server; what another server at its place has left is closed.
+    fn shelf(&mut self, attempt: Attempt) -> &mut Shelf {
+        let empty = |address| Shelf { address, idle: Vec::new(), shared: None };
+        while self.shelves.len() <= attempt.place() {
+            self.shelves.push(empty(attempt.address));
+        }
+        let shelf = &mut self.shelves[attempt.place()];
+        if shelf.address != attempt.address {
+            *shelf = empty(attempt.address);
+        }
+        shelf
+    }
 }
 
 struct Idle {
@@ -48,7 +72,7 @@ struct Idle {
 pub struct Loan {
     upstream: Arc<Upstream>,
     lane: usize,
-    address: SocketAddr,
+    attempt: Attempt,
     sender: Option<Sender>,
     pub is_fresh: bool,
 }
@@ -74,20 +98,21 @@ impl Upstream {
         self: &Arc<Self>,
         env: &Env,
         lane: usize,
-        address: SocketAddr,
+        attempt: Attempt,
     ) -> Result<Loan, SendError> {
         let loan = |sender, is_fresh| Loan {
             upstream: self.clone(),
             lane,
-            address,
+            attempt,
             sender: Some(sender),
             is_fresh,
         };
-        if let Some(sender) = self.take(env.now(), lane, address) {
+        if let Some(sender) = self.take(env.now(), lane, attempt) {
             return Ok(loan(sender, false));
         }
         let limit = self.handle.lock().settings().connect_timeout;
-        let connected = env.timeout(limit, self.connect(env, address)).await;
+        // Boxed: the usual request finds a connection, and should not carry room for making one.
+        let connected = Box::pin(env.timeout(limit, self.connect(env, attempt.address))).await;
         let sender = match connected {
             Some(Ok(sender)) => sender,
             Some(Err(reason)) => return Err(SendError::Unreachable(reason)),
@@ -97,26 +122,22 @@ impl Upstream {
             }
         };
         if let Sender::Http2(sender) = &sender {
-            self.lanes[lane].lock().shared.insert(address, sender.clone());
+            self.lanes[lane].lock().shelf(attempt).shared = Some(sender.clone());
         }
         Ok(loan(sender, true))
     }
 
-    fn take(&self, now: Instant, lane: usize, address: SocketAddr) -> Option<Sender> {
+    fn take(&self, now: Instant, lane: usize, attempt: Attempt) -> Option<Sender> {
         let mut pool = self.lanes[lane].lock();
+        let shelf = pool.shelf(attempt);
         if self.protocol == Protocol::Http2 {
-            let sender = pool.shared.get(&address)?;
-            if sender.is_closed() {
-                pool.shared.remove(&address);
-                return None;
-            }
-            return Some(Sender::Http2(sender.clone()));
+            shelf.shared.take_if(|sender| sender.is_closed());
+            return shelf.shared.clone().map(Sender::Http2);
         }
-        let idle = pool.idle.get_mut(&address)?;
         // The one used last is the likeliest to be open still.
-        while let Some(Idle { sender, since }) = idle.pop() {
+        while let Some(Idle { sender, since }) = shelf.idle.pop() {
             if now.saturating_duration_since(since) > IDLE_MAX {
-                idle.clear();
+                shelf.idle.clear();
                 return None;
             }
             if sender.is_ready() {
@@ -137,6 +158,8 @@ impl Upstream {
             Protocol::Http1 => {
                 let (sender, connection) = http1::Builder::new()
                     .max_buf_size(64 << 10)
+                    // One write of one piece: most requests are a head and nothing more.
+                    .writev(false)
                     .handshake(io)
                     .await
                     .map_err(|error| error.to_string())?;
@@ -198,15 +221,13 @@ impl Upstream {
     /// Closes connections that have been idle for long.
     pub fn sweep(&self, now: Instant) {
         for lane in &self.lanes {
-            let mut pool = lane.lock();
-            pool.idle.retain(|_, idle| {
-                idle.retain(|idle| {
+            for shelf in &mut lane.lock().shelves {
+                shelf.idle.retain(|idle| {
                     now.saturating_duration_since(idle.since) <= IDLE_MAX
                         && !idle.sender.is_closed()
                 });
-                !idle.is_empty()
-            });
-            pool.shared.retain(|_, sender| !sender.is_closed());
+                shelf.shared.take_if(|sender| sender.is_closed());
+            }
         }
     }
 }
@@ -259,9 +280,9 @@ impl Drop for Loan {
         }
         let since = self.upstream.handle.env().now();
         let mut pool = self.upstream.lanes[self.lane].lock();
-        let idle = pool.idle.entry(self.address).or_default();
-        if idle.len() < N_IDLE_MAX {
-            idle.push(Idle { sender, since });
+        let shelf = pool.shelf(self.attempt);
+        if shelf.idle.len() < N_IDLE_MAX {
+            shelf.idle.push(Idle { sender, since });
         }
     }
 }

@@ -13,8 +13,9 @@ use crate::http::serve::Pulse;
 use crate::route;
 use crate::service::Refused;
 use crate::stale::{self, Capture};
-use base::env::Instant;
+use base::env::{Env, Instant};
 use bytes::Bytes;
+use futures::future::{Either, select};
 use http::header::{self, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request};
@@ -25,9 +26,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 /// Bodies up to this are held, so that they can be sent again.
 const REPEATABLE_BYTES_MAX: u64 = 64 << 10;
@@ -37,6 +40,8 @@ const REPEATABLE_BYTES_MAX: u64 = 64 << 10;
 pub struct Client {
     pub lane: usize,
     pub address: SocketAddr,
+    /// The address as servers are told it.
+    pub forwarded_for: HeaderValue,
     pub is_tls: bool,
     pub pulse: Arc<Pulse>,
 }
@@ -248,7 +253,13 @@ impl Gateway {
             asked.stale_key = stale::key(&host, path, &parts.headers);
         }
         headers::remove_hop_by_hop(&mut parts.headers);
-        headers::forward(&mut parts.headers, client.address.ip(), client.is_tls, &host);
+        // RFC 9112, 3.2.2: what the target names is the host, whatever the field says.
+        if parts.uri.authority().is_some()
+            && let Ok(host) = HeaderValue::from_str(&host)
+        {
+            parts.headers.insert(header::HOST, host);
+        }
+        headers::forward(&mut parts.headers, &client.forwarded_for, client.is_tls);
         trace.set(&mut parts.headers);
         headers::apply(&route.request_headers, &mut parts.headers);
         let outgoing = self.outgoing(state, route, parts, host, upgrade, body).await?;
@@ -310,7 +321,7 @@ impl Gateway {
             OutgoingBody::Held(Bytes::new())
         } else if is_harmless && is_small && upgrade.is_none() {
             let limit = usize::try_from(REPEATABLE_BYTES_MAX).unwrap_or(usize::MAX);
-            let read = Limited::new(body, limit).collect();
+            let read = Box::pin(Limited::new(body, limit).collect());
             match self.env().timeout(limits.body_idle_timeout, read).await {
                 Some(Ok(body)) => OutgoingBody::Held(body.to_bytes()),
                 Some(Err(error)) => {
@@ -415,7 +426,7 @@ impl Gateway {
         let env = self.env();
         call(&upstream.handle, ask, |attempt: crate::balance::Attempt| async move {
             loop {
-                let mut loan = upstream.loan(env, client.lane, attempt.address).await?;
+                let mut loan = upstream.loan(env, client.lane, attempt).await?;
                 let left = ask.deadline.saturating_duration_since(env.now());
                 let request = outgoing.request(backend, left)?;
                 match loan.send(request).await {
@@ -487,22 +498,45 @@ impl Gateway {
                 gateway.counters.n_broken_connections.fetch_add(1, Relaxed);
                 return;
             };
-            let (mut theirs, mut ours) = (TokioIo::new(theirs), TokioIo::new(ours));
-            let drain = gateway.state().config.drain;
-            let carried = tokio::io::copy_bidirectional(&mut theirs, &mut ours);
+            let state = gateway.state();
+            let idle = state.limits.body_idle_timeout;
+            let carried = carry(gateway.env(), TokioIo::new(theirs), TokioIo::new(ours), idle);
             let end = async {
                 // Fails only when the gateway is gone.
                 stopping.wait_for(|stopping| *stopping).await.map(|_| ()).unwrap_or_default();
-                gateway.env().sleep(drain).await;
+                gateway.env().sleep(state.config.drain).await;
             };
             tokio::select! {
-                carried = carried => if let Err(error) = carried {
-                    tracing::debug!(%error, "a tunnel broke");
-                },
+                () = carried => {}
                 () = end => {}
             }
         });
     }
+}
+
+/// Carries bytes both ways until both sides have ended; when one has, the other has `rest` to.
+async fn carry<A, B>(env: &Env, one: A, other: B, rest: Duration)
+where
+    A: AsyncRead + AsyncWrite,
+    B: AsyncRead + AsyncWrite,
+{
+    let (mut one_in, mut one_out) = tokio::io::split(one);
+    let (mut other_in, mut other_out) = tokio::io::split(other);
+    let there = pin!(pump(&mut one_in, &mut other_out));
+    let back = pin!(pump(&mut other_in, &mut one_out));
+    match select(there, back).await {
+        Either::Left((_, back)) => env.timeout(rest, back).await,
+        Either::Right((_, there)) => env.timeout(rest, there).await,
+    };
+}
+
+/// One way. However it ends, the other side is told that nothing more comes.
+async fn pump(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) {
+    if let Err(error) = tokio::io::copy(from, to).await {
+        tracing::debug!(%error, "a tunnel broke");
+    }
+    // It may be gone already.
+    to.shutdown().await.unwrap_or_default();
 }
 
 /// An answer on its way, and what must be kept until its last byte is out.

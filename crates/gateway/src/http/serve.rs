@@ -20,7 +20,7 @@ use crate::http::proxy::Client;
 use base::env::{Env, Instant, Stream};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
@@ -300,7 +300,8 @@ pub async fn connection(
         }
     };
     let pulse = Pulse::new(&env);
-    let client = Client { lane, address: from, is_tls, pulse: pulse.clone() };
+    let Ok(forwarded_for) = HeaderValue::try_from(from.ip().to_string()) else { return };
+    let client = Client { lane, address: from, forwarded_for, is_tls, pulse: pulse.clone() };
     let requests = Requests { gateway: gateway.clone(), client };
     let serving = Serving { gateway, env, limits, pulse: pulse.clone() };
     let mut io = Watched::new(stream, pulse);

@@ -1,5 +1,6 @@
 //! A gateway, its servers and its clients in one process, on a network in memory and in virtual
 //! time.
+#![allow(dead_code)]
 
 use base::env::{Env, MemoryNet, Stream};
 use bytes::Bytes;
