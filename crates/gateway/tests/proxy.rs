@@ -640,3 +640,112 @@ async fn grpc_clients_are_told_in_their_own_words() {
     let message = answer.headers()["grpc-message"].to_str().unwrap();
     assert!(message.contains("no connection"), "{message}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_streams_and_resets_is_sent_away() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new(ONE);
+    let slow = handler(|_| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        says("")
+    });
+    let (asked, _) = world.server(1, slow).await;
+    let mut flood =
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00".to_vec();
+    for n in 0..5000_u32 {
+        let id = (2 * n + 1).to_be_bytes();
+        // GET / to host h, and at once: never mind.
+        flood.extend(b"\x00\x00\x06\x01\x05");
+        flood.extend(id);
+        flood.extend(b"\x82\x86\x84\x41\x01h");
+        flood.extend(b"\x00\x00\x04\x03\x00");
+        flood.extend(id);
+        flood.extend(b"\x00\x00\x00\x08");
+    }
+    let (mut reader, mut writer) = tokio::io::split(world.connect());
+    let (_, answer) = tokio::join!(
+        // It is broken off.
+        writer.write_all(&flood),
+        async {
+            let mut answer = Vec::new();
+            reader.read_to_end(&mut answer).await.ok();
+            answer
+        }
+    );
+    // A GOAWAY (type 7) with ENHANCE_YOUR_CALM (11).
+    let goodbye =
+        answer.windows(9 + 8).any(|frame| frame[3] == 7 && frame[13..17] == [0, 0, 0, 11]);
+    assert!(goodbye, "{} bytes came back", answer.len());
+    assert!(asked.n() <= 128, "{} requests reached the server", asked.n());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((world.gateway.n_connections(), world.gateway.n_requests()), (0, 0));
+    let n = world.gateway.counters.n_broken_connections.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(n, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_room_for_so_many_and_no_more() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [limits]
+        requests = 10
+        connections = 20
+        [services.web]
+        servers = ["10.0.0.1:1"]
+        "#,
+    );
+    let slow = handler(|_| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        says("")
+    });
+    world.server(1, slow).await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(world.client().await);
+    }
+    let answers = futures::future::join_all(clients.iter_mut().map(|client| client.get("/"))).await;
+    let served = answers.iter().filter(|(status, _)| *status == 200).count();
+    // Nine tenths of the room are for what is of no special importance.
+    assert_eq!(served, 9);
+    let refused = answers.iter().find(|(status, _)| *status == 503).unwrap();
+    assert_eq!(refused.1, "the gateway has too many requests under way\n");
+    let answer = world.raw(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    assert_eq!(answer, "", "the twenty-first connection is closed");
+    let n = world.gateway.counters.n_refused_connections.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(n, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_request_has_its_line_in_the_access_log() {
+    let world = World::new(ONE);
+    world.server(1, handler(|_| async { says("twelve bytes") })).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let to = gateway::config::AccessLog::File(path.clone());
+    let log = gateway::access_log::AccessLog::start(&world.env, &to).unwrap();
+    world.gateway.set_access_log(Some(log));
+    let mut client = world.client().await;
+    client.get("/found?q=1&r").await;
+    let lost = Request::builder().method("CONNECT").uri("h:1").body(Full::default()).unwrap();
+    client.send(lost).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    let (found, lost) = (&lines[0], &lines[1]);
+    assert_eq!(found["path"], "/found?q=1&r");
+    assert_eq!((&found["status"], &found["n_bytes"]), (&200.into(), &12.into()));
+    assert_eq!((&found["service"], &found["server"]), (&"web".into(), &"10.0.0.1:1".into()));
+    assert_eq!(found["trace"].as_str().unwrap().len(), 32);
+    assert_eq!(lost["status"], 405);
+    assert!(lost["reason"].as_str().unwrap().contains("CONNECT"));
+
+    // Moved away, as rotation does it: the next line makes a new file.
+    std::fs::rename(&path, dir.path().join("access.log.1")).unwrap();
+    let mut client = world.client().await;
+    client.get("/again").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(std::fs::read_to_string(&path).unwrap().contains("/again"));
+}

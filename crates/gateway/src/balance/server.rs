@@ -5,6 +5,8 @@
 //! that with fewer requests under way. Latencies that differ by less than a quarter are equal:
 //! then requests under way decide, so that noise does not send everything to one server.
 //!
+//! Who fails a clearly larger share is worse, whatever its latency: errors come quickly.
+//!
 //! A server that owes answers and gives none is as slow as it has been silent: one that hangs is
 //! avoided long before a time-out.
 
@@ -20,8 +22,12 @@ const MEMORY: Duration = Duration::from_secs(1);
 const FADING: Duration = Duration::from_secs(5);
 /// The share of a server that has just come or come back.
 const COLD_SHARE: f64 = 0.05;
-/// The least share of a server that is slower than its zone.
-const SLOW_SHARE: f64 = 0.02;
+/// The least share of a server that is slower than its zone, or fails.
+const LEAST_SHARE: f64 = 0.02;
+/// Good answers that every server is credited with, so that a single failure is not taken for all.
+const DOUBT: u32 = 2;
+/// How much more of its requests a server must fail than another to be worse for it.
+const WORSE: f64 = 0.2;
 
 #[derive(Debug)]
 pub struct Server {
@@ -38,6 +44,8 @@ pub struct Server {
     warm_from: Instant,
     /// How likely it is drawn, 0 to 1, relative to its zone's likeliest.
     pub draw: f64,
+    /// Its recent share of failures, as far as so few tell.
+    pub failing: f64,
     /// No longer named, and kept for what is still under way there.
     pub leaving: bool,
     pub n_requests: u64,
@@ -57,6 +65,7 @@ impl Server {
             health: Health::new(now),
             warm_from: if warm { now - Duration::from_secs(3600) } else { now },
             draw: 1.0,
+            failing: 0.0,
             leaving: false,
             n_requests: 0,
             n_failed: 0,
@@ -114,23 +123,28 @@ impl Server {
     }
 
     /// Its share of its zone's requests: its weight, less while it is new, less still while it is
-    /// slower than the zone's typical server.
-    pub fn share(&self, now: Instant, settings: &Settings, typical_s: Option<f64>) -> f64 {
+    /// slower than the zone's typical server, or fails. A share has no cap, as ejections have: of
+    /// five servers three may be bad.
+    pub fn share(&mut self, now: Instant, settings: &Settings, typical_s: Option<f64>) -> f64 {
         let warm_s = now.saturating_duration_since(self.warm_from).as_secs_f64();
         let warm = warm_s / settings.warm_up.as_secs_f64().max(0.001);
         let slow = match (self.latency_s(now), typical_s) {
-            (Some(own), Some(typical)) if own > 2.0 * typical => {
-                (2.0 * typical / own).max(SLOW_SHARE)
-            }
+            (Some(own), Some(typical)) if own > 2.0 * typical => 2.0 * typical / own,
             _ => 1.0,
         };
-        self.spec.weight * warm.clamp(COLD_SHARE, 1.0) * slow
+        let counts = self.window.sum(now);
+        self.failing = f64::from(counts.n_failed) / f64::from(counts.n_all + DOUBT);
+        let worth = (slow * (1.0 - self.failing)).max(LEAST_SHARE);
+        self.spec.weight * warm.clamp(COLD_SHARE, 1.0) * worth
     }
 }
 
 /// Whether `one` is better than `other`. Hot is who has more than `hot_above` requests under way;
 /// weights are honoured by comparing requests under way per weight.
 pub fn is_better(now: Instant, one: &Server, other: &Server, hot_above: f64) -> bool {
+    if (one.failing - other.failing).abs() > WORSE {
+        return one.failing < other.failing;
+    }
     let load = |server: &Server| f64::from(server.n_in_flight) / server.spec.weight;
     let (one_load, other_load) = (load(one), load(other));
     match (one_load > hot_above, other_load > hot_above) {
