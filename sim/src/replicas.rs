@@ -5,7 +5,7 @@
 
 use crate::cluster::Cluster;
 use crate::machine::disk;
-use base::{KeyRange, Scn, TabletId};
+use base::{KeyRange, NodeId, Scn, TabletId};
 use std::collections::BTreeMap;
 use storage::{At, Store};
 use txn::command::Descriptor;
@@ -26,9 +26,16 @@ struct Replica {
 /// Points of the past that are compared, beside the present.
 const N_PAST: u64 = 4;
 
+/// `voters`: whose replicas of each tablet must be the same. Whoever was left out of a tablet keeps
+/// what there was on that day.
+///
 /// `damaged`: a node one of whose bits was flipped. It is left out if it says so: a node that has
 /// not read the bit yet could not know.
-pub fn compare(cluster: &Cluster, damaged: Option<usize>) -> anyhow::Result<Compared> {
+pub fn compare(
+    cluster: &Cluster,
+    voters: &BTreeMap<TabletId, Vec<NodeId>>,
+    damaged: Option<usize>,
+) -> anyhow::Result<Compared> {
     let mut n_damaged = 0;
     if let Some(number) = damaged {
         n_damaged = u64::from(read_all(cluster, number).is_err());
@@ -42,12 +49,19 @@ pub fn compare(cluster: &Cluster, damaged: Option<usize>) -> anyhow::Result<Comp
             continue;
         }
         let store = open(cluster, node.number)?;
+        let id = cluster.id(node.number);
+        let votes = |tablet| {
+            voters.get(&tablet).is_some_and(|voters| voters.iter().any(|voter| Some(*voter) == id))
+        };
         horizon = horizon.max(store.horizon());
         for row in store.meta_scan(&keyspace::descriptors()) {
             let (_, value) = row?;
             let descriptor: Descriptor = postcard::from_bytes(&value)?;
             let replica = Replica { node: node.number, store: store.clone() };
-            replicas.entry(descriptor.tablet).or_default().push((descriptor, replica));
+            let known = replicas.entry(descriptor.tablet).or_default();
+            if votes(descriptor.tablet) {
+                known.push((descriptor, replica));
+            }
         }
         for row in store.scan(&KeyRange::all(), At::Newest, false) {
             newest = newest.max(row?.1);

@@ -147,9 +147,9 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
         return Ok(());
     }
     world.sleep(SETTLING).await;
-    if world.within(HEALING, converge(&world)).await.is_none() {
+    let Some(voters) = world.within(HEALING, converge(&world)).await else {
         anyhow::bail!("some replica has not applied what the others have, {HEALING:?} later");
-    }
+    };
     let stop = |number| {
         let cluster = cluster.clone();
         task::spawn(async move { cluster.stop(number).await })
@@ -158,7 +158,7 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
     for stopped in stopping {
         stopped.await?;
     }
-    let compared = replicas::compare(&cluster, world.damaged())?;
+    let compared = replicas::compare(&cluster, &voters, world.damaged())?;
     world.count("nodes found damaged by the last scan", compared.n_damaged);
     world.count("replicas compared", compared.n_replicas);
     world.count("rows compared", compared.n_rows);
@@ -328,8 +328,8 @@ async fn is_complete(world: &World) -> Result<(), String> {
     Ok(())
 }
 
-/// Until all voters of every tablet have applied the same.
-async fn converge(world: &World) {
+/// Until all voters of every tablet have applied the same; returns them.
+async fn converge(world: &World) -> BTreeMap<TabletId, Vec<NodeId>> {
     let cluster = world.cluster();
     loop {
         let mut applied: BTreeMap<(TabletId, NodeId), u64> = BTreeMap::new();
@@ -352,7 +352,7 @@ async fn converge(world: &World) {
         };
         let is_led = |(tablet, _): &(TabletId, NodeId)| voters.contains_key(tablet);
         if applied.keys().all(is_led) && voters.iter().all(is_one) {
-            return;
+            return voters;
         }
         world.sleep(Duration::from_millis(200)).await;
     }

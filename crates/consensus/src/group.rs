@@ -34,6 +34,8 @@ pub enum Role {
 /// A group as this replica sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
+    /// Named only while it is heard from. Whoever was left out of the group is told nothing more,
+    /// not even that, and would name the leader of that day for ever.
     pub leader: Option<NodeId>,
     pub term: u64,
     pub last_log: u64,
@@ -413,8 +415,11 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let index = |id: &Option<crate::types::LogId>| id.map_or(0, |id| id.index);
         let membership = metrics.membership_config.membership();
+        let now_us = self.inner.now_us();
+        let is_heard =
+            |leader: &NodeId| *leader == self.inner.me || self.inner.pulse.is_loyal(now_us);
         Status {
-            leader: metrics.current_leader.map(NodeId),
+            leader: metrics.current_leader.map(NodeId).filter(is_heard),
             term: metrics.current_term,
             last_log: metrics.last_log_index.unwrap_or(0),
             applied: index(&metrics.last_applied),

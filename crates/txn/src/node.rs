@@ -436,7 +436,8 @@ impl Node {
         }
     }
 
-    /// Who probably leads: our own replica knows best, then what we heard, then each in turn.
+    /// Who probably leads: our own replica knows best while it hears from its leader, then what
+    /// we heard, then each in turn.
     fn guess(&self, tablet: TabletId, n_tries: usize) -> Option<NodeId> {
         if let Some(own) = self.tablet(tablet) {
             if own.is_leader() {

@@ -119,6 +119,26 @@ impl TestNode {
         group.transfer(to).await.map_err(|error| internal(error.to_string()))
     }
 
+    /// Changes the members of `tablet`, which this node leads. Broken off where it is dropped.
+    pub async fn change_members(&self, tablet: TabletId, voters: &[NodeId]) -> Result<(), Error> {
+        let internal = |reason: String| Error::Internal { reason };
+        let group = self.node.groups.get(tablet);
+        let group = group.ok_or_else(|| internal(format!("no replica of {tablet}")))?;
+        let changed = group.change_members(voters.iter().copied().collect()).await;
+        changed.map_err(|error| internal(error.to_string()))
+    }
+
+    /// The members of `tablet` as this node's replica knows them; none where there is none.
+    pub fn members(&self, tablet: TabletId) -> Vec<NodeId> {
+        let status = self.node.groups.get(tablet).map(|group| group.status()).unwrap_or_default();
+        status.voters.into_iter().chain(status.learners).collect()
+    }
+
+    /// Tells this node where the guest with that id listens.
+    pub fn meet(&self, guest: NodeId) {
+        self.node.transport.set_address(guest, address(guest.0));
+    }
+
     /// Makes this node believe that `leader` leads `tablet`, which has no replica here.
     pub fn mislead(&self, tablet: TabletId, leader: NodeId) {
         self.node.routes.write().leads(tablet, leader);

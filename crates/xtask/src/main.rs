@@ -89,7 +89,7 @@ fn test(quick: bool) -> Result<()> {
     if quick {
         return Ok(());
     }
-    tools::install(&tools::SQL)?;
+    tools::install(&tools::TESTS)?;
     // One after the other: each test has the machine, and its clusters' ports, to itself.
     let upper = ["test", "--release", "--no-fail-fast"];
     run(cargo().args(upper).args(packages(&UPPER)).args([

@@ -10,8 +10,9 @@ use xtask::postgres;
 /// What shows that a package is there (a file, or a program anywhere on PATH), and the package.
 type Packages = [(&'static str, &'static str)];
 
-/// PostgreSQL 15 to compare with, psql and pgbench, Python and Node.js for their drivers.
-pub const SQL: [(&str, &str); 7] = [
+/// PostgreSQL 15 to compare with, psql and pgbench, Python and Node.js for their drivers, network
+/// namespaces for hosts that are cut off, a browser for the live page.
+pub const TESTS: [(&str, &str); 9] = [
     (postgres::SERVER, "postgresql-15"),
     ("/usr/bin/psql", "postgresql-client-15"),
     ("/usr/bin/pgbench", "postgresql-15"),
@@ -19,6 +20,8 @@ pub const SQL: [(&str, &str); 7] = [
     ("/usr/share/doc/python3-venv", "python3-venv"),
     ("npm", "nodejs"),
     ("npm", "npm"),
+    ("/usr/sbin/ip", "iproute2"),
+    ("/usr/bin/chromium", "chromium"),
 ];
 
 pub const HAPROXY: [(&str, &str); 1] = [("/usr/sbin/haproxy", "haproxy")];

@@ -89,6 +89,21 @@ fn a_removed_member_does_not_disturb() {
     cluster.node(1).propose(put("k", "v")).unwrap();
 }
 
+/// It is told nothing any more, not even that it was removed; and its vote outlives a restart.
+#[test]
+fn a_removed_member_names_no_leader() {
+    let mut cluster = Cluster::new(3, config());
+    cluster.move_leader(1);
+    change(&cluster, [1, 2]).unwrap();
+    let named = |cluster: &Cluster, id: u64| cluster.node(id).group().status().leader;
+    wait_for("the silence to tell", || named(&cluster, 3).is_none().then_some(()));
+    cluster.kill(3);
+    cluster.start(3);
+    assert_eq!(named(&cluster, 3), None, "nobody has spoken to it");
+    wait_for("the leader's word", || (named(&cluster, 2) == Some(NodeId(1))).then_some(()));
+    assert_eq!(named(&cluster, 1), Some(NodeId(1)));
+}
+
 #[test]
 fn a_leader_that_is_to_go_hands_over_first() {
     let cluster = Cluster::new(3, config());

@@ -160,3 +160,35 @@ async fn a_commit_goes_where_its_locks_are() {
     let mut reader = leader.client.begin(Isolation::ReadCommitted);
     assert_eq!(get(&mut reader, "a").await.unwrap().unwrap(), "1");
 }
+
+/// A replica that was left out of its tablet is never told who leads after that. Its node asks
+/// others, whatever that replica believes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_left_out_of_a_tablet_finds_its_leader_all_the_same() {
+    const TABLET: TabletId = TabletId::FIRST_DATA;
+    let trio = Trio::start().await;
+    let (leader, others) = trio.roles().await;
+    let dir = tempfile::tempdir().unwrap();
+    let guest = guest(dir.path(), &trio.net, 3).await.unwrap();
+    // A change that is broken off while it waits for the newcomer leaves a learner behind. One
+    // that voted would campaign when it hears nothing, and be told.
+    let is_learner = |node: &TestNode| node.members(TABLET).contains(&guest.id()).then_some(());
+    let wanted = [leader.id(), others[0].id(), guest.id()];
+    tokio::select! {
+        changed = leader.change_members(TABLET, &wanted) => {
+            panic!("the newcomer cannot be reached yet: {changed:?}")
+        }
+        () = until("the learner", || is_learner(leader)) => {}
+    }
+    trio.nodes.iter().for_each(|node| node.meet(guest.id()));
+    until("the learner's replica", || is_learner(&guest)).await;
+    let voters: Vec<_> = trio.nodes.iter().map(TestNode::id).collect();
+    leader.change_members(TABLET, &voters).await.unwrap();
+    leader.hand_over(TABLET, others[0].id()).await.unwrap();
+    until("the next leader", || others[0].term(TABLET)).await;
+
+    let written = tokio::time::timeout(PATIENCE, set(&guest.client, &[("a", "1")])).await;
+    written.expect("whoever led is asked for ever");
+    let mut reader = others[0].client.begin(Isolation::ReadCommitted);
+    assert_eq!(get(&mut reader, "a").await.unwrap().unwrap(), "1");
+}

@@ -53,7 +53,7 @@ fn names() -> [&'static str; 3] {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    tools::install(&tools::SQL)?;
+    tools::install(&tools::TESTS)?;
     crate::run(cargo().args(["build", "--release", "--package", "node"]))?;
     let dir = std::env::temp_dir().join(format!("atoll-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
