@@ -1,6 +1,8 @@
 //! The gateway as a process, before servers that are killed, stopped, hang, reset and are cut off.
 //! Everything listens on loopback addresses, and is gone when the test is.
 
+#![allow(clippy::disallowed_methods)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -120,12 +120,16 @@ fn service(name: &str, backend: &Backend) -> Service {
     let mut service = handle.lock();
     let quantile = |share| service.latencies.quantile(share).map(|found| found.as_secs_f64() * 1e3);
     let (p50_ms, p95_ms, p99_ms) = (quantile(0.5), quantile(0.95), quantile(0.99));
+    let of_zone = |name: &str| {
+        let name = name.to_owned();
+        servers.iter().filter(move |server| server.zone == name)
+    };
     let zones = service.fleet.zones().map(|zone| Zone {
         name: zone.name.clone(),
         tier: zone.tier,
         share: zone.share,
-        n_open: zone.open.len(),
-        n_servers: servers.iter().filter(|server| server.zone == zone.name).count(),
+        n_open: of_zone(&zone.name).filter(|server| server.out.is_none()).count(),
+        n_servers: of_zone(&zone.name).count(),
         n_in_flight: zone.n_in_flight,
         load: zone.load(),
         latency_ms: zone.latency_s(now).map(|latency| latency * 1e3),
