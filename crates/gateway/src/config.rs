@@ -122,7 +122,8 @@ pub struct Route {
     pub headers: Vec<(HeaderName, Option<String>)>,
     /// Services and their weights; at least one, the sum above 0.
     pub targets: Vec<(String, u32)>,
-    pub priority: Option<Priority>,
+    /// The most that a request may call itself, and what it is when it says nothing.
+    pub priority: Priority,
     pub timeout: Option<Duration>,
     pub body_bytes_max: Option<u64>,
     /// What the matched prefix is replaced by before the request is forwarded.

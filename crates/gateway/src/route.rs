@@ -99,7 +99,7 @@ mod tests {
             methods: Vec::new(),
             headers: Vec::new(),
             targets: vec![("s".into(), 1)],
-            priority: None,
+            priority: Default::default(),
             timeout: None,
             body_bytes_max: None,
             replace_prefix: None,

@@ -210,7 +210,7 @@ impl Service {
         self.n_until_hedge = self.n_until_hedge.saturating_sub(1);
         if let (Some(hedge), 0) = (&self.settings.hedge, self.n_until_hedge) {
             self.n_until_hedge = HEDGE_EVERY;
-            let usual = self.latencies.quantile(hedge.quantile);
+            let usual = self.latencies.quantile(now, hedge.quantile);
             let usual = usual.filter(|_| self.latencies.n() >= N_HEDGE_MIN);
             self.hedge_after = usual.map(|usual| usual.max(hedge.delay_min));
         }

@@ -212,14 +212,14 @@ fn everything_that_is_said_arrives() {
     let [beta, robots] = &config.routes[..] else { panic!("{:?}", config.routes) };
     assert_eq!(beta.hosts, ["shop.example", "*.shop.example", "[::1]"]);
     assert_eq!(beta.targets, [("api".into(), 95), ("canary".into(), 5)]);
-    assert_eq!(beta.priority, Some(Priority::Critical));
+    assert_eq!(beta.priority, Priority::Critical);
     let wanted: Vec<(&str, Option<&str>)> =
         beta.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
     assert_eq!(wanted, [("x-beta", Some("1")), ("x-any", None)]);
     let set = &beta.request_headers.set;
     assert_eq!(set.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["x-b", "host"]);
     assert_eq!(beta.response_headers.remove, ["server"]);
-    assert_eq!((&*robots.name, robots.priority), ("2", None), "named after its place");
+    assert_eq!((&*robots.name, robots.priority), ("2", Priority::Normal), "named after its place");
     assert_eq!(robots.path, PathMatch::Exactly("/robots.txt".into()));
 
     let api = &config.services["api"];

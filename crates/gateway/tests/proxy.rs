@@ -224,6 +224,12 @@ async fn under_overload_the_least_important_go_first() {
     let world = World::new(
         r#"
         listen = "127.0.0.1:1"
+        [[routes]]
+        path = "/important"
+        service = "web"
+        priority = "critical"
+        [[routes]]
+        service = "web"
         [services.web]
         servers = ["10.0.0.1:1"]
         [services.web.bulkhead]
@@ -239,8 +245,11 @@ async fn under_overload_the_least_important_go_first() {
     let ask = |priority: &'static str| {
         let world = &world;
         async move {
+            // Only where the route allows it is a request of special importance.
+            let path = if priority == "critical" { "/important" } else { "/" };
+            let asked = if priority == "normal" { "critical" } else { priority };
             let request =
-                Request::get("/").header("host", "h").header("x-request-priority", priority);
+                Request::get(path).header("host", "h").header("x-request-priority", asked);
             world.client().await.send(request.body(Full::default()).unwrap()).await.0.as_u16()
         }
     };

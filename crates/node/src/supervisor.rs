@@ -12,6 +12,7 @@ use base::NodeId;
 use bytes::Bytes;
 use cluster::DeathReport;
 use cluster::supervision::{Action, EXIT_MISUSED, Event, Supervision};
+use futures::FutureExt;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -44,7 +45,8 @@ pub async fn run(config: Config, tethered: bool) -> Result<ExitCode, Box<dyn std
     let (heard, mut hears) = mpsc::channel::<Event>(64);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut tether = std::pin::pin!(untethered(tethered));
+    // Fused: it ends once, and the worker's own end is waited for after that.
+    let mut tether = std::pin::pin!(untethered(tethered).fuse());
     let mut supervision = Supervision::new(env.now());
     let mut worker: Option<Worker> = None;
     let mut reporting: Option<JoinHandle<()>> = None;

@@ -357,3 +357,17 @@ async fn a_paused_leader_serves_nothing_stale_when_it_wakes() {
         }
     }
 }
+
+#[tokio::test]
+async fn nodes_whose_up_is_killed_stop_in_good_order() {
+    let mut cluster = Cluster::start(1).await;
+    let pid = std::fs::read_to_string(cluster.node_dir(1).join("supervisor.pid")).unwrap();
+    cluster.kill_up();
+    let begun = Instant::now();
+    while std::path::Path::new(&format!("/proc/{}", pid.trim())).exists() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the supervisor goes on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let log = std::fs::read_to_string(cluster.node_dir(1).join("log.txt")).unwrap();
+    assert!(!log.contains("panicked"), "{log}");
+}

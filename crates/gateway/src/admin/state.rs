@@ -118,7 +118,8 @@ fn service(name: &str, backend: &Backend) -> Service {
     let handle = &backend.upstream.handle;
     let now = handle.env().now();
     let mut service = handle.lock();
-    let quantile = |share| service.latencies.quantile(share).map(|found| found.as_secs_f64() * 1e3);
+    let mut quantile =
+        |share| service.latencies.quantile(now, share).map(|found| found.as_secs_f64() * 1e3);
     let (p50_ms, p95_ms, p99_ms) = (quantile(0.5), quantile(0.95), quantile(0.99));
     let of_zone = |name: &str| {
         let name = name.to_owned();
@@ -127,7 +128,7 @@ fn service(name: &str, backend: &Backend) -> Service {
     let zones = service.fleet.zones().map(|zone| Zone {
         name: zone.name.clone(),
         tier: zone.tier,
-        share: zone.share,
+        share: if zone.open.is_empty() { 0.0 } else { zone.share },
         n_open: of_zone(&zone.name).filter(|server| server.out.is_none()).count(),
         n_servers: of_zone(&zone.name).count(),
         n_in_flight: zone.n_in_flight,

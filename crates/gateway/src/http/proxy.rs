@@ -227,8 +227,10 @@ impl Gateway {
             let path = parts.uri.path();
             Own::new(StatusCode::NOT_FOUND, format!("no route for {} {host}{path}", parts.method))
         })?;
-        let priority = route.priority.or_else(|| headers::asked_priority(&parts.headers));
-        let priority = priority.unwrap_or_default();
+        // A client may call its request less important than the route has it, and not more.
+        let highest = route.priority;
+        let asked_priority = headers::asked_priority(&parts.headers);
+        let priority = asked_priority.map_or(highest, |asked| asked.min(highest));
         let place = self.admit(&state.limits, priority).ok_or_else(|| {
             self.counters.n_refused_requests.fetch_add(1, Relaxed);
             Own::busy("the gateway has too many requests under way", Duration::from_secs(1))

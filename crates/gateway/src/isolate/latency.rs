@@ -31,20 +31,25 @@ impl Latencies {
     }
 
     pub fn add(&mut self, now: Instant, latency: Duration) {
-        let gone = now.saturating_duration_since(self.since);
-        if gone >= SPAN {
-            std::mem::swap(&mut self.current, &mut self.previous);
-            self.n_previous = self.n_current;
-            if gone >= SPAN * 2 {
-                self.previous.fill(0);
-                self.n_previous = 0;
-            }
-            self.current.fill(0);
-            self.n_current = 0;
-            self.since = now;
-        }
+        self.turn(now);
         self.current[bucket(latency)] += 1;
         self.n_current += 1;
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let gone = now.saturating_duration_since(self.since);
+        if gone < SPAN {
+            return;
+        }
+        std::mem::swap(&mut self.current, &mut self.previous);
+        self.n_previous = self.n_current;
+        if gone >= SPAN * 2 {
+            self.previous.fill(0);
+            self.n_previous = 0;
+        }
+        self.current.fill(0);
+        self.n_current = 0;
+        self.since = now;
     }
 
     pub fn n(&self) -> u64 {
@@ -53,7 +58,8 @@ impl Latencies {
 
     /// The latency that `share` (0 to 1) of the recent ones do not exceed; none when there are
     /// none.
-    pub fn quantile(&self, share: f64) -> Option<Duration> {
+    pub fn quantile(&mut self, now: Instant, share: f64) -> Option<Duration> {
+        self.turn(now);
         let n_below = (self.n() as f64 * share.clamp(0.0, 1.0)).ceil().max(1.0) as u64;
         let mut n = 0;
         for (bucket, (current, previous)) in

@@ -178,9 +178,16 @@ async function stopped() {
   await sees("a growing age", verdict(/no answer for ([6-9]|\d\d) seconds$/));
   const faded = await page.locator("main").evaluate((node) => Number(getComputedStyle(node).opacity));
   assert(faded < 0.7, "old numbers look live");
+  // Counts begin anew with the new process: no rate may be their difference from the old one's.
+  await fact("Requests/s").locator("dd").evaluate((node) => {
+    globalThis.shown = [];
+    new MutationObserver(() => shown.push(node.textContent)).observe(node, { childList: true });
+  });
   await turn("start");
   await sees("life again", verdict("All is well"), RECOVERY_MS);
   await sees("the new process's requests", flows("catalog", /^a /));
+  const shown = await page.evaluate(() => globalThis.shown);
+  assert(shown.length > 0 && shown.every((text) => /^(–|\d[\d.,]*k?)$/.test(text)), `requests/s were ${shown}`);
   const others = complaints.filter((text) => !/^Failed to load resource: net::ERR_.*\/state\)$/.test(text));
   assert.deepStrictEqual(others, [], "the browser complained of more than failed polls");
 }

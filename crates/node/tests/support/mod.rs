@@ -106,6 +106,12 @@ impl Cluster {
         }
     }
 
+    /// Kills `atoll up` and none of its nodes.
+    pub fn kill_up(&mut self) {
+        self.up.kill().unwrap();
+        self.up.wait().unwrap();
+    }
+
     pub fn node_dir(&self, node: u16) -> std::path::PathBuf {
         self.data.path().join(format!("node-{node}"))
     }
