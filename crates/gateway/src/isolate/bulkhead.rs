@@ -81,8 +81,9 @@ impl Default for Settings {
     }
 }
 
-/// The limit of the first moment, if the bounds allow it.
-const LIMIT_FIRST: f64 = 512.0;
+/// The limit of the first moment, if the bounds allow it: what a burst needs before anything is
+/// known.
+const LIMIT_FIRST: f64 = 2048.0;
 
 #[derive(Debug)]
 pub struct Bulkhead {
