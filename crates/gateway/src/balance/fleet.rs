@@ -21,6 +21,8 @@ const STEP: Duration = Duration::from_millis(100);
 /// How often an unreachable server is probed.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a zone that fails altogether counts for, when nobody has room.
+const WORKS_MIN: f64 = 0.05;
 /// Draws before a candidate is taken whatever its share.
 const N_DRAWS_MAX: usize = 16;
 /// How often outliers are looked for.
@@ -217,7 +219,10 @@ impl Fleet {
         if now.saturating_duration_since(self.stepped_at) >= STEP {
             self.step(now);
         }
-        let first = self.draw_zone();
+        let first = match self.elsewhere(tried) {
+            Some(zone) => Some(zone),
+            None => self.draw_zone(),
+        };
         let zone = match first {
             Some(zone) if self.has_untried(zone, tried) => Some(zone),
             _ => self.order.iter().copied().find(|zone| self.has_untried(*zone, tried)),
@@ -235,6 +240,14 @@ impl Fleet {
         Some(Attempt { address: server.spec.address, server: place, life: slot.life })
     }
 
+    /// Zones fail as one: what failed in one is tried in the next closest.
+    fn elsewhere(&self, tried: &[Attempt]) -> Option<usize> {
+        let zone_of = |attempt: &Attempt| self.server(attempt.server).map(|server| server.zone);
+        let failed = |zone: usize| tried.iter().any(|attempt| zone_of(attempt) == Some(zone));
+        let mut zones = self.order.iter().copied().filter(|_| !tried.is_empty());
+        zones.find(|zone| !self.zones[*zone].open.is_empty() && !failed(*zone))
+    }
+
     /// Offers the request to the tiers in their order; what none takes is shared by all.
     fn draw_zone(&mut self) -> Option<usize> {
         let is_open = |zone: &usize| !self.zones[*zone].open.is_empty();
@@ -242,11 +255,10 @@ impl Fleet {
         let &closest = self.order.first()?;
         let alone =
             self.order.get(1).is_none_or(|next| self.zones[*next].tier != self.zones[closest].tier);
-        if alone && is_open(&closest) && self.zones[closest].share >= 1.0 {
-            let zone = &self.zones[closest];
-            if zone.open_weight * self.settings.overprovision >= zone.all_weight {
-                return Some(closest);
-            }
+        let zone = &self.zones[closest];
+        let is_whole = zone.open_weight * self.settings.overprovision >= zone.all_weight;
+        if alone && is_open(&closest) && is_whole && zone.share >= 1.0 && zone.has_room() {
+            return Some(closest);
         }
         let mut begin = 0;
         while begin < self.order.len() {
@@ -261,28 +273,26 @@ impl Fleet {
                 zones.iter().map(|zone| value(&self.zones[*zone])).sum()
             };
             let open = sum(|zone| zone.open_weight);
-            let willing = sum(|zone| zone.open_weight * zone.share);
             if open <= 0.0 {
                 continue;
             }
             let by_capacity = self.settings.overprovision * open / sum(|zone| zone.all_weight);
-            let takes = by_capacity.min(1.0) * (willing / open);
-            if self.rng.random::<f64>() < takes {
-                let at = self.rng.random::<f64>() * willing;
-                return weighted(zones, at, |zone| {
-                    self.zones[zone].open_weight * self.zones[zone].share
-                });
+            // What one zone of the tier does not take the other one can, while it has room.
+            let shares = zones.iter().map(|zone| &self.zones[*zone]);
+            let shares = shares.filter(|zone| zone.has_room() && !zone.open.is_empty());
+            let best = shares.map(|zone| zone.share).fold(0.0, f64::max);
+            if self.rng.random::<f64>() < by_capacity.min(1.0) * best {
+                let at = self.rng.random::<f64>() * sum(willing);
+                return weighted(zones, at, |zone| willing(&self.zones[zone]));
             }
         }
-        let total =
-            |value: &dyn Fn(usize) -> f64| -> f64 { self.order.iter().map(|z| value(*z)).sum() };
-        let willing = |zone: usize| self.zones[zone].open_weight * self.zones[zone].share;
-        let open = |zone: usize| self.zones[zone].open_weight;
-        let at = self.rng.random::<f64>();
-        if total(&willing) > 0.0 {
-            return weighted(&self.order, at * total(&willing), willing);
-        }
-        weighted(&self.order, at * total(&open), open)
+        // Everybody has enough: what is left is spread by what the zones can do, and not by their
+        // shares, whose differences it would make larger.
+        let can =
+            |zone: usize| self.zones[zone].open_weight * self.zones[zone].works.max(WORKS_MIN);
+        let all: f64 = self.order.iter().map(|zone| can(*zone)).sum();
+        let at = self.rng.random::<f64>() * all;
+        weighted(&self.order, at, can)
     }
 
     fn has_untried(&self, zone: usize, tried: &[Attempt]) -> bool {
@@ -635,6 +645,11 @@ impl Fleet {
         let those = all.filter(|(_, slot)| slot.server.as_ref().is_some_and(&is));
         those.map(|(place, _)| u32::try_from(place).unwrap_or(u32::MAX)).collect()
     }
+}
+
+/// How much a zone takes before the next closest is asked.
+fn willing(zone: &Zone) -> f64 {
+    if zone.has_room() { zone.open_weight * zone.share } else { 0.0 }
 }
 
 /// The one of `zones` under which `at` falls when their weights lie in a row.

@@ -12,6 +12,11 @@
 //! ```
 //!
 //! Only a zone with no open server is out at once.
+//!
+//! A share moves within seconds; a queue grows within milliseconds. So a zone has room, too: as many
+//! requests under way as it answers within the latency that is allowed (Little's law: rate times
+//! latency). What comes beyond that goes to the next closest at once. Without it the shares of zones
+//! that are overloaded one after the other swing, and never settle.
 
 use super::settings::Settings;
 use crate::isolate::window::Window;
@@ -25,6 +30,8 @@ const STALE: Duration = Duration::from_secs(5);
 /// Failures older than this say nothing: a zone whose servers all begin to fail at once must be
 /// left before the budget for retries is spent on it.
 const WINDOW: Duration = Duration::from_secs(3);
+/// Requests under way that each open server may have, however few it has answered.
+const ROOM_MIN: u32 = 4;
 /// How fast the latency of better days is forgotten, per second.
 const BASE_RISE: f64 = 0.005;
 
@@ -45,6 +52,13 @@ pub struct Zone {
     latency_s: Option<f64>,
     answered_at: Instant,
     base_s: Option<f64>,
+    /// Answers since the last step, and per second.
+    n_answers: u32,
+    rate: f64,
+    /// Requests under way that it may have.
+    room: u32,
+    /// 1 while its failures are few, down to 0.
+    pub works: f64,
 }
 
 impl Zone {
@@ -62,7 +76,15 @@ impl Zone {
             latency_s: None,
             answered_at: now,
             base_s: None,
+            n_answers: 0,
+            rate: 0.0,
+            room: u32::MAX,
+            works: 1.0,
         }
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.n_in_flight < self.room
     }
 
     pub fn answered(&mut self, now: Instant, latency: Duration) {
@@ -74,6 +96,7 @@ impl Zone {
             _ => sample,
         });
         self.answered_at = now;
+        self.n_answers += 1;
     }
 
     /// The mean latency of its recent answers, in seconds; none when there were none.
@@ -101,9 +124,18 @@ impl Zone {
             let risen = self.base_s.map(|base| base * (1.0 + BASE_RISE * passed.as_secs_f64()));
             self.base_s = Some(risen.map_or(own, |base| base.min(own)));
         }
+        let passed_s = passed.as_secs_f64();
+        let weight = 1.0 - (-passed_s / MEMORY_S).exp();
+        self.rate += weight * (f64::from(self.n_answers) / passed_s.max(1e-3) - self.rate);
+        self.n_answers = 0;
+        self.room = self.base_s.map_or(u32::MAX, |base_s| {
+            let reference_s = base_s.max(other_s.unwrap_or(0.0));
+            let allowed_s =
+                settings.latency_max * reference_s + settings.latency_slack.as_secs_f64();
+            (self.rate * allowed_s) as u32 + ROOM_MIN * self.open.len() as u32
+        });
         let target = self.target(now, settings, latency_s, other_s);
         let by = target - self.share;
-        let passed_s = passed.as_secs_f64();
         self.share += by.clamp(-settings.fall_per_s * passed_s, settings.rise_per_s * passed_s);
         self.share = self.share.clamp(0.0, 1.0);
     }
@@ -130,6 +162,7 @@ impl Zone {
         let by_load = ramp(load, settings.load_max, 2.0 * settings.load_max);
         let by_latency = ramp(slow, settings.latency_max, 3.0 * settings.latency_max);
         let by_failures = ramp(failed, settings.failed_max, (5.0 * settings.failed_max).min(1.0));
+        self.works = by_failures;
         by_load.min(by_latency).min(by_failures)
     }
 }
