@@ -76,10 +76,18 @@ pub enum SendError {
     /// Something was sent, and the connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
-    /// It is the request that cannot be sent: too large, or its sender broke off. Nobody's fault
-    /// here.
-    #[error("{0}")]
-    Request(String),
+    /// It is the request that cannot be sent: nobody's fault here.
+    #[error("{reason}")]
+    Request { fault: Fault, reason: String },
+}
+
+/// What is wrong with a request that cannot be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Malformed,
+    TooLarge,
+    /// Its body stood still.
+    TooSlow,
 }
 
 /// Why a request has no answer.
@@ -107,12 +115,21 @@ pub struct Stay {
     handle: Arc<Handle>,
     admission: Option<Admission>,
     flight: Option<Flight>,
+    is_inside: bool,
 }
 
 impl Stay {
     fn finish(&mut self, now: Instant, finished: Finished) {
         if let Some(admission) = self.admission.take() {
             self.handle.lock().finish(now, &admission, finished);
+        }
+    }
+
+    /// Gives the place in the bulkhead back: the request has become a connection, which may stay
+    /// for days.
+    pub fn leave(&mut self) {
+        if std::mem::take(&mut self.is_inside) {
+            self.handle.lock().leave();
         }
     }
 }
@@ -124,24 +141,43 @@ impl Drop for Stay {
         if let Some(admission) = self.admission.take() {
             service.finish(now, &admission, Finished::GivenUp);
         }
-        let flight = self.flight.as_mut();
-        if let Some(attempt) = flight.and_then(|flight| flight.attempt.take()) {
-            service.release(attempt);
+        if let Some(flight) = &mut self.flight {
+            flight.end(now, &mut service);
         }
-        service.leave();
+        if self.is_inside {
+            service.leave();
+        }
     }
 }
 
 /// One attempt under way.
 struct Flight {
     handle: Arc<Handle>,
-    attempt: Option<Attempt>,
+    attempt: Attempt,
+    begun: Instant,
+    is_reported: bool,
+    is_over: bool,
+}
+
+impl Flight {
+    fn end(&mut self, now: Instant, service: &mut Service) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
+        }
+        match self.is_reported {
+            true => service.release(self.attempt),
+            false => {
+                service.give_up(self.attempt, now.saturating_duration_since(self.begun));
+            }
+        }
+    }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if let Some(attempt) = self.attempt.take() {
-            self.handle.lock().release(attempt);
+        if !self.is_over {
+            let handle = self.handle.clone();
+            self.end(handle.env.now(), &mut handle.service.lock());
         }
     }
 }
@@ -156,15 +192,19 @@ where
     F: Future<Output = Result<Sent<A>, SendError>>,
 {
     let now = handle.env.now();
-    let (mut stay, mut attempt, hedge_after) = {
+    let (mut stay, mut attempt, hedge_after, attempt_timeout) = {
         let mut service = handle.lock();
         let admission = service.admit(now, ask.priority)?;
         match service.pick(now, &[]) {
             Some(attempt) => {
-                let stay =
-                    Stay { handle: handle.clone(), admission: Some(admission), flight: None };
+                let stay = Stay {
+                    handle: handle.clone(),
+                    admission: Some(admission),
+                    flight: None,
+                    is_inside: true,
+                };
                 let hedge_after = service.hedge_after().filter(|_| ask.may_repeat);
-                (stay, attempt, hedge_after)
+                (stay, attempt, hedge_after, service.settings().attempt_timeout)
             }
             None => {
                 service.finish(now, &admission, Finished::Failed);
@@ -173,6 +213,7 @@ where
             }
         }
     };
+    let sending = Sending { handle, ask, attempt_timeout, send };
     // Empty vectors hold no memory: the usual request has one attempt.
     let mut tried: Vec<Attempt> = Vec::new();
     let mut n_attempts = 1;
@@ -180,18 +221,16 @@ where
         let (flight, result) = match hedge_after.filter(|_| n_attempts == 1) {
             // Boxed, as it is rare and twice as large as the usual way.
             Some(after) => {
-                let hedged =
-                    hedged(handle, ask, attempt, after, &mut n_attempts, &mut tried, &send);
-                Box::pin(hedged).await
+                Box::pin(sending.hedged(attempt, after, &mut n_attempts, &mut tried)).await
             }
-            None => once(handle, ask, attempt, &send).await,
+            None => sending.once(attempt).await,
         };
         let now = handle.env.now();
         let helps = match &result {
             Ok(sent) => sent.verdict == Verdict::Failed && ask.may_repeat,
             Err(Failure::Send(SendError::Unreachable(_) | SendError::Stale)) => true,
             Err(Failure::Send(SendError::Broken(_)) | Failure::TimedOut) => ask.may_repeat,
-            Err(Failure::Send(SendError::Request(_)) | Failure::Refused(_)) => false,
+            Err(Failure::Send(SendError::Request { .. }) | Failure::Refused(_)) => false,
         };
         if helps && now < ask.deadline {
             let mut service = handle.lock();
@@ -208,7 +247,7 @@ where
         }
         match result {
             Ok(sent) => {
-                let attempt = flight.attempt.unwrap_or(attempt);
+                let attempt = flight.attempt;
                 stay.finish(
                     now,
                     match sent.verdict {
@@ -222,7 +261,7 @@ where
             }
             Err(failure) => {
                 let is_ours = match &failure {
-                    Failure::Send(SendError::Request(_)) => false,
+                    Failure::Send(SendError::Request { .. }) => false,
                     Failure::TimedOut => ask.is_full_time,
                     _ => true,
                 };
@@ -233,90 +272,90 @@ where
     }
 }
 
-/// One attempt, from its begin to its answer's headers.
-async fn once<A, S, F>(handle: &Arc<Handle>, ask: &Ask, attempt: Attempt, send: &S) -> Tried<A>
-where
-    S: Fn(Attempt) -> F,
-    F: Future<Output = Result<Sent<A>, SendError>>,
-{
-    let flight = Flight { handle: handle.clone(), attempt: Some(attempt) };
-    let begun = handle.env.now();
-    let left = ask.deadline.saturating_duration_since(begun);
-    let own = handle.lock().settings().attempt_timeout;
-    let limit = own.map_or(left, |own| own.min(left));
-    let is_fair = ask.is_full_time || own.is_some_and(|own| own <= left);
-    let result = handle.env.timeout(limit, send(attempt)).await;
-    let now = handle.env.now();
-    let took = now.saturating_duration_since(begun);
-    let (ended, result) = match result {
-        None => (is_fair.then_some(Ended::TimedOut(took)), Err(Failure::TimedOut)),
-        Some(Ok(sent)) => {
-            let ended = match sent.verdict {
-                Verdict::Well => Ended::Well(took),
-                Verdict::Failed => Ended::Failed(took),
-            };
-            (Some(ended), Ok(sent))
-        }
-        Some(Err(error)) => {
-            let ended = match &error {
-                SendError::Unreachable(_) => Some(Ended::Unreachable),
-                SendError::Broken(_) => Some(Ended::Broken),
-                SendError::Stale | SendError::Request(_) => None,
-            };
-            (ended, Err(Failure::Send(error)))
-        }
-    };
-    if let Some(ended) = ended {
-        handle.lock().report(now, attempt, ended);
-    }
-    (flight, result)
+/// What does not change from attempt to attempt.
+struct Sending<'a, S> {
+    handle: &'a Arc<Handle>,
+    ask: &'a Ask,
+    attempt_timeout: Option<Duration>,
+    send: S,
 }
 
-/// One attempt, and when it takes longer than most, another beside it; the first good answer wins.
-async fn hedged<A, S, F>(
-    handle: &Arc<Handle>,
-    ask: &Ask,
-    attempt: Attempt,
-    after: Duration,
-    n_attempts: &mut u32,
-    tried: &mut Vec<Attempt>,
-    send: &S,
-) -> Tried<A>
+impl<A, S, F> Sending<'_, S>
 where
     S: Fn(Attempt) -> F,
     F: Future<Output = Result<Sent<A>, SendError>>,
 {
-    let mut first = pin!(once(handle, ask, attempt, send));
-    if let Some(ended) = handle.env.timeout(after, &mut first).await {
-        return ended;
+    /// One attempt, from its begin to its answer's headers. It is under way from the call on, and
+    /// not from the first poll: a future that is dropped before that gives it back all the same.
+    fn once(&self, attempt: Attempt) -> impl Future<Output = Tried<A>> {
+        let begun = self.handle.env.now();
+        let handle = self.handle.clone();
+        let mut flight = Flight { handle, attempt, begun, is_reported: false, is_over: false };
+        async move {
+            let left = self.ask.deadline.saturating_duration_since(begun);
+            let own = self.attempt_timeout;
+            let limit = own.map_or(left, |own| own.min(left));
+            let is_fair = self.ask.is_full_time || own.is_some_and(|own| own <= left);
+            let result = self.handle.env.timeout(limit, (self.send)(attempt)).await;
+            let now = self.handle.env.now();
+            let took = now.saturating_duration_since(begun);
+            let (ended, result) = match result {
+                None => (is_fair.then_some(Ended::TimedOut(took)), Err(Failure::TimedOut)),
+                Some(Ok(sent)) => {
+                    let ended = match sent.verdict {
+                        Verdict::Well => Ended::Well(took),
+                        Verdict::Failed => Ended::Failed,
+                    };
+                    (Some(ended), Ok(sent))
+                }
+                Some(Err(error)) => {
+                    let ended = match &error {
+                        SendError::Unreachable(_) => Some(Ended::Unreachable),
+                        SendError::Broken(_) => Some(Ended::Broken),
+                        SendError::Stale | SendError::Request { .. } => None,
+                    };
+                    (ended, Err(Failure::Send(error)))
+                }
+            };
+            if let Some(ended) = ended {
+                self.handle.lock().report(now, attempt, ended);
+                flight.is_reported = true;
+            }
+            (flight, result)
+        }
     }
-    let second = {
-        let now = handle.env.now();
-        let mut service = handle.lock();
-        match service.hedge(now, *n_attempts) {
-            true => service.pick(now, &[attempt]),
-            false => None,
+
+    /// One attempt, and when it takes longer than most, another beside it; the first good answer
+    /// wins.
+    async fn hedged(
+        &self,
+        attempt: Attempt,
+        after: Duration,
+        n_attempts: &mut u32,
+        tried: &mut Vec<Attempt>,
+    ) -> Tried<A> {
+        let mut first = pin!(self.once(attempt));
+        if let Some(ended) = self.handle.env.timeout(after, &mut first).await {
+            return ended;
         }
-    };
-    let Some(second) = second else { return first.await };
-    *n_attempts += 1;
-    tried.push(second);
-    let second = pin!(once(handle, ask, second, send));
-    let is_good = |tried: &Tried<A>| matches!(&tried.1, Ok(sent) if sent.verdict == Verdict::Well);
-    match select(first, second).await {
-        Either::Left((ended, other)) => {
-            if is_good(&ended) {
-                ended
-            } else {
-                other.await
+        let second = {
+            let now = self.handle.env.now();
+            let mut service = self.handle.lock();
+            match service.hedge(now, *n_attempts) {
+                true => service.pick(now, &[attempt]),
+                false => None,
             }
-        }
-        Either::Right((ended, other)) => {
-            if is_good(&ended) {
-                ended
-            } else {
-                other.await
-            }
+        };
+        let Some(second) = second else { return first.await };
+        *n_attempts += 1;
+        tried.push(second);
+        let second = pin!(self.once(second));
+        let is_good =
+            |tried: &Tried<A>| matches!(&tried.1, Ok(sent) if sent.verdict == Verdict::Well);
+        match select(first, second).await {
+            Either::Left((ended, _)) | Either::Right((ended, _)) if is_good(&ended) => ended,
+            Either::Left((_, other)) => other.await,
+            Either::Right((_, other)) => other.await,
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   admit ──► pick ──► report ──► (retry ──► pick ──► report …) ──► finish
-//!     │         └─ each attempt ends with one `release`                │
+//!     │         └─ each attempt ends with `release`, or with `give_up`  │
 //!     └─ refused: the breaker is open, or the bulkhead full            └─ leave, at the last byte
 //! ```
 
@@ -138,7 +138,7 @@ impl Service {
     /// The rules change; what was learned stays.
     pub fn set(&mut self, now: Instant, settings: Settings, closeness: Closeness) {
         self.fleet.set(now, settings.balance.clone(), closeness);
-        self.breaker.set(settings.breaker.clone());
+        self.breaker.set(now, settings.breaker.clone());
         self.bulkhead.set(settings.bulkhead.clone());
         self.budget.set(settings.budget.clone());
         self.settings = settings;
@@ -216,8 +216,14 @@ impl Service {
         }
     }
 
+    /// A reported attempt is over.
     pub fn release(&mut self, attempt: Attempt) {
         self.fleet.release(attempt);
+    }
+
+    /// Nobody waits for the attempt any more, after so long; it was not reported.
+    pub fn give_up(&mut self, attempt: Attempt, waited: Duration) {
+        self.fleet.give_up(attempt, waited);
     }
 
     /// The request has its answer, or has failed, or was given up. It is under way until

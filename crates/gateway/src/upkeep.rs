@@ -12,8 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often time passes for a service.
-pub const STEP: Duration = Duration::from_millis(100);
+pub use crate::balance::fleet::STEP;
 
 /// Starts the tasks; they end with the process.
 pub fn start(gateway: &Arc<Gateway>) {

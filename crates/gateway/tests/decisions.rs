@@ -229,7 +229,7 @@ impl Stage {
         let ended = match kind {
             "unreachable" => Ended::Unreachable,
             "broken" => Ended::Broken,
-            "500" => Ended::Failed(Duration::from_millis(1)),
+            "500" => Ended::Failed,
             "time-out" => Ended::TimedOut(Duration::from_secs(1)),
             other => panic!("there is no failure {other:?}"),
         };
@@ -239,9 +239,11 @@ impl Stage {
             let Some(attempt) = self.fleet().pick(now, &[]) else { break };
             if attempt.address.port() == server {
                 self.fleet().report(now, attempt, ended);
+                self.fleet().release(attempt);
                 failed += 1;
+            } else {
+                self.fleet().give_up(attempt, Duration::ZERO);
             }
-            self.fleet().release(attempt);
             if failed == n {
                 break;
             }

@@ -1,7 +1,7 @@
 //! The servers of one service: picks one for each request, and learns from how it ends.
 //!
-//! An [`Attempt`] is one request at one server. Its life is `pick`, then at most one `report` (an
-//! answer's headers, a failure), then one `release` (the last byte, or given up).
+//! An [`Attempt`] is one request at one server. Its life begins with `pick`. It is either reported
+//! (an answer's headers, a failure) and later released (the last byte), or given up.
 
 use super::health::Reason;
 use super::server::{Server, is_better};
@@ -17,12 +17,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// How often shares, weights and who is hot are worked out anew.
-const STEP: Duration = Duration::from_millis(100);
+pub const STEP: Duration = Duration::from_millis(100);
 /// How often an unreachable server is probed.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a zone that fails altogether counts for, when nobody has room.
-const WORKS_MIN: f64 = 0.05;
 /// Draws before a candidate is taken whatever its share.
 const N_DRAWS_MAX: usize = 16;
 /// How often outliers are looked for.
@@ -50,8 +48,8 @@ impl Attempt {
 pub enum Ended {
     /// With an answer, after so long.
     Well(Duration),
-    /// With an answer that says that the server failed, after so long.
-    Failed(Duration),
+    /// With an answer that says that the server failed.
+    Failed,
     /// No connection.
     Unreachable,
     /// No answer within the time it had.
@@ -146,6 +144,12 @@ impl Fleet {
         for zone in &mut self.zones {
             zone.tier = self.closeness.tier(&zone.name);
         }
+        if self.settings.check.is_none() {
+            // Nobody looks any more, so nobody would bring them back.
+            for place in self.places(|server| server.health.out() == Some(Reason::Check)) {
+                self.bring_back(now, place);
+            }
+        }
         self.refresh(now);
     }
 
@@ -236,16 +240,25 @@ impl Fleet {
         let slot = &mut self.slots[place as usize];
         let server = slot.server.as_mut()?;
         server.begin(now);
-        self.zones[server.zone].n_in_flight += 1;
+        let zone = &mut self.zones[server.zone];
+        zone.n_in_flight += 1;
+        zone.n_waiting += 1;
         Some(Attempt { address: server.spec.address, server: place, life: slot.life })
     }
 
-    /// Zones fail as one: what failed in one is tried in the next closest.
-    fn elsewhere(&self, tried: &[Attempt]) -> Option<usize> {
+    /// Zones fail as one: what failed in one is tried in the next closest, in one of them where
+    /// several are equally close.
+    fn elsewhere(&mut self, tried: &[Attempt]) -> Option<usize> {
         let zone_of = |attempt: &Attempt| self.server(attempt.server).map(|server| server.zone);
-        let failed = |zone: usize| tried.iter().any(|attempt| zone_of(attempt) == Some(zone));
-        let mut zones = self.order.iter().copied().filter(|_| !tried.is_empty());
-        zones.find(|zone| !self.zones[*zone].open.is_empty() && !failed(*zone))
+        let failed: Vec<usize> = tried.iter().filter_map(zone_of).collect();
+        let is_other = |zone: &usize| !failed.contains(zone) && !self.zones[*zone].open.is_empty();
+        let others = || self.order.iter().copied().filter(is_other);
+        let tier =
+            others().next().filter(|_| !failed.is_empty()).map(|zone| self.zones[zone].tier)?;
+        let equal: Vec<usize> = others().filter(|zone| self.zones[*zone].tier == tier).collect();
+        let draw = self.rng.random::<f64>();
+        let all: f64 = equal.iter().map(|zone| self.zones[*zone].ability()).sum();
+        weighted(&equal, draw * all, |zone| self.zones[zone].ability())
     }
 
     /// Offers the request to the tiers in their order; what none takes is shared by all.
@@ -288,11 +301,9 @@ impl Fleet {
         }
         // Everybody has enough: what is left is spread by what the zones can do, and not by their
         // shares, whose differences it would make larger.
-        let can =
-            |zone: usize| self.zones[zone].open_weight * self.zones[zone].works.max(WORKS_MIN);
-        let all: f64 = self.order.iter().map(|zone| can(*zone)).sum();
+        let all: f64 = self.zones.iter().map(Zone::ability).sum();
         let at = self.rng.random::<f64>() * all;
-        weighted(&self.order, at, can)
+        weighted(&self.order, at, |zone| self.zones[zone].ability())
     }
 
     fn has_untried(&self, zone: usize, tried: &[Attempt]) -> bool {
@@ -330,20 +341,10 @@ impl Fleet {
 
     /// What became of an attempt. It stays in flight until [`Fleet::release`].
     pub fn report(&mut self, now: Instant, attempt: Attempt, ended: Ended) {
-        let settings = &self.settings;
-        let Some(slot) = self.slots.get_mut(attempt.server as usize) else { return };
-        let Some(server) = slot.server.as_mut().filter(|_| slot.life == attempt.life) else {
-            return;
-        };
-        let zone = &mut self.zones[server.zone];
-        let latency = match ended {
-            Ended::Well(latency) | Ended::Failed(latency) | Ended::TimedOut(latency) => {
-                Some(latency)
-            }
-            Ended::Unreachable | Ended::Broken => None,
-        };
+        let Some((server, zone)) = self.at(attempt) else { return };
+        zone.n_waiting = zone.n_waiting.saturating_sub(1);
         // A server that fails quickly is not quick.
-        if let (Some(latency), Ended::Well(_) | Ended::TimedOut(_)) = (latency, ended) {
+        if let Ended::Well(latency) | Ended::TimedOut(latency) = ended {
             server.answered(now, latency);
             zone.answered(now, latency);
         }
@@ -356,24 +357,42 @@ impl Fleet {
             return;
         }
         server.n_failed += 1;
-        let reason = server.health.failed(settings, ended == Ended::Unreachable);
-        if let Some(reason) = reason.filter(|_| server.health.out().is_none()) {
+        if server.health.out().is_none()
+            && let Some(reason) = self.failed(attempt.server, ended == Ended::Unreachable)
+        {
             self.take_out(now, attempt.server, reason);
         }
     }
 
-    /// The attempt is over, or given up.
+    fn failed(&mut self, place: u32, is_unreachable: bool) -> Option<Reason> {
+        let server = self.slots.get_mut(place as usize)?.server.as_mut()?;
+        server.health.failed(&self.settings, is_unreachable)
+    }
+
+    /// A reported attempt is over.
     pub fn release(&mut self, attempt: Attempt) {
-        let Some(slot) = self.slots.get_mut(attempt.server as usize) else { return };
-        let Some(server) = slot.server.as_mut().filter(|_| slot.life == attempt.life) else {
-            return;
-        };
+        let Some((server, zone)) = self.at(attempt) else { return };
         server.release();
-        let zone = &mut self.zones[server.zone];
         zone.n_in_flight = zone.n_in_flight.saturating_sub(1);
         if server.leaving {
             self.drop_gone();
         }
+    }
+
+    /// Nobody waits for the attempt any more, after so long; it was not reported.
+    pub fn give_up(&mut self, attempt: Attempt, waited: Duration) {
+        let Some((server, zone)) = self.at(attempt) else { return };
+        server.gave_up(waited);
+        zone.n_waiting = zone.n_waiting.saturating_sub(1);
+        self.release(attempt);
+    }
+
+    /// The attempt's server and its zone, unless another server has its place by now.
+    fn at(&mut self, attempt: Attempt) -> Option<(&mut Server, &mut Zone)> {
+        let slot = self.slots.get_mut(attempt.server as usize)?;
+        let server = slot.server.as_mut().filter(|_| slot.life == attempt.life)?;
+        let zone = &mut self.zones[server.zone];
+        Some((server, zone))
     }
 
     fn take_out(&mut self, now: Instant, place: u32, reason: Reason) {
@@ -623,9 +642,9 @@ impl Fleet {
         self.slots.iter().filter_map(|slot| slot.server.as_ref()).filter(|server| !server.leaving)
     }
 
-    /// The zones, the closest first.
+    /// The zones that have servers, the closest first.
     pub fn zones(&self) -> impl Iterator<Item = &Zone> {
-        self.order.iter().map(|zone| &self.zones[*zone])
+        self.order.iter().map(|zone| &self.zones[*zone]).filter(|zone| zone.all_weight > 0.0)
     }
 
     pub fn is_panicking(&self) -> bool {

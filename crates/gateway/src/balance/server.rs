@@ -20,6 +20,8 @@ use std::time::Duration;
 const MEMORY: Duration = Duration::from_secs(1);
 /// A server that has not answered for a while is thought half as slow after this time.
 const FADING: Duration = Duration::from_secs(5);
+/// Of a server that never answered, less than this tells nothing.
+const TELLING_S: f64 = 0.1;
 /// The share of a server that has just come or come back.
 const COLD_SHARE: f64 = 0.05;
 /// The least share of a server that is slower than its zone, or fails.
@@ -41,7 +43,8 @@ pub struct Server {
     pub answered_at: Instant,
     pub window: Window,
     pub health: Health,
-    warm_from: Instant,
+    /// None: it was there from the beginning.
+    warm_from: Option<Instant>,
     /// How likely it is drawn, 0 to 1, relative to its zone's likeliest.
     pub draw: f64,
     /// Its recent share of failures, as far as so few tell.
@@ -63,7 +66,7 @@ impl Server {
             answered_at: now,
             window: Window::new(now, Duration::from_secs(10)),
             health: Health::new(now),
-            warm_from: if warm { now - Duration::from_secs(3600) } else { now },
+            warm_from: (!warm).then_some(now),
             draw: 1.0,
             failing: 0.0,
             leaving: false,
@@ -100,9 +103,18 @@ impl Server {
         self.owes_since = Some(now);
     }
 
+    /// Somebody gave up after so long: an answer takes at least that. A hedge that always wins
+    /// would otherwise hide how slow this server is.
+    pub fn gave_up(&mut self, waited: Duration) {
+        let known_s = self.latency_s.unwrap_or(TELLING_S);
+        if waited.as_secs_f64() > known_s {
+            self.latency_s = Some(waited.as_secs_f64());
+        }
+    }
+
     /// Forgets what was learned before it was out.
     pub fn warm_up(&mut self, now: Instant) {
-        self.warm_from = now;
+        self.warm_from = Some(now);
         self.latency_s = None;
         self.answered_at = now;
         self.window.clear();
@@ -117,7 +129,7 @@ impl Server {
         match (self.latency_s.map(|mean| mean * faded), self.owes_since.map(since)) {
             (Some(mean), Some(silent)) => Some(mean.max(silent)),
             // What never answered is known only to be silent.
-            (None, Some(silent)) if silent > 0.1 => Some(silent),
+            (None, Some(silent)) if silent > TELLING_S => Some(silent),
             (mean, _) => mean,
         }
     }
@@ -126,8 +138,10 @@ impl Server {
     /// slower than the zone's typical server, or fails. A share has no cap, as ejections have: of
     /// five servers three may be bad.
     pub fn share(&mut self, now: Instant, settings: &Settings, typical_s: Option<f64>) -> f64 {
-        let warm_s = now.saturating_duration_since(self.warm_from).as_secs_f64();
-        let warm = warm_s / settings.warm_up.as_secs_f64().max(0.001);
+        let warm = self.warm_from.map_or(1.0, |from| {
+            let warm_s = now.saturating_duration_since(from).as_secs_f64();
+            warm_s / settings.warm_up.as_secs_f64().max(0.001)
+        });
         let slow = match (self.latency_s(now), typical_s) {
             (Some(own), Some(typical)) if own > 2.0 * typical => 2.0 * typical / own,
             _ => 1.0,

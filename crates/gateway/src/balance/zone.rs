@@ -14,7 +14,7 @@
 //! Only a zone with no open server is out at once.
 //!
 //! A share moves within seconds; a queue grows within milliseconds. So a zone has room, too: as many
-//! requests under way as it answers within the latency that is allowed (Little's law: rate times
+//! requests without an answer as it answers within the latency that is allowed (Little's law: rate times
 //! latency). What comes beyond that goes to the next closest at once. Without it the shares of zones
 //! that are overloaded one after the other swing, and never settle.
 
@@ -30,8 +30,10 @@ const STALE: Duration = Duration::from_secs(5);
 /// Failures older than this say nothing: a zone whose servers all begin to fail at once must be
 /// left before the budget for retries is spent on it.
 const WINDOW: Duration = Duration::from_secs(3);
-/// Requests under way that each open server may have, however few it has answered.
+/// Requests without an answer that each open server may have, however few it has answered.
 const ROOM_MIN: u32 = 4;
+/// What a zone that fails altogether counts for, beside others.
+const WORKS_MIN: f64 = 0.05;
 /// How fast the latency of better days is forgotten, per second.
 const BASE_RISE: f64 = 0.005;
 
@@ -45,6 +47,9 @@ pub struct Zone {
     pub open_weight: f64,
     pub all_weight: f64,
     pub n_in_flight: u32,
+    /// Of those, the requests that have no answer yet. An answer that streams, or a tunnel, takes no
+    /// room: it says nothing about the zone's speed.
+    pub n_waiting: u32,
     pub share: f64,
     /// Requests under way per weight above which a server is hot.
     pub hot_above: f64,
@@ -55,10 +60,10 @@ pub struct Zone {
     /// Answers since the last step, and per second.
     n_answers: u32,
     rate: f64,
-    /// Requests under way that it may have.
+    /// Requests without an answer that it may have.
     room: u32,
     /// 1 while its failures are few, down to 0.
-    pub works: f64,
+    works: f64,
 }
 
 impl Zone {
@@ -70,6 +75,7 @@ impl Zone {
             open_weight: 0.0,
             all_weight: 0.0,
             n_in_flight: 0,
+            n_waiting: 0,
             share: 1.0,
             hot_above: 0.0,
             window: Window::new(now, WINDOW),
@@ -84,7 +90,12 @@ impl Zone {
     }
 
     pub fn has_room(&self) -> bool {
-        self.n_in_flight < self.room
+        self.n_waiting < self.room
+    }
+
+    /// What it can do beside the other zones: its open servers, less what fails.
+    pub fn ability(&self) -> f64 {
+        self.open_weight * self.works.max(WORKS_MIN)
     }
 
     pub fn answered(&mut self, now: Instant, latency: Duration) {

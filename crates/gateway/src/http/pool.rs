@@ -2,9 +2,9 @@
 //! serves), so that lanes do not meet on a hot path.
 
 use crate::balance::Attempt;
-use crate::call::{Handle, SendError};
+use crate::call::{Fault, Handle, SendError};
 use crate::config::Protocol;
-use crate::http::body::RequestBody;
+use crate::http::body::{self, RequestBody};
 use crate::tls::Connector;
 use base::env::{Env, Instant, Stream};
 use bytes::Bytes;
@@ -250,8 +250,7 @@ impl Loan {
             self.sender = None;
             let kind = match request {
                 Some(_) => SendError::Stale,
-                None if reason.is_user() => SendError::Request(source_of(&reason)),
-                None => SendError::Broken(source_of(&reason)),
+                None => fault_of(&reason),
             };
             (kind, request)
         })
@@ -263,13 +262,29 @@ impl Loan {
     }
 }
 
-/// The innermost reason: "error from user's Body stream" says less than what the body said.
-fn source_of(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
+/// What a failure of hyper's means: it is the request's where its body failed.
+fn fault_of(error: &hyper::Error) -> SendError {
+    let mut cause: &(dyn std::error::Error + 'static) = error;
+    loop {
+        let fault = match cause.downcast_ref::<body::Error>() {
+            Some(body::Error::TooLarge(_)) => Some(Fault::TooLarge),
+            Some(body::Error::StoodStill(_)) => Some(Fault::TooSlow),
+            Some(body::Error::Http(_)) => Some(Fault::Malformed),
+            None => None,
+        };
+        if let Some(fault) = fault {
+            return SendError::Request { fault, reason: cause.to_string() };
+        }
+        match cause.source() {
+            Some(source) => cause = source,
+            // The innermost reason says most.
+            None => break,
+        }
     }
-    inner.to_string()
+    match error.is_user() {
+        true => SendError::Request { fault: Fault::Malformed, reason: cause.to_string() },
+        false => SendError::Broken(cause.to_string()),
+    }
 }
 
 impl Drop for Loan {

@@ -2,7 +2,7 @@
 
 use crate::access_log::Entry;
 use crate::backend::Backend;
-use crate::call::{self, Ask, Called, Failure, SendError, Sent, Verdict, call};
+use crate::call::{self, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
 use crate::config::{self, Protocol, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, RequestBody};
@@ -71,10 +71,14 @@ impl Own {
                 Own::busy(text, Duration::from_secs(1))
             }
             Failure::TimedOut => Own::new(StatusCode::GATEWAY_TIMEOUT, text),
-            Failure::Send(SendError::Request(reason)) if reason.contains("is larger than") => {
-                Own::new(StatusCode::PAYLOAD_TOO_LARGE, reason.clone())
+            Failure::Send(SendError::Request { fault, reason }) => {
+                let status = match fault {
+                    Fault::Malformed => StatusCode::BAD_REQUEST,
+                    Fault::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                    Fault::TooSlow => StatusCode::REQUEST_TIMEOUT,
+                };
+                Own::new(status, reason.clone())
             }
-            Failure::Send(SendError::Request(_)) => Own::new(StatusCode::BAD_REQUEST, text),
             Failure::Send(_) => Own::new(StatusCode::BAD_GATEWAY, text),
         }
     }
@@ -146,6 +150,7 @@ struct Asked {
     stale_key: Option<String>,
     entry: Option<Entry>,
     backend: Option<Arc<Backend>>,
+    place: Option<Place>,
 }
 
 impl Gateway {
@@ -163,15 +168,16 @@ impl Gateway {
             stale_key: None,
             entry: self.log().map(|_| Entry::default()),
             backend: None,
+            place: None,
         };
         let forwarded = self.forward(&state, &client, request, &mut asked).await;
-        let (mut response, loan, stay, place) = match forwarded {
-            Ok(answer) => (answer.response, answer.loan, answer.stay, answer.place),
+        let (mut response, loan, stay) = match forwarded {
+            Ok(answer) => (answer.response, answer.loan, answer.stay),
             Err(own) => {
                 if let Some(entry) = &mut asked.entry {
                     entry.reason.clone_from(&own.text);
                 }
-                (own.response(asked.is_grpc), None, None, None)
+                (own.response(asked.is_grpc), None, None)
             }
         };
         let ending = Ending {
@@ -184,7 +190,7 @@ impl Gateway {
             log: self.log().zip(asked.entry),
             loan,
             stay,
-            place,
+            place: asked.place,
             under_way,
         };
         response.body_mut().hold(ending);
@@ -231,10 +237,11 @@ impl Gateway {
         let highest = route.priority;
         let asked_priority = headers::asked_priority(&parts.headers);
         let priority = asked_priority.map_or(highest, |asked| asked.min(highest));
-        let place = self.admit(&state.limits, priority).ok_or_else(|| {
+        let place = self.admit(&state.limits, priority);
+        asked.place = Some(place.ok_or_else(|| {
             self.counters.n_refused_requests.fetch_add(1, Relaxed);
             Own::busy("the gateway has too many requests under way", Duration::from_secs(1))
-        })?;
+        })?);
         let name = route::target(route, self.draw(route)).unwrap_or_default();
         let backend = state.backends.get(name).cloned().ok_or_else(|| {
             Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
@@ -274,10 +281,10 @@ impl Gateway {
             is_full_time: limit == own_time,
             may_repeat: outgoing.may_repeat,
         };
-        let mut answer = self.ask(state, client, &backend, &ask, &outgoing, asked, place).await?;
+        let mut answer = self.ask(state, client, &backend, &ask, &outgoing, asked).await?;
         headers::apply(&route.response_headers, answer.response.headers_mut());
         if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
-            self.tunnel(theirs, ours, &mut answer);
+            self.tunnel(theirs, ours, &mut answer, asked.place.take());
         }
         Ok(answer)
     }
@@ -352,7 +359,6 @@ impl Gateway {
     }
 
     /// Asks the service, and those that stand in for it where it has no good answer.
-    #[allow(clippy::too_many_arguments)]
     async fn ask(
         self: &Arc<Self>,
         state: &State,
@@ -361,10 +367,8 @@ impl Gateway {
         ask: &Ask,
         outgoing: &Outgoing,
         asked: &mut Asked,
-        place: Place,
     ) -> Result<Answer, Own> {
         let mut backend = backend.clone();
-        let mut place = Some(place);
         loop {
             let called = self.send(client, &backend, ask, outgoing).await;
             let name = backend.upstream.handle.name.clone();
@@ -377,16 +381,16 @@ impl Gateway {
             let has_fallback = fallback.stale_for.is_some()
                 || fallback.service.is_some()
                 || fallback.answer.is_some();
-            let is_clients = matches!(&called, Err(Failure::Send(SendError::Request(_))));
+            let is_clients = matches!(&called, Err(Failure::Send(SendError::Request { .. })));
             if is_good || !has_fallback || is_clients {
                 return match called {
-                    Ok(called) => Ok(self.pass_on(state, &backend, called, asked, place)),
+                    Ok(called) => Ok(self.pass_on(state, &backend, called, asked)),
                     Err(failure) => Err(Own::of(&name, &failure)),
                 };
             }
             if let Some(response) = self.stale(&backend, asked) {
                 backend.counts.n_fallbacks.fetch_add(1, Relaxed);
-                return Ok(Answer::own(response, place));
+                return Ok(Answer::own(response));
             }
             let next = fallback.service.as_ref().and_then(|name| state.backends.get(name));
             let can_send = outgoing.may_repeat || outgoing.body.lock().is_some();
@@ -397,10 +401,10 @@ impl Gateway {
             }
             if let Some(answer) = &fallback.answer {
                 backend.counts.n_fallbacks.fetch_add(1, Relaxed);
-                return Ok(Answer::own(static_answer(answer), place));
+                return Ok(Answer::own(static_answer(answer)));
             }
             return match called {
-                Ok(called) => Ok(self.pass_on(state, &backend, called, asked, place.take())),
+                Ok(called) => Ok(self.pass_on(state, &backend, called, asked)),
                 Err(failure) => Err(Own::of(&name, &failure)),
             };
         }
@@ -460,7 +464,6 @@ impl Gateway {
         backend: &Arc<Backend>,
         called: Called<(Response<Incoming>, Loan)>,
         asked: &mut Asked,
-        place: Option<Place>,
     ) -> Answer {
         let Called { answer: (response, mut loan), stay, .. } = called;
         let (mut parts, body) = response.into_parts();
@@ -486,12 +489,21 @@ impl Gateway {
             body.capture(Capture::new(backend.stale.clone(), key, parts.headers.clone()));
         }
         let response = Response::from_parts(parts, body);
-        Answer { response, loan: Some(loan), stay: Some(stay), place, upgraded }
+        Answer { response, loan: Some(loan), stay: Some(stay), upgraded }
     }
 
     /// Carries bytes both ways until one side ends, with what the request holds.
-    fn tunnel(self: &Arc<Self>, theirs: OnUpgrade, ours: OnUpgrade, answer: &mut Answer) {
-        let held = (answer.stay.take(), answer.place.take(), answer.loan.take());
+    fn tunnel(
+        self: &Arc<Self>,
+        theirs: OnUpgrade,
+        ours: OnUpgrade,
+        answer: &mut Answer,
+        place: Option<Place>,
+    ) {
+        if let Some(stay) = &mut answer.stay {
+            stay.leave();
+        }
+        let held = (answer.stay.take(), place, answer.loan.take());
         let mut stopping = self.stopping();
         let gateway = self.clone();
         self.env().spawn("tunnel", async move {
@@ -546,13 +558,12 @@ struct Answer {
     response: Response<AnswerBody>,
     loan: Option<Loan>,
     stay: Option<call::Stay>,
-    place: Option<Place>,
     upgraded: Option<OnUpgrade>,
 }
 
 impl Answer {
-    fn own(response: Response<AnswerBody>, place: Option<Place>) -> Answer {
-        Answer { response, loan: None, stay: None, place, upgraded: None }
+    fn own(response: Response<AnswerBody>) -> Answer {
+        Answer { response, loan: None, stay: None, upgraded: None }
     }
 }
 
@@ -569,7 +580,8 @@ impl Outgoing {
         backend: &Backend,
         left: Duration,
     ) -> Result<Request<RequestBody>, SendError> {
-        let gone = || SendError::Request("the body was sent already".into());
+        let malformed = |reason: String| SendError::Request { fault: Fault::Malformed, reason };
+        let gone = || malformed("the body was sent already".into());
         let body = {
             let mut slot = self.body.lock();
             match slot.take().ok_or_else(gone)? {
@@ -585,12 +597,12 @@ impl Outgoing {
         *request.headers_mut() = self.headers.clone();
         let headers = request.headers_mut();
         headers::set_timeout(headers, left);
-        let malformed = |error: &dyn std::fmt::Display| SendError::Request(error.to_string());
         match backend.upstream.protocol {
             Protocol::Http1 => {
                 if !headers.contains_key(header::HOST) {
                     let host = HeaderValue::from_str(&self.host);
-                    headers.insert(header::HOST, host.map_err(|error| malformed(&error))?);
+                    headers
+                        .insert(header::HOST, host.map_err(|error| malformed(error.to_string()))?);
                 }
                 if let Some(upgrade) = &self.upgrade {
                     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -602,13 +614,14 @@ impl Outgoing {
                 let host = headers.remove(header::HOST);
                 let host = host.as_ref().and_then(|host| host.to_str().ok());
                 let authority = Authority::try_from(host.unwrap_or(&self.host))
-                    .map_err(|error| malformed(&error))?;
+                    .map_err(|error| malformed(error.to_string()))?;
                 let is_tls = backend.upstream.tls.is_some();
                 let mut uri = http::uri::Parts::default();
                 uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
                 uri.authority = Some(authority);
                 uri.path_and_query = Some(self.path.clone());
-                *request.uri_mut() = Uri::from_parts(uri).map_err(|error| malformed(&error))?;
+                *request.uri_mut() =
+                    Uri::from_parts(uri).map_err(|error| malformed(error.to_string()))?;
                 *request.version_mut() = Version::HTTP_2;
             }
         }

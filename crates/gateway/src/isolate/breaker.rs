@@ -104,8 +104,11 @@ impl Breaker {
         }
     }
 
-    /// The settings change; what is known stays.
-    pub fn set(&mut self, settings: Settings) {
+    /// The settings change; what is known stays, but for counts over another window.
+    pub fn set(&mut self, now: Instant, settings: Settings) {
+        if settings.window != self.settings.window {
+            self.window = Window::new(now, settings.window);
+        }
         self.open_for =
             self.open_for.clamp(settings.open_for, settings.open_max.max(settings.open_for));
         self.settings = settings;
