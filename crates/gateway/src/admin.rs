@@ -31,7 +31,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -213,7 +213,13 @@ fn refused(config: &crate::config::Config, headers: &HeaderMap) -> Option<Answer
         let is_local = config.admin.is_some_and(|admin| admin.ip().is_loopback());
         let line =
             "the admin port is reachable from other hosts and has no token: set one in [admin]";
-        return (!is_local).then(|| text(StatusCode::FORBIDDEN, line));
+        if !is_local {
+            return Some(text(StatusCode::FORBIDDEN, line));
+        }
+        // A page of the web may resolve its own name to this address; its browser then sends that
+        // name.
+        let line = "without a token, what is asked for must be named by its address";
+        return (!is_by_address(headers)).then(|| text(StatusCode::FORBIDDEN, line));
     };
     let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let wanted = format!("Bearer {token}");
@@ -223,4 +229,10 @@ fn refused(config: &crate::config::Config, headers: &HeaderMap) -> Option<Answer
     let is_same = given.len() == wanted.len() && differs == 0;
     let line = "this needs the header `Authorization: Bearer TOKEN` with the token of [admin]";
     (!is_same).then(|| text(StatusCode::UNAUTHORIZED, line))
+}
+
+fn is_by_address(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name == "localhost" || name.parse::<IpAddr>().is_ok() || host.parse::<SocketAddr>().is_ok()
 }

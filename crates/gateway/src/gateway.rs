@@ -117,10 +117,7 @@ impl Gateway {
     /// Goes by another file from the next request on, or by none of it.
     pub fn reload(&self, config: Config) -> Result<(), tls::Error> {
         let before = self.state();
-        let state = State::new(&self.env, config, self.n_lanes, Some(&before));
-        let state = state.inspect_err(|_| {
-            self.counters.n_bad_reloads.fetch_add(1, Relaxed);
-        })?;
+        let state = State::new(&self.env, config, self.n_lanes, Some(&before))?;
         state.enact();
         *self.state.write() = Arc::new(state);
         self.counters.n_reloads.fetch_add(1, Relaxed);

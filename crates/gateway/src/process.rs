@@ -162,8 +162,7 @@ async fn main(
         tracing::info!(address = %format!("http://{admin}/"), "admin");
     }
     relieve_predecessor();
-    process.until_stopped().await?;
-    Ok(ExitCode::SUCCESS)
+    process.until_stopped().await
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
@@ -299,7 +298,19 @@ impl Process {
     fn reload(self: &Arc<Self>) {
         let reloaded = Config::load(&self.path).map_err(Error::from).and_then(|config| {
             let listeners = self.new_listeners(&config)?;
+            let before = self.gateway.state();
+            let log = match &config.access_log {
+                same if *same == before.config.access_log => None,
+                None => Some(None),
+                Some(to) => Some(Some(AccessLog::start(&self.env, to).map_err(Error::AccessLog)?)),
+            };
             self.gateway.reload(config.clone())?;
+            if let Some(log) = log {
+                self.gateway.set_access_log(log);
+            }
+            if config.threads != before.config.threads {
+                tracing::warn!("another number of threads needs a restart (SIGUSR2)");
+            }
             Ok((config, listeners))
         });
         match reloaded {
@@ -309,6 +320,7 @@ impl Process {
                 tracing::info!(file = %self.path.display(), "going by the new file");
             }
             Err(error) => {
+                self.gateway.counters.n_bad_reloads.fetch_add(1, Relaxed);
                 let text = error.to_string();
                 tracing::error!(error = %text, "the file is refused; the old one stays in force");
                 self.complaint.send_replace(Some(text));
@@ -343,27 +355,27 @@ impl Process {
         });
     }
 
-    async fn until_stopped(self: &Arc<Self>) -> Result<(), Error> {
+    async fn until_stopped(self: &Arc<Self>) -> Result<ExitCode, Error> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut replace = signal(SignalKind::user_defined2())?;
-        loop {
+        let code = loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break ExitCode::SUCCESS,
+                _ = interrupt.recv() => break ExitCode::SUCCESS,
                 reason = self.env.halted() => {
                     // A panic in a connection's task is a bug; the others are served to their end.
                     tracing::error!(reason, "stopping");
-                    break;
+                    break ExitCode::FAILURE;
                 }
                 _ = replace.recv() => match self.start_successor() {
                     Ok(pid) => tracing::info!(pid, "a successor was started"),
                     Err(error) => tracing::error!(%error, "no successor could be started"),
                 }
             }
-        }
+        };
         self.drain().await;
-        Ok(())
+        Ok(code)
     }
 
     /// No more connections; those that are open end with their requests.

@@ -758,3 +758,147 @@ async fn each_request_has_its_line_in_the_access_log() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(std::fs::read_to_string(&path).unwrap().contains("/again"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_stream_leave_a_zone_its_room() {
+    let world = World::new(
+        r#"
+        zone = "a"
+        closeness = ["a", "b"]
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["a=10.0.0.1:1", "b=10.0.0.1:2"]
+        "#,
+    );
+    let near = handler(|request| async move {
+        if request.uri().path() == "/events" {
+            let first = futures::stream::iter([Ok(http_body::Frame::data(Bytes::from("one")))]);
+            let events = futures::StreamExt::chain(first, futures::stream::pending());
+            return http::Response::new(http_body_util::BodyExt::boxed(
+                http_body_util::StreamBody::new(events),
+            ));
+        }
+        says("a")
+    });
+    world.server(1, near).await;
+    world.server(2, handler(|_| async { says("b") })).await;
+    let mut listening = Vec::new();
+    for _ in 0..60 {
+        let request = Request::get("/events").header("host", "h").body(Full::default()).unwrap();
+        let mut client = world.client().await;
+        listening.push((client.answer(request).await, client));
+    }
+    let mut client = world.client().await;
+    for _ in 0..40 {
+        assert_eq!(client.get("/").await.1, "a", "sixty who listen are no load");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(listening.len(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_in_one_zone_is_tried_in_another() {
+    let world = World::new(
+        r#"
+        zone = "a"
+        closeness = ["a", ["b", "c"]]
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["a=10.0.0.1:1", "a=10.0.0.1:2", "b=10.0.0.1:3", "c=10.0.0.1:4"]
+        attempts = 2
+        "#,
+    );
+    for port in [1, 2] {
+        world.server(port, handler(|_| async { status(503) })).await;
+    }
+    let (b, _) = world.server(3, handler(|_| async { says("b") })).await;
+    let (c, _) = world.server(4, handler(|_| async { says("c") })).await;
+    let mut client = world.client().await;
+    for _ in 0..30 {
+        assert_eq!(client.get("/").await.0, 200, "the other server of the zone fails as well");
+    }
+    assert!(b.n() >= 5 && c.n() >= 5, "equally close: {} and {}", b.n(), c.n());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_nobody_is_held_to_have_been_bad() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3", "10.0.0.1:4"]
+        "#,
+    );
+    let works = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for port in 1..=4 {
+        let works = works.clone();
+        let flaky = handler(move |_| {
+            let works = works.load(std::sync::atomic::Ordering::SeqCst);
+            async move { if works { says("well") } else { status(503) } }
+        });
+        world.server(port, flaky).await;
+    }
+    let mut client = world.client().await;
+    let n_out = || {
+        let state = world.gateway.state();
+        let service = state.backends["web"].upstream.handle.lock();
+        service.fleet.servers().filter(|server| server.health.out().is_some()).count()
+    };
+    for _ in 0..60 {
+        client.get("/").await;
+    }
+    assert_eq!(n_out(), 2, "half of the zone is ejected");
+    works.store(true, std::sync::atomic::Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut client = world.client().await;
+    for _ in 0..5 {
+        assert_eq!(client.get("/").await.0, 200);
+    }
+    assert_eq!(n_out(), 0, "the service as a whole was broken, and is well");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_does_not_hide_who_is_slow() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3"]
+        hedge = { quantile = 0.5 }
+        "#,
+    );
+    let (slow, _) = world
+        .server(
+            1,
+            handler(|_| async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                says("")
+            }),
+        )
+        .await;
+    for port in [2, 3] {
+        let quick = handler(|_| async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            says("")
+        });
+        world.server(port, quick).await;
+    }
+    let mut client = world.client().await;
+    for _ in 0..400 {
+        client.get("/").await;
+    }
+    assert!(slow.n() <= 40, "it was asked {} times", slow.n());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stands_still_is_told_as_such() {
+    let world = World::new(&format!("limits = {{ body_idle_timeout = \"5s\" }}\n{ONE}"));
+    let read = handler(|request| async move {
+        request.into_body().collect().await.ok();
+        says("")
+    });
+    world.server(1, read).await;
+    let begun = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\nhalf";
+    let answer = world.raw(begun.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+}

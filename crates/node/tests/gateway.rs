@@ -433,10 +433,10 @@ fn the_api_brings_servers_and_takes_them_back() {
     let gateway = Gateway::start(fleet.dir.path(), "[services.web]");
     assert_eq!(gateway.get("/").unwrap().0, 503, "it has no servers yet");
     let (port, _) = fleet.servers.iter().next().unwrap();
-    let change = |method: &str, path: &str, body: &str| {
+    let ask = |method: &str, path: &str, host: &str, body: &str| {
         let mut stream = TcpStream::connect(("127.0.0.1", gateway.admin)).unwrap();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         stream.write_all((head + body).as_bytes()).unwrap();
@@ -444,7 +444,9 @@ fn the_api_brings_servers_and_takes_them_back() {
         stream.read_to_string(&mut answer).unwrap();
         answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
     };
+    let change = |method: &str, path: &str, body: &str| ask(method, path, "127.0.0.1", body);
     let server = format!("/services/web/servers/127.0.0.1:{port}");
+    assert_eq!(ask("PUT", &server, "page.example", ""), 403, "a page that is called like that");
     assert_eq!(change("PUT", &server, r#"{"zone": "a"}"#), 201);
     assert_eq!(change("PUT", &server, r#"{"zone": "a"}"#), 200);
     assert_eq!(gateway.get("/").unwrap(), (200, "a".into()));
