@@ -1,6 +1,6 @@
 //! What slow servers do to the tail, in virtual time: 16 servers, two of them 16 times as slow,
 //! requests at 70 % of the fleet's capacity. Compared with round robin and least requests on the
-//! same arrivals; printed with `--nocapture`.
+//! same arrivals; printed with `--nocapture`. And what a zone does that gets more than it can answer.
 
 use base::env::{Env, Instant, MemoryNet};
 use gateway::balance::{Attempt, Closeness, Ended, Fleet, ServerSpec, Settings};
@@ -171,4 +171,68 @@ fn two_slow_servers_of_sixteen_at_most_double_the_p99() {
     assert!(p99(2, "ours") < p99(2, "least of all"));
     assert!(p99(2, "ours") < p99(2, "least of two"));
     assert!(p99(2, "ours") <= 2.0 * p99(0, "ours"));
+}
+
+/// Three zones of two servers at 70 % of what they can do together: more than twice what the
+/// closest can do alone.
+#[test]
+fn a_zone_that_gets_too_much_passes_on_the_rest_and_no_more() {
+    const N: usize = 6;
+    let begin = Env::seeded(1, Arc::new(MemoryNet::default())).now();
+    let closeness = Closeness(vec![vec!["a".into()], vec!["b".into()], vec!["c".into()]]);
+    let mut fleet = Fleet::new(begin, Settings::default(), closeness, 1);
+    let spec = |port: u16| ServerSpec {
+        address: ([10, 0, 0, 1], port).into(),
+        zone: ["a", "b", "c"][usize::from(port - 1) / 2].into(),
+        weight: 1.0,
+    };
+    fleet.set_servers(begin, (1..=N as u16).map(spec).collect());
+    let mean_s = 0.005;
+    let rate = 0.7 * N as f64 * N_SLOTS as f64 / mean_s;
+    let mut rng = SmallRng::seed_from_u64(3);
+    let (mut busy, mut queues) = ([0; N], vec![VecDeque::new(); N]);
+    // (when in ns, its attempt and when that began): none is an arrival.
+    let mut events: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
+    let mut placed: Vec<Option<(u64, Attempt)>> = Vec::new();
+    let mut latencies = Vec::new();
+    let nanos = |s: f64| (s * 1e9) as u64;
+    let mut at = 0.0;
+    for n in 0..60_000 {
+        at += exponential(&mut rng, 1.0 / rate);
+        events.push(Reverse((nanos(at), n)));
+        placed.push(None);
+    }
+    while let Some(Reverse((at_ns, request))) = events.pop() {
+        let now = begin + Duration::from_nanos(at_ns);
+        let Some((begun_ns, attempt)) = placed[request] else {
+            let attempt = fleet.pick(now, &[]).unwrap();
+            placed[request] = Some((at_ns, attempt));
+            let server = attempt.place();
+            if busy[server] < N_SLOTS {
+                busy[server] += 1;
+                events.push(Reverse((at_ns + nanos(exponential(&mut rng, mean_s)), request)));
+            } else {
+                queues[server].push_back(request);
+            }
+            continue;
+        };
+        let latency = Duration::from_nanos(at_ns - begun_ns);
+        fleet.report(now, attempt, Ended::Well(latency));
+        fleet.release(attempt);
+        latencies.push(latency.as_secs_f64() * 1e3);
+        let server = attempt.place();
+        match queues[server].pop_front() {
+            Some(next) => {
+                events.push(Reverse((at_ns + nanos(exponential(&mut rng, mean_s)), next)));
+            }
+            None => busy[server] -= 1,
+        }
+    }
+    // The first quarter is that of a fleet that knows nothing.
+    let mut settled = latencies.split_off(latencies.len() / 4);
+    latencies.sort_by(f64::total_cmp);
+    settled.sort_by(f64::total_cmp);
+    let (first, then) = (quantile(&latencies, 0.99), quantile(&settled, 0.99));
+    println!("the closest zone overloaded: p99 {first:.1} ms at first, {then:.1} ms then");
+    assert!(first < 150.0 && then < 60.0, "{first} ms, {then} ms");
 }

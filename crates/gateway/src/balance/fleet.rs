@@ -509,12 +509,13 @@ impl Fleet {
         self.stepped_at = now;
         let latencies: Vec<Option<f64>> =
             self.zones.iter().map(|zone| zone.latency_s(now)).collect();
+        let best_s = self.zones.iter().filter_map(Zone::base_s).min_by(f64::total_cmp);
         for idx in 0..self.zones.len() {
             let others = latencies.iter().enumerate().filter(|(other, _)| *other != idx);
             let other_s = others.filter_map(|(_, latency)| *latency).min_by(f64::total_cmp);
             let zone = &mut self.zones[idx];
             let before = zone.share;
-            zone.step(now, passed, &self.settings, other_s);
+            zone.step(now, passed, &self.settings, other_s, best_s);
             let name = || zone.name.clone();
             if before >= 0.5 && zone.share < 0.5 {
                 let event = Event::Left { zone: name() };

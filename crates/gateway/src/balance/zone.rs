@@ -122,13 +122,20 @@ impl Zone {
         (n_open > 0.0).then(|| f64::from(self.n_in_flight) / n_open)
     }
 
-    /// Moves the share after `passed`; `other_s` is the best latency of the other zones.
+    /// What an answer takes on the zone's better days, in seconds.
+    pub fn base_s(&self) -> Option<f64> {
+        self.base_s
+    }
+
+    /// Moves the share after `passed`. `other_s` is the best latency of the other zones, `best_s`
+    /// that of any zone's better days: a zone that was full from its beginning has had none.
     pub fn step(
         &mut self,
         now: Instant,
         passed: Duration,
         settings: &Settings,
         other_s: Option<f64>,
+        best_s: Option<f64>,
     ) {
         let latency_s = self.latency_s(now);
         if let Some(own) = latency_s {
@@ -139,13 +146,14 @@ impl Zone {
         let weight = 1.0 - (-passed_s / MEMORY_S).exp();
         self.rate += weight * (f64::from(self.n_answers) / passed_s.max(1e-3) - self.rate);
         self.n_answers = 0;
-        self.room = self.base_s.map_or(u32::MAX, |base_s| {
-            let reference_s = base_s.max(other_s.unwrap_or(0.0));
+        let base_s = self.base_s.map(|own| best_s.map_or(own, |best| best.min(own)));
+        let reference_s = base_s.map(|base_s| base_s.max(other_s.unwrap_or(0.0)));
+        self.room = reference_s.map_or(u32::MAX, |reference_s| {
             let allowed_s =
                 settings.latency_max * reference_s + settings.latency_slack.as_secs_f64();
             (self.rate * allowed_s) as u32 + ROOM_MIN * self.open.len() as u32
         });
-        let target = self.target(now, settings, latency_s, other_s);
+        let target = self.target(now, settings, latency_s, reference_s);
         let by = target - self.share;
         self.share += by.clamp(-settings.fall_per_s * passed_s, settings.rise_per_s * passed_s);
         self.share = self.share.clamp(0.0, 1.0);
@@ -156,14 +164,13 @@ impl Zone {
         now: Instant,
         settings: &Settings,
         latency_s: Option<f64>,
-        other_s: Option<f64>,
+        reference_s: Option<f64>,
     ) -> f64 {
         let load = self.load().unwrap_or(0.0);
         let counts = self.window.sum(now);
         let enough = counts.n_all >= settings.n_requests_min;
-        let slow = match (latency_s, self.base_s) {
-            (Some(own), Some(base)) if enough => {
-                let reference = base.max(other_s.unwrap_or(0.0));
+        let slow = match (latency_s, reference_s) {
+            (Some(own), Some(reference)) if enough => {
                 let excess = own - reference > settings.latency_slack.as_secs_f64();
                 if excess { own / reference.max(1e-9) } else { 0.0 }
             }
