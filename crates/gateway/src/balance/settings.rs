@@ -30,8 +30,8 @@ pub struct Settings {
     /// as many it is left altogether.
     pub load_max: f64,
     /// How many times its reference a zone's latency may be; at three times that it is left
-    /// altogether. The reference is the zone's own latency of better days, or that of the best
-    /// other zone if that is longer.
+    /// altogether. The reference is the latency of any zone's better days, or that of the best other
+    /// zone now if that is longer.
     pub latency_max: f64,
     /// Latency above the reference that is never held against a zone.
     pub latency_slack: Duration,
