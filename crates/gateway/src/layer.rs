@@ -126,11 +126,6 @@ impl Dependency {
         self.handle.lock().fleet.set_servers(now, specs);
     }
 
-    /// What is known of it.
-    pub fn handle(&self) -> &Arc<Handle> {
-        &self.handle
-    }
-
     /// Looks after it as long as anyone else has it: servers come back, connections are tried
     /// where servers were unreachable or are idle. Active checks are looked at as connections.
     pub fn keep(&self) {

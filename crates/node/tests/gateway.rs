@@ -465,3 +465,17 @@ fn the_api_brings_servers_and_takes_them_back() {
     );
     assert!(metrics.ends_with("# EOF\n"));
 }
+
+#[test]
+fn the_addresses_of_a_name_are_servers() {
+    let fleet = Fleet::start("a", 1);
+    let port = fleet.servers.keys().next().unwrap();
+    let web = format!(
+        "[services.web]\ndns = [{{ name = \"localhost\", port = {port}, zone = \"a\", interval = \"1s\" }}]"
+    );
+    let gateway = Gateway::start(fleet.dir.path(), &web);
+    until("an answer", || gateway.get("/") == Ok((200, "a".into())));
+    gateway.rewrite(&web.replace("localhost", "no-such-name.invalid"));
+    until("a complaint", || gateway.says("no-such-name.invalid"));
+    assert_eq!(gateway.get("/").unwrap().0, 503, "another name has other addresses, or none");
+}
