@@ -2,50 +2,20 @@
 //! wait for a disk: when the writer is behind, lines are dropped and counted.
 
 use crate::config;
+use crate::record::Entry;
 use base::env::Env;
-use serde::Serialize;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Lines that may wait for the writer.
 const N_WAITING_MAX: usize = 8192;
 
-/// One request.
-#[derive(Debug, Default, Serialize)]
-pub struct Entry {
-    /// Microseconds since 1970, when the request came.
-    pub at_us: i64,
-    pub client: String,
-    pub method: String,
-    pub host: String,
-    pub path: String,
-    pub route: String,
-    pub service: String,
-    pub server: String,
-    pub status: u16,
-    pub n_bytes: u64,
-    pub n_attempts: u32,
-    /// The answer ended before its end.
-    pub is_broken: bool,
-    /// Why the gateway answered itself.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub reason: String,
-    pub trace: String,
-    #[serde(rename = "ms", serialize_with = "milliseconds")]
-    pub took: Duration,
-}
-
-fn milliseconds<S: serde::Serializer>(took: &Duration, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_f64((took.as_secs_f64() * 1e6).round() / 1e3)
-}
-
 #[derive(Clone)]
 pub struct AccessLog {
-    sender: mpsc::Sender<Entry>,
+    sender: mpsc::Sender<Arc<Entry>>,
     n_dropped: Arc<AtomicU64>,
 }
 
@@ -62,7 +32,7 @@ impl AccessLog {
         Ok(AccessLog { sender, n_dropped: Arc::default() })
     }
 
-    pub fn write(&self, entry: Entry) {
+    pub fn write(&self, entry: Arc<Entry>) {
         if self.sender.try_send(entry).is_err() {
             self.n_dropped.fetch_add(1, Relaxed);
         }
@@ -84,7 +54,7 @@ fn open(path: &Option<PathBuf>) -> io::Result<Sink> {
     }
 }
 
-async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<Entry>) {
+async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<Arc<Entry>>) {
     let mut batch = Vec::new();
     let mut text = Vec::new();
     let mut is_failing = false;
@@ -92,7 +62,7 @@ async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<
         text.clear();
         for entry in batch.drain(..) {
             // A map of plain values always serialises.
-            if serde_json::to_writer(&mut text, &entry).is_ok() {
+            if serde_json::to_writer(&mut text, &*entry).is_ok() {
                 text.push(b'\n');
             }
         }

@@ -113,16 +113,25 @@ pub struct Called<A> {
 /// The request's place in the bulkhead, and its attempt's at the server. Given back when dropped.
 pub struct Stay {
     handle: Arc<Handle>,
-    admission: Option<Admission>,
+    admission: Admission,
+    is_finished: bool,
     flight: Option<Flight>,
+    /// How the rest of the answer went, when it began well.
+    rest: Option<bool>,
+    may_break: bool,
     is_inside: bool,
 }
 
 impl Stay {
     fn finish(&mut self, now: Instant, finished: Finished) {
-        if let Some(admission) = self.admission.take() {
-            self.handle.lock().finish(now, &admission, finished);
-        }
+        self.is_finished = true;
+        self.handle.lock().finish(now, &self.admission, finished);
+    }
+
+    /// The rest of the answer came, or did not, or says at its end that the server failed. The
+    /// first word counts; of what the caller gave up there is none.
+    pub fn ended(&mut self, is_well: bool) {
+        self.rest.get_or_insert(is_well);
     }
 
     /// Gives the place in the bulkhead back: the request has become a connection, which may stay
@@ -138,10 +147,13 @@ impl Drop for Stay {
     fn drop(&mut self) {
         let now = self.handle.env.now();
         let mut service = self.handle.service.lock();
-        if let Some(admission) = self.admission.take() {
-            service.finish(now, &admission, Finished::GivenUp);
+        if !self.is_finished {
+            service.finish(now, &self.admission, Finished::GivenUp);
         }
         if let Some(flight) = &mut self.flight {
+            if let Some(is_well) = self.rest.filter(|_| self.may_break) {
+                service.rest(now, flight.attempt, &self.admission, is_well);
+            }
             flight.end(now, &mut service);
         }
         if self.is_inside {
@@ -199,8 +211,11 @@ where
             Some(attempt) => {
                 let stay = Stay {
                     handle: handle.clone(),
-                    admission: Some(admission),
+                    admission,
+                    is_finished: false,
                     flight: None,
+                    rest: None,
+                    may_break: false,
                     is_inside: true,
                 };
                 let hedge_after = service.hedge_after().filter(|_| ask.may_repeat);
@@ -256,6 +271,7 @@ where
                     },
                 );
                 stay.flight = Some(flight);
+                stay.may_break = sent.verdict == Verdict::Well;
                 let Sent { answer, verdict } = sent;
                 return Ok(Called { answer, verdict, attempt, n_attempts, stay });
             }

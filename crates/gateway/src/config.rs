@@ -44,6 +44,7 @@ pub struct Config {
     /// Threads that serve; none: one for each core.
     pub threads: Option<usize>,
     pub access_log: Option<AccessLog>,
+    pub traces: Option<Traces>,
     pub limits: Limits,
     /// How long requests under way have to end when the gateway stops.
     pub drain: Duration,
@@ -71,6 +72,20 @@ pub struct Certificate {
 pub enum AccessLog {
     Stdout,
     File(PathBuf),
+}
+
+/// Where spans of requests are sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traces {
+    /// The collector's.
+    pub host: String,
+    pub port: u16,
+    pub path: String,
+    /// How many of the traces that begin here are sampled; others say it themselves.
+    pub share: f64,
+    /// Who the gateway is in traces.
+    pub name: String,
+    pub zone: String,
 }
 
 /// What one client may ask of the gateway.

@@ -6,6 +6,7 @@ use crate::config::{Config, Limits, Route};
 use crate::http::ending::Place;
 use crate::isolate::bulkhead::Priority;
 use crate::tls::{self, Acceptor};
+use crate::traces::Traces;
 use base::env::Env;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ pub struct State {
     pub routes: Vec<Route>,
     pub backends: BTreeMap<String, Arc<Backend>>,
     pub acceptors: BTreeMap<SocketAddr, Acceptor>,
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// What no service is to blame for.
@@ -80,11 +82,15 @@ impl State {
                 acceptors.insert(listener.address, Acceptor::load(&listener.certificates)?);
             }
         }
+        let same = before.and_then(|before| before.traces.as_ref());
+        let same = same.filter(|same| config.traces.as_ref() == Some(&same.config)).cloned();
+        let traces = same.or_else(|| config.traces.clone().map(Traces::new));
         Ok(State {
             limits: config.limits.clone(),
             routes: config.routes.clone(),
             backends,
             acceptors,
+            traces,
             config,
         })
     }

@@ -9,6 +9,7 @@
 //! * [`config`], [`route`]: what the file says, and which service a request is for
 //! * [`http`]: connections, requests, answers
 //! * [`gateway`], [`backend`]: what all connections share, and a service with its connections
+//! * [`record`], [`access_log`], [`traces`]: what is told of a request when it has ended
 //! * [`upkeep`]: looks at servers and names beside the requests
 //! * [`admin`]: the live page, metrics, the API
 //! * [`layer`]: the core as a client library
@@ -28,8 +29,10 @@ pub mod http;
 pub mod isolate;
 pub mod layer;
 pub mod process;
+pub mod record;
 pub mod route;
 pub mod service;
 pub mod stale;
 pub mod tls;
+pub mod traces;
 pub mod upkeep;

@@ -33,7 +33,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -95,6 +95,8 @@ struct Process {
     gateway: Arc<Gateway>,
     lanes: Vec<Lane>,
     listeners: Mutex<BTreeMap<SocketAddr, Listening>>,
+    /// Whether a successor was started and lives.
+    has_successor: Arc<AtomicBool>,
     /// What is wrong with the file as it is now, for the live page.
     complaint: watch::Sender<Option<String>>,
 }
@@ -147,6 +149,7 @@ async fn main(
         gateway: gateway.clone(),
         lanes,
         listeners: Mutex::default(),
+        has_successor: Arc::default(),
         complaint: watch::Sender::new(None),
     });
     for (address, listener) in bound {
@@ -406,10 +409,16 @@ impl Process {
                 "the time to drain is over; what is left is broken off"
             );
         }
+        if let Some(traces) = &self.gateway.state().traces {
+            traces.send_all(&self.env).await;
+        }
     }
 
     /// Starts this program anew, with the listeners that are open.
     fn start_successor(&self) -> Result<u32, Error> {
+        if self.has_successor.load(Relaxed) {
+            return Err(io::Error::other("there is one, which does not serve yet").into());
+        }
         let listeners = self.listeners.lock();
         let mut mappings = Vec::new();
         for (idx, listening) in listeners.values().enumerate() {
@@ -427,10 +436,17 @@ impl Process {
             .map_err(|error| io::Error::other(error.to_string()))?;
         let mut child = command.spawn()?;
         let pid = child.id();
-        std::thread::spawn(move || match child.wait() {
+        let has_successor = self.has_successor.clone();
+        has_successor.store(true, Relaxed);
+        std::thread::spawn(move || {
             // It outlives this process when all is well.
-            Ok(status) => tracing::error!(pid, %status, "the successor ended; this one goes on"),
-            Err(error) => tracing::error!(pid, %error, "the successor cannot be waited for"),
+            match child.wait() {
+                Ok(status) => {
+                    tracing::error!(pid, %status, "the successor ended; this one goes on");
+                }
+                Err(error) => tracing::error!(pid, %error, "the successor cannot be waited for"),
+            }
+            has_successor.store(false, Relaxed);
         });
         Ok(pid)
     }

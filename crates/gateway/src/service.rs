@@ -216,6 +216,15 @@ impl Service {
         }
     }
 
+    /// How the rest of an answer went: its request has been finished well, when it began.
+    pub fn rest(&mut self, now: Instant, attempt: Attempt, admission: &Admission, is_well: bool) {
+        self.fleet.rest(now, attempt, is_well);
+        if !is_well {
+            self.totals.n_failed += 1;
+            self.breaker.report(now, admission.pass, breaker::Ended::Broken);
+        }
+    }
+
     /// A reported attempt is over.
     pub fn release(&mut self, attempt: Attempt) {
         self.fleet.release(attempt);

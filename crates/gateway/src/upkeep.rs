@@ -26,6 +26,9 @@ pub fn start(gateway: &Arc<Gateway>) {
                 look_after(this.env(), name, backend, &mut breakers);
                 ask_names(this.env(), backend, &mut asked_at);
             }
+            if let Some(traces) = &state.traces {
+                traces.step(this.env());
+            }
             this.env().sleep(STEP).await;
         }
     });

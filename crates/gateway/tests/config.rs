@@ -37,6 +37,11 @@ key = "other.key"
 address = "127.0.0.1:8082"
 token = "open-sesame"
 
+[traces]
+collector = "http://collector.internal:4320/otlp"
+share = 0
+name = "front"
+
 [limits]
 connections = 1_000
 requests = 500
@@ -193,6 +198,9 @@ fn everything_that_is_said_arrives() {
         Closeness(tiers.map(|t| t.into_iter().map(Into::into).collect()).into())
     );
     assert_eq!(config.access_log, Some(AccessLog::File("conf/access.log".into())));
+    let traces = config.traces.unwrap();
+    assert_eq!((&*traces.host, traces.port, &*traces.path), ("collector.internal", 4320, "/otlp"));
+    assert_eq!((traces.share, &*traces.name, &*traces.zone), (0.0, "front", "a"));
     let certificates: Vec<&Certificate> =
         config.listeners.iter().flat_map(|listener| &listener.certificates).collect();
     let files = |certificate: &str, key: &str| Certificate {
@@ -363,6 +371,15 @@ const REFUSED: &[(&str, &str)] = &[
     ("listeners = []", "1: listeners is empty: fill it, or leave it out"),
     ("listeners = [80]", "1: listeners must be a table, not 80"),
     ("limits = 1979-05-27", "1: limits must be a table, not 1979-05-27"),
+    ("[traces]\nshare = 0.5", r#"1: [traces] needs the setting "collector""#),
+    (
+        "traces = { collector = \"https://h\" }",
+        r#"1: collector in [traces] must be where a collector takes OTLP over HTTP, without TLS, such as "http://127.0.0.1:4318", not "https://h""#,
+    ),
+    (
+        "traces = { collector = \"http://h\", share = 1.5 }",
+        "1: share in [traces] must be a number from 0 to 1, not 1.5",
+    ),
     ("access_log = true", "1: access_log must be text in quotes, not true"),
     ("access_log = \"\"", r#"1: access_log must be the path of a file, not """#),
     (
@@ -468,6 +485,14 @@ const REFUSED: &[(&str, &str)] = &[
     (
         "listen = \"127.0.0.1:80\"\n[[listeners]]\naddress = \"127.0.0.1:80\"",
         "3: 127.0.0.1:80 is listened on already: give [[listeners]] another address",
+    ),
+    (
+        "listen = \"0.0.0.0:80\"\n[[listeners]]\naddress = \"127.0.0.1:80\"",
+        "3: 127.0.0.1:80 is listened on already, with 0.0.0.0:80: give [[listeners]] another address",
+    ),
+    (
+        "listen = \"0.0.0.0:80\"\n[[listeners]]\naddress = \"[::]:80\"",
+        "3: [::]:80 is listened on already, with 0.0.0.0:80: give [[listeners]] another address",
     ),
     (
         "listen = \"127.0.0.1:8081\"\n[admin]",
@@ -812,6 +837,7 @@ fn documented_defaults_are_the_defaults() {
                 "address" => "\"127.0.0.1:9\"",
                 "service" => "\"other\"",
                 "port" | "status" => "200",
+                "collector" => "\"http://h\"",
                 _ => "\"a\"",
             };
             needed += &format!("{setting} = {example}\n");

@@ -3,10 +3,15 @@
 mod support;
 
 use bytes::Bytes;
+use gateway::balance::health::Reason;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{World, handler, says, status};
+use tokio::task::AbortHandle;
 
 const ONE: &str = r#"
     zone = "a"
@@ -161,7 +166,7 @@ async fn a_broken_service_is_refused_fast_and_let_back_by_trials() {
     let works = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let switch = works.clone();
     let flaky = handler(move |_| {
-        let works = switch.load(std::sync::atomic::Ordering::SeqCst);
+        let works = switch.load(SeqCst);
         async move { if works { says("well") } else { status(500) } }
     });
     let (asked, _) = world.server(1, flaky).await;
@@ -176,7 +181,7 @@ async fn a_broken_service_is_refused_fast_and_let_back_by_trials() {
     assert_eq!(answer.headers()["retry-after"], "2");
     drop(answer);
     assert_eq!(asked.n(), n_before, "nobody was asked");
-    works.store(true, std::sync::atomic::Ordering::SeqCst);
+    works.store(true, SeqCst);
     tokio::time::sleep(Duration::from_secs(15)).await;
     let mut client = world.client().await;
     for _ in 0..10 {
@@ -307,7 +312,7 @@ async fn a_hedge_saves_the_slow_tenth() {
         for port in 1..=3 {
             let n = std::sync::atomic::AtomicUsize::new(usize::from(port));
             let sometimes = handler(move |_| {
-                let n = n.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let n = n.fetch_add(1, SeqCst);
                 let ms = if n.is_multiple_of(20) { 1000 } else { 10 };
                 async move {
                     tokio::time::sleep(Duration::from_millis(ms)).await;
@@ -391,7 +396,7 @@ async fn malformed_requests_are_refused_and_reach_nobody() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{head:?}: {answer:?}");
     }
     assert_eq!(asked.n(), 0);
-    let n = world.gateway.counters.n_bad_requests.load(std::sync::atomic::Ordering::SeqCst);
+    let n = world.gateway.counters.n_bad_requests.load(SeqCst);
     assert!(n >= 11, "{n} were counted");
 }
 
@@ -430,7 +435,7 @@ async fn who_stands_still_is_sent_away() {
     let answer = world.raw(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert_eq!(begun.elapsed().as_secs(), 60);
-    let n = world.gateway.counters.n_stood_still.load(std::sync::atomic::Ordering::SeqCst);
+    let n = world.gateway.counters.n_stood_still.load(SeqCst);
     assert_eq!(n, 2);
     assert_eq!(world.gateway.n_connections(), 0);
 }
@@ -634,6 +639,84 @@ async fn http2_goes_in_and_out_with_trailers() {
     assert_eq!(body.to_bytes(), "test.example");
 }
 
+/// Why the server at `10.0.0.1:PORT` is out, if it is.
+fn out(world: &World, port: u16) -> Option<Reason> {
+    let service = world.gateway.state().backends["web"].upstream.handle.clone();
+    let service = service.lock();
+    service.fleet.servers().find(|server| server.spec.address.port() == port)?.health.out()
+}
+
+/// Promises more than it sends.
+fn breaks() -> support::Answer {
+    let begin = futures::stream::iter([Ok(http_body::Frame::data(Bytes::from("and no more")))]);
+    let end = futures::stream::once(async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok(http_body::Frame::data(Bytes::new()))
+    });
+    let body = http_body_util::StreamBody::new(futures::StreamExt::chain(begin, end));
+    let mut answer = http::Response::new(body.boxed());
+    answer.headers_mut().insert("content-length", 1000.into());
+    answer
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_whose_answers_break_is_left() {
+    let world = World::new(TWO);
+    let (broken, _) = world.server(1, handler(|_| async { breaks() })).await;
+    world.server(2, handler(|_| async { says("whole") })).await;
+    let mut n_whole = 0;
+    for _ in 0..200 {
+        let request = Request::get("/").header("host", "h").body(Full::default()).unwrap();
+        let answer = world.client().await.answer(request).await;
+        assert_eq!(answer.status(), 200, "its head came");
+        n_whole += usize::from(answer.into_body().collect().await.is_ok());
+    }
+    assert_eq!(out(&world, 1), Some(Reason::Failing));
+    assert!(broken.n() < 20 && n_whole > 180, "{} of {n_whole}", broken.n());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_trailers_say_counts_against_a_grpc_server() {
+    let world =
+        World::new(&TWO.replace("timeout = \"2s\"", "protocol = \"http2\"\ntimeout = \"2s\""));
+    let says = |code: &'static str| {
+        handler(move |_| async move {
+            let trailers = [("grpc-status", code)].map(|(name, code)| {
+                (http::HeaderName::from_static(name), http::HeaderValue::from_static(code))
+            });
+            let frames = [
+                Ok(http_body::Frame::data(Bytes::from("x"))),
+                Ok(http_body::Frame::trailers(trailers.into_iter().collect())),
+            ];
+            let body = http_body_util::StreamBody::new(futures::stream::iter(frames));
+            http::Response::new(body.boxed())
+        })
+    };
+    // UNAVAILABLE is the server's fault, NOT_FOUND is an answer.
+    world.server2(1, says("14")).await;
+    world.server2(2, says("5")).await;
+    let mut client = world.client2().await;
+    for _ in 0..200 {
+        let request = Request::post("http://h/a.B/C").header("content-type", "application/grpc");
+        let answer = client.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+        answer.into_body().collect().await.unwrap();
+    }
+    assert_eq!(out(&world, 1), Some(Reason::Failing));
+    assert_eq!(out(&world, 2), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_whose_answers_break_is_not_asked_for_a_while() {
+    let world = World::new(ONE);
+    let (asked, _) = world.server(1, handler(|_| async { breaks() })).await;
+    for _ in 0..100 {
+        let request = Request::get("/").header("host", "h").body(Full::default()).unwrap();
+        let answer = world.client().await.answer(request).await;
+        answer.into_body().collect().await.ok();
+    }
+    assert!(asked.n() < 30, "the breaker opens: {}", asked.n());
+}
+
 #[tokio::test(start_paused = true)]
 async fn grpc_clients_are_told_in_their_own_words() {
     let world = World::new(ONE);
@@ -688,7 +771,7 @@ async fn a_flood_of_streams_and_resets_is_sent_away() {
     assert!(asked.n() <= 128, "{} requests reached the server", asked.n());
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!((world.gateway.n_connections(), world.gateway.n_requests()), (0, 0));
-    let n = world.gateway.counters.n_broken_connections.load(std::sync::atomic::Ordering::SeqCst);
+    let n = world.gateway.counters.n_broken_connections.load(SeqCst);
     assert_eq!(n, 1);
 }
 
@@ -721,7 +804,7 @@ async fn there_is_room_for_so_many_and_no_more() {
     assert_eq!(refused.1, "the gateway has too many requests under way\n");
     let answer = world.raw(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
     assert_eq!(answer, "", "the twenty-first connection is closed");
-    let n = world.gateway.counters.n_refused_connections.load(std::sync::atomic::Ordering::SeqCst);
+    let n = world.gateway.counters.n_refused_connections.load(SeqCst);
     assert_eq!(n, 1);
 }
 
@@ -757,6 +840,121 @@ async fn each_request_has_its_line_in_the_access_log() {
     client.get("/again").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(std::fs::read_to_string(&path).unwrap().contains("/again"));
+}
+
+/// A collector of traces at `10.0.0.1:4318`: what it is sent, and what it answers.
+async fn collector(world: &World, answer: u16) -> (Arc<Mutex<Vec<Value>>>, AbortHandle) {
+    let spans: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let taken = spans.clone();
+    let takes = handler(move |request| {
+        let taken = taken.clone();
+        async move {
+            assert_eq!(request.uri().path(), "/v1/traces");
+            assert_eq!(request.headers()["content-type"], "application/json");
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let message: Value = serde_json::from_slice(&body).unwrap();
+            let of = &message["resourceSpans"][0];
+            assert_eq!(of["resource"]["attributes"][0]["value"]["stringValue"], "front");
+            let spans = of["scopeSpans"][0]["spans"].as_array().unwrap();
+            taken.lock().unwrap().extend(spans.iter().cloned());
+            status(answer)
+        }
+    });
+    let (_, task) = world.server(4318, takes).await;
+    (spans, task)
+}
+
+const TRACED: &str = r#"
+    zone = "a"
+    listen = "127.0.0.1:1"
+    traces = { collector = "http://10.0.0.1", share = 1.0, name = "front" }
+    [services.web]
+    servers = ["a=10.0.0.1:1"]
+"#;
+
+#[tokio::test(start_paused = true)]
+async fn spans_go_to_the_collector() {
+    let world = World::new(TRACED);
+    gateway::upkeep::start(&world.gateway);
+    let (spans, _) = collector(&world, 200).await;
+    let tells = handler(|request| async move {
+        says(request.headers()["traceparent"].to_str().unwrap().to_owned())
+    });
+    let (_, server) = world.server(1, tells).await;
+    let theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
+    let ask = async |flags: &str| {
+        let request = Request::get("/a?secret=1")
+            .header("host", "h")
+            .header("traceparent", format!("{theirs}-{flags}"));
+        let request = request.body(Full::default()).unwrap();
+        world.client().await.send(request).await.1
+    };
+    let (sampled, not_sampled) = (ask("01").await, ask("00").await);
+    let (_, own) = world.client().await.get("/b").await;
+    server.abort();
+    tokio::task::yield_now().await;
+    let (failed, _) = world.client().await.get("/c").await;
+    assert_eq!(failed, 502);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let spans = spans.lock().unwrap();
+    assert_eq!(spans.len(), 3, "{spans:#?}");
+    let parent_of = |span: &Value| {
+        let (trace, span) = (span["traceId"].as_str().unwrap(), span["spanId"].as_str().unwrap());
+        format!("00-{trace}-{span}-01")
+    };
+    assert_eq!(parent_of(&spans[0]), sampled, "the server's parent is the gateway's span");
+    assert_eq!(spans[0]["parentSpanId"], "b7ad6b7169203331");
+    assert_eq!(spans[0]["name"], "GET all");
+    assert!(not_sampled.ends_with("-00"), "{not_sampled}");
+    assert_eq!(parent_of(&spans[1]), own);
+    assert!(spans[1].get("parentSpanId").is_none() && spans[1].get("status").is_none());
+    assert_eq!(spans[2]["status"]["code"], 2);
+    let why = spans[2]["status"]["message"].as_str().unwrap();
+    assert!(why.contains("service \"web\""), "{why}");
+    let text = serde_json::to_string(&*spans).unwrap();
+    assert!(!text.contains("secret"), "a query may hold what is nobody else's business");
+    let number = |key: &str| {
+        let all = spans[0]["attributes"].as_array().unwrap();
+        all.iter().find(|one| one["key"] == key).unwrap()["value"]["intValue"].clone()
+    };
+    assert_eq!(number("http.response.status_code"), "200");
+    assert_eq!(number("atoll.attempts"), "1");
+    let nanos = |key: &str| spans[0][key].as_str().unwrap().parse::<u128>().unwrap();
+    assert!(nanos("endTimeUnixNano") >= nanos("startTimeUnixNano"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_is_away_costs_nothing_but_old_spans() {
+    let world = World::new(TRACED);
+    gateway::upkeep::start(&world.gateway);
+    world.server(1, handler(|_| async { says("") })).await;
+    let mut client = world.client().await;
+    for _ in 0..9000 {
+        assert_eq!(client.get("/").await.0, 200);
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let traces = world.gateway.state().traces.clone().unwrap();
+    let counts = || (traces.n_sent.load(SeqCst), traces.n_dropped.load(SeqCst));
+    assert_eq!(counts(), (0, 9000 - 8192));
+    let (spans, task) = collector(&world, 200).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(counts(), (8192, 9000 - 8192));
+    assert_eq!(spans.lock().unwrap().len(), 8192);
+
+    // What is refused is not sent again, unless the collector says that it has too much.
+    task.abort();
+    tokio::task::yield_now().await;
+    for (answer, n_dropped) in [(400, 1), (429, 0)] {
+        let before = counts();
+        let (spans, task) = collector(&world, answer).await;
+        client.get("/").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(counts(), (before.0, before.1 + n_dropped), "{answer}");
+        assert_eq!(spans.lock().unwrap().len() > 1, answer == 429);
+        task.abort();
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -833,7 +1031,7 @@ async fn after_an_outage_nobody_is_held_to_have_been_bad() {
     for port in 1..=4 {
         let works = works.clone();
         let flaky = handler(move |_| {
-            let works = works.load(std::sync::atomic::Ordering::SeqCst);
+            let works = works.load(SeqCst);
             async move { if works { says("well") } else { status(503) } }
         });
         world.server(port, flaky).await;
@@ -848,7 +1046,7 @@ async fn after_an_outage_nobody_is_held_to_have_been_bad() {
         client.get("/").await;
     }
     assert_eq!(n_out(), 2, "half of the zone is ejected");
-    works.store(true, std::sync::atomic::Ordering::SeqCst);
+    works.store(true, SeqCst);
     tokio::time::sleep(Duration::from_secs(5)).await;
     let mut client = world.client().await;
     for _ in 0..5 {
@@ -871,7 +1069,7 @@ async fn a_hedge_does_not_hide_who_is_slow() {
     // Like the others at first, and slow from its thirtieth request on.
     let n = std::sync::atomic::AtomicUsize::new(0);
     let slows_down = handler(move |_| {
-        let n = n.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let n = n.fetch_add(1, SeqCst);
         async move {
             tokio::time::sleep(Duration::from_millis(if n < 30 { 10 } else { 5000 })).await;
             says("")

@@ -3,16 +3,17 @@
 
 #![allow(clippy::disallowed_methods)]
 
+#[path = "gateway/mod.rs"]
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::thread::JoinHandle;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
+use support::{Gateway, Process, Traffic, assert_good, get, served, until};
 use tempfile::TempDir;
 
 /// A server as they are on any machine: says its name, after a while.
@@ -39,37 +40,6 @@ print(server.server_address[1], flush=True)
 server.serve_forever()
 "#;
 
-/// A child that is killed with the test.
-struct Process(Child);
-
-impl Process {
-    fn signal(&self, name: &str) {
-        let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Waits for what must come; a test that waits in vain says for what.
-fn until(what: &str, is_there: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_there() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "no sign of it: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 struct Fleet {
     dir: TempDir,
     servers: BTreeMap<u16, (char, Process)>,
@@ -90,9 +60,14 @@ impl Fleet {
 
     /// Port 0: whichever is free.
     fn serve(&self, zone: char, port: u16) -> (u16, Process) {
+        self.serve_after(zone, port, "0.001")
+    }
+
+    /// A server that thinks for so many seconds.
+    fn serve_after(&self, zone: char, port: u16, seconds: &str) -> (u16, Process) {
         let script = self.dir.path().join("server.py");
         let mut command = Command::new("python3");
-        command.arg(script).args([&zone.to_string(), &port.to_string(), "0.001"]);
+        command.arg(script).args([&zone.to_string(), &port.to_string(), seconds]);
         served(command)
     }
 
@@ -109,136 +84,6 @@ impl Fleet {
         let of_zone = self.servers.values().filter(move |(zone, _)| *zone == wanted);
         of_zone.map(|(_, process)| process)
     }
-}
-
-/// Starts a server that prints its port when it listens.
-fn served(mut command: Command) -> (u16, Process) {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (line.trim().parse().unwrap_or_else(|_| panic!("no port: {line:?}")), Process(child))
-}
-
-struct Gateway {
-    process: Process,
-    port: u16,
-    admin: u16,
-    file: PathBuf,
-    log: PathBuf,
-}
-
-impl Gateway {
-    fn start(dir: &Path, services: &str) -> Gateway {
-        let (port, admin) = (free_port(), free_port());
-        let file = dir.join("gateway.toml");
-        let log = dir.join("gateway.log");
-        fs::write(&file, text(port, admin, services)).unwrap();
-        let output = fs::File::create(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_atoll"))
-            .args(["gateway", "--config"])
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(output)
-            .spawn()
-            .unwrap();
-        let gateway = Gateway { process: Process(child), port, admin, file, log };
-        until("the gateway", || TcpStream::connect(("127.0.0.1", admin)).is_ok());
-        gateway
-    }
-
-    fn rewrite(&self, services: &str) {
-        fs::write(&self.file, text(self.port, self.admin, services)).unwrap();
-    }
-
-    fn get(&self, path: &str) -> Result<(u16, String), String> {
-        get(self.port, path)
-    }
-
-    fn state(&self) -> serde_json::Value {
-        let (_, text) = get(self.admin, "/state").unwrap();
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// The log says what a person on call would look for.
-    fn says(&self, words: &str) -> bool {
-        fs::read_to_string(&self.log).unwrap().contains(words)
-    }
-}
-
-fn text(port: u16, admin: u16, services: &str) -> String {
-    format!(
-        "zone = \"a\"\ncloseness = [\"a\", \"b\", \"c\"]\nlisten = \"127.0.0.1:{port}\"\n\
-         admin = {{ address = \"127.0.0.1:{admin}\" }}\nthreads = 2\n{services}\n"
-    )
-}
-
-/// One request on a connection of its own: status and body.
-fn get(port: u16, path: &str) -> Result<(u16, String), String> {
-    let told = |error: std::io::Error| error.to_string();
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).map_err(told)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(told)?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(told)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).map_err(told)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("cut: {answer:?}"))?;
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or("no status")?;
-    Ok((status, body.to_owned()))
-}
-
-/// Clients that ask all the time; what they got, by answer.
-struct Traffic {
-    stop: Arc<AtomicBool>,
-    n: Arc<AtomicUsize>,
-    clients: Vec<JoinHandle<BTreeMap<String, usize>>>,
-}
-
-impl Traffic {
-    fn start(port: u16, n_clients: usize) -> Traffic {
-        let (stop, n) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let client = |_| {
-            let (stop, n) = (stop.clone(), n.clone());
-            std::thread::spawn(move || {
-                let mut answers = BTreeMap::new();
-                while !stop.load(SeqCst) {
-                    let answer = match get(port, "/") {
-                        Ok((200, zone)) => zone,
-                        Ok((status, text)) => format!("{status} {}", text.trim()),
-                        Err(error) => error,
-                    };
-                    *answers.entry(answer).or_default() += 1;
-                    n.fetch_add(1, SeqCst);
-                }
-                answers
-            })
-        };
-        let clients = (0..n_clients).map(client).collect();
-        Traffic { stop, n, clients }
-    }
-
-    /// Lets so many more requests pass.
-    fn pass(&self, n: usize) {
-        let wanted = self.n.load(SeqCst) + n;
-        until("requests that pass", || self.n.load(SeqCst) >= wanted);
-    }
-
-    fn end(self) -> BTreeMap<String, usize> {
-        self.stop.store(true, SeqCst);
-        let mut all = BTreeMap::new();
-        for client in self.clients {
-            for (answer, n) in client.join().unwrap() {
-                *all.entry(answer).or_default() += n;
-            }
-        }
-        all
-    }
-}
-
-/// Only zones answered.
-fn assert_good(answers: &BTreeMap<String, usize>) {
-    assert!(answers.keys().all(|answer| answer.len() == 1), "{answers:?}");
 }
 
 #[test]
@@ -325,6 +170,24 @@ fn servers_that_stop_or_hang_or_reset_or_fail_are_left() {
 }
 
 #[test]
+fn a_server_that_is_slow_gets_little() {
+    let mut fleet = Fleet::start("a", 3);
+    let (slow, process) = fleet.serve_after('a', 0, "0.1");
+    fleet.servers.insert(slow, ('a', process));
+    let web = format!("[services.web]\nservers = [{}]", fleet.specs());
+    let gateway = Gateway::start(fleet.dir.path(), &web);
+    let traffic = Traffic::start(gateway.port, 4);
+    traffic.pass(1000);
+    assert_good(&traffic.end());
+    let state = gateway.state();
+    let servers = state["services"][0]["servers"].as_array().unwrap();
+    let slow = servers.iter().find(|server| server["address"] == format!("127.0.0.1:{slow}"));
+    let n = slow.unwrap()["n_requests"].as_u64().unwrap();
+    // It takes a hundred times as long as the others: evenly it would be 250.
+    assert!((1..20).contains(&n), "the slow one was asked {n} times");
+}
+
+#[test]
 fn a_zone_that_is_cut_off_is_left() {
     // A network namespace is zone a's network: its cable can be pulled.
     let name = format!("atoll{}", std::process::id() % 100_000);
@@ -404,6 +267,9 @@ fn a_restart_and_a_stop_lose_no_request() {
     let mut gateway = Gateway::start(fleet.dir.path(), &web);
     let traffic = Traffic::start(gateway.port, 4);
     traffic.pass(200);
+    // A second word to one who has heard the first changes nothing.
+    gateway.process.signal("USR2");
+    until("a successor", || gateway.says("a successor was started"));
     gateway.process.signal("USR2");
     let begun = Instant::now();
     while gateway.process.0.try_wait().unwrap().is_none() {
@@ -414,7 +280,8 @@ fn a_restart_and_a_stop_lose_no_request() {
     let answers = traffic.end();
     assert_good(&answers);
     let log = fs::read_to_string(&gateway.log).unwrap();
-    let pid = log.split("a successor was started pid=").nth(1).unwrap();
+    let started: Vec<&str> = log.split("a successor was started pid=").collect();
+    let [_, pid] = started[..] else { panic!("one successor: {log}") };
     let pid = pid.split_whitespace().next().unwrap();
 
     // A stop lets what is under way end, and refuses what is new.
@@ -464,6 +331,41 @@ fn the_api_brings_servers_and_takes_them_back() {
         "{metrics}"
     );
     assert!(metrics.ends_with("# EOF\n"));
+}
+
+#[test]
+fn the_last_spans_are_sent_before_the_end() {
+    let fleet = Fleet::start("a", 1);
+    let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = format!(
+        "traces = {{ collector = \"http://localhost:{}\", share = 1.0 }}\n\
+         [services.web]\nservers = [{}]",
+        collector.local_addr().unwrap().port(),
+        fleet.specs()
+    );
+    let (sender, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in collector.incoming().flatten() {
+            let mut message = Vec::new();
+            let mut bytes = [0; 4096];
+            while !message.ends_with(b"]}]}]}") {
+                match stream.read(&mut bytes) {
+                    Ok(n) if n > 0 => message.extend_from_slice(&bytes[..n]),
+                    _ => break,
+                }
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").ok();
+            sender.send(String::from_utf8(message).unwrap()).ok();
+        }
+    });
+    let gateway = Gateway::start(fleet.dir.path(), &text);
+    assert_eq!(gateway.get("/one").unwrap().0, 200);
+    let one = received.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(one.starts_with("POST /v1/traces HTTP/1.1\r\n") && one.contains("/one"), "{one}");
+    assert_eq!(gateway.get("/two").unwrap().0, 200);
+    gateway.process.signal("TERM");
+    let two = received.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(two.contains("/two") && !two.contains("/one"), "{two}");
 }
 
 #[test]

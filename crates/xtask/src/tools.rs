@@ -11,8 +11,8 @@ use xtask::postgres;
 type Packages = [(&'static str, &'static str)];
 
 /// PostgreSQL 15 to compare with, psql and pgbench, Python and Node.js for their drivers, network
-/// namespaces for hosts that are cut off, a browser for the live page.
-pub const TESTS: [(&str, &str); 9] = [
+/// namespaces for hosts that are cut off, nginx and a browser before and behind the gateway.
+pub const TESTS: [(&str, &str); 10] = [
     (postgres::SERVER, "postgresql-15"),
     ("/usr/bin/psql", "postgresql-client-15"),
     ("/usr/bin/pgbench", "postgresql-15"),
@@ -21,6 +21,7 @@ pub const TESTS: [(&str, &str); 9] = [
     ("npm", "nodejs"),
     ("npm", "npm"),
     ("/usr/sbin/ip", "iproute2"),
+    ("/usr/sbin/nginx", "nginx"),
     ("/usr/bin/chromium", "chromium"),
 ];
 

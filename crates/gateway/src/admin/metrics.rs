@@ -135,6 +135,14 @@ impl Snapshot {
             let value = log.n_dropped() as f64;
             whole.push(Plain { name: "access_log_dropped", help, is_counter: true, value });
         }
+        if let Some(traces) = &state.traces {
+            whole.push(counter("spans_sent", "Spans that the collector took", &traces.n_sent));
+            whole.push(counter(
+                "spans_dropped",
+                "Spans that the collector did not take",
+                &traces.n_dropped,
+            ));
+        }
         let services = state.backends.values().map(|backend| PerService::of(backend)).collect();
         Snapshot { whole, services }
     }

@@ -369,6 +369,26 @@ impl Fleet {
         server.health.failed(&self.settings, is_unreachable)
     }
 
+    /// How the rest of an answer went that began well, and was reported so.
+    pub fn rest(&mut self, now: Instant, attempt: Attempt, is_well: bool) {
+        let Some((server, zone)) = self.at(attempt) else { return };
+        if !is_well {
+            let counts = Counts { n_failed: 1, ..Counts::default() };
+            server.window.add(now, counts);
+            zone.window.add(now, counts);
+            server.n_failed += 1;
+        }
+        let is_in = server.health.out().is_none();
+        if let Some(reason) = self.rest_of(attempt.server, is_well).filter(|_| is_in) {
+            self.take_out(now, attempt.server, reason);
+        }
+    }
+
+    fn rest_of(&mut self, place: u32, is_well: bool) -> Option<Reason> {
+        let server = self.slots.get_mut(place as usize)?.server.as_mut()?;
+        server.health.rest(&self.settings, is_well)
+    }
+
     /// A reported attempt is over.
     pub fn release(&mut self, attempt: Attempt) {
         let Some((server, zone)) = self.at(attempt) else { return };

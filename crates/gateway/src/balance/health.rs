@@ -42,6 +42,8 @@ pub struct Health {
     back_at: Instant,
     n_unreachable: u32,
     n_failed: u32,
+    /// Answers in a row that began well and did not end so.
+    n_broken: u32,
     n_checks_well: u32,
     n_checks_unwell: u32,
     pub check_at: Instant,
@@ -56,6 +58,7 @@ impl Health {
             back_at: now,
             n_unreachable: 0,
             n_failed: 0,
+            n_broken: 0,
             n_checks_well: 0,
             n_checks_unwell: 0,
             check_at: now,
@@ -83,6 +86,12 @@ impl Health {
     pub fn answered_well(&mut self) {
         self.n_unreachable = 0;
         self.n_failed = 0;
+    }
+
+    /// An answer that began well is through, or broke; the reason to take it out, if there is one.
+    pub fn rest(&mut self, settings: &Settings, is_well: bool) -> Option<Reason> {
+        self.n_broken = if is_well { 0 } else { self.n_broken + 1 };
+        (self.n_broken >= settings.n_failed_max.max(1)).then_some(Reason::Failing)
     }
 
     pub fn take_out(&mut self, now: Instant, settings: &Settings, reason: Reason) {
@@ -117,6 +126,7 @@ impl Health {
         self.back_at = now;
         self.n_unreachable = settings.n_unreachable_max.saturating_sub(2);
         self.n_failed = settings.n_failed_max.saturating_sub(2);
+        self.n_broken = self.n_failed;
     }
 
     /// A check's result; what changes with it.

@@ -13,7 +13,7 @@ mod table;
 mod value;
 
 use self::table::{Problem, Result, Table, Value, What, nearest};
-use super::{AccessLog, Certificate, Config, Limits, Listener, Service};
+use super::{AccessLog, Certificate, Config, Limits, Listener, Service, Traces};
 use crate::balance::Closeness;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display};
@@ -140,6 +140,7 @@ fn config(folder: &Path, mut table: Table) -> Result<Config> {
         "stdout" => Ok(AccessLog::Stdout),
         _ => here.file(value).map(AccessLog::File),
     })?;
+    let traces = table.read("traces", |value| traces(value, &here))?;
     let limits = table.read("limits", limits)?.unwrap_or_default();
     let mut drain = Duration::from_secs(30);
     table.set("drain", &mut drain, value::time_or_zero)?;
@@ -181,6 +182,7 @@ fn config(folder: &Path, mut table: Table) -> Result<Config> {
         admin_token: admin_token.flatten(),
         threads,
         access_log,
+        traces,
         limits,
         drain,
         routes,
@@ -218,16 +220,26 @@ struct Taken(HashSet<SocketAddr>);
 impl Taken {
     /// `address` is that of `table`.
     fn take(&mut self, address: SocketAddr, table: &Table) -> Result<SocketAddr> {
-        // With port 0 the system chooses one that is free.
-        if address.port() == 0 || self.0.insert(address) {
+        let Some(other) = self.0.iter().find(|other| overlap(**other, address)) else {
+            self.0.insert(address);
             return Ok(address);
-        }
+        };
         let table_name = table.name();
+        let of = if *other == address { String::new() } else { format!(", with {other}") };
         Err(table.refuse_at(
             "address",
-            format_args!("{address} is listened on already: give {table_name} another address"),
+            format_args!("{address} is listened on already{of}: give {table_name} another address"),
         ))
     }
+}
+
+/// Whether two listeners cannot have these addresses: `0.0.0.0` is all of IPv4, `[::]` everything.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let holds = |all: SocketAddr, part: SocketAddr| {
+        all.ip() == part.ip() || all.ip().is_unspecified() && (all.is_ipv6() || part.is_ipv4())
+    };
+    // With port 0 the system chooses one that is free.
+    one.port() != 0 && one.port() == other.port() && (holds(one, other) || holds(other, one))
 }
 
 fn listener(value: &Value, here: &Here, taken: &mut Taken) -> Result<Listener> {
@@ -247,6 +259,17 @@ fn admin(value: &Value, taken: &mut Taken) -> Result<(SocketAddr, Option<String>
     let token = table.read("token", value::secret)?;
     table.finish()?;
     Ok((taken.take(address, &table)?, token))
+}
+
+fn traces(value: &Value, here: &Here) -> Result<Traces> {
+    let mut table = value.table()?;
+    let collector = table.read("collector", value::collector)?;
+    let (mut share, mut name) = (0.01, "atoll-gateway".to_owned());
+    table.set("share", &mut share, value::number(0.0..=1.0))?;
+    table.set("name", &mut name, value::name)?;
+    table.finish()?;
+    let (host, port, path) = table.need("collector", collector)?;
+    Ok(Traces { host, port, path, share, name, zone: here.zone.to_owned() })
 }
 
 fn limits(value: &Value) -> Result<Limits> {

@@ -2,6 +2,7 @@
 //! and answers that may be served stale.
 
 use crate::http::ending::Ending;
+use crate::http::headers;
 use crate::stale::Capture;
 use base::env::Env;
 use bytes::Bytes;
@@ -166,9 +167,15 @@ impl AnswerBody {
         self.capture = Some(Box::new(capture));
     }
 
-    fn captured(&mut self) {
-        if let (Some(capture), Some(ending)) = (self.capture.take(), &self.ending) {
-            capture.finish(ending.now());
+    fn ended(&mut self, is_well: bool) {
+        let capture = self.capture.take();
+        let Some(ending) = &mut self.ending else { return };
+        if let Some(stay) = &mut ending.stay {
+            stay.ended(is_well);
+        }
+        match capture {
+            Some(capture) if is_well => capture.finish(ending.now()),
+            _ => {}
         }
     }
 }
@@ -189,18 +196,21 @@ impl Body for AnswerBody {
                         capture.data(bytes);
                     }
                 }
+                if frame.trailers_ref().is_some_and(headers::is_grpc_failure) {
+                    self.ended(false);
+                }
                 // Whoever sees the end here asks no more.
-                if self.capture.is_some() && self.content.is_end_stream() {
-                    self.captured();
+                if self.content.is_end_stream() {
+                    self.ended(true);
                 }
             }
             Some(Err(_)) => {
-                self.capture = None;
+                self.ended(false);
                 if let Some(ending) = &mut self.ending {
                     ending.is_broken = true;
                 }
             }
-            None => self.captured(),
+            None => self.ended(true),
         }
         Poll::Ready(frame)
     }

@@ -1,11 +1,11 @@
 //! What a request holds until its answer's last byte is out: its place among those under way,
 //! its attempt at the server, the connection; and what is then counted and logged.
 
-use crate::access_log::{AccessLog, Entry};
 use crate::backend::Backend;
 use crate::call::Stay;
 use crate::http::pool::Loan;
 use crate::http::serve::UnderWay;
+use crate::record::Record;
 use base::env::{Env, Instant};
 use http::StatusCode;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub struct Ending {
     /// The answer ended before its end.
     pub is_broken: bool,
     pub backend: Option<Arc<Backend>>,
-    pub log: Option<(AccessLog, Entry)>,
+    pub record: Option<Box<Record>>,
     /// Dropped in this order: the connection is free before somebody else is let in.
     pub loan: Option<Loan>,
     pub stay: Option<Stay>,
@@ -48,12 +48,13 @@ impl Drop for Ending {
         if let Some(backend) = &self.backend {
             backend.count(self.status, took);
         }
-        if let Some((log, mut entry)) = self.log.take() {
+        if let Some(mut record) = self.record.take() {
+            let entry = &mut record.entry;
             entry.status = self.status.as_u16();
             entry.n_bytes = self.n_bytes;
             entry.is_broken = self.is_broken;
             entry.took = took;
-            log.write(entry);
+            record.end();
         }
     }
 }

@@ -128,25 +128,29 @@ pub fn asked_priority(headers: &HeaderMap) -> Option<Priority> {
 }
 
 /// A trace's name, and the span that we are in it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Trace {
     pub trace: u128,
     pub span: u64,
+    /// The client's span.
+    pub parent: Option<u64>,
     pub is_sampled: bool,
 }
 
 impl Trace {
-    /// The trace that the request belongs to, or a new one; `random` gives the new names.
-    pub fn of(headers: &HeaderMap, mut random: impl FnMut() -> u64) -> Trace {
+    /// The trace that the request belongs to, or a new one, which is sampled with probability
+    /// `share`; `random` gives the new names.
+    pub fn of(headers: &HeaderMap, share: f64, mut random: impl FnMut() -> u64) -> Trace {
         let given = headers.get(TRACE_PARENT).and_then(|value| parse(value.to_str().ok()?));
         let mut fresh = || random().max(1);
-        match given {
-            Some((trace, is_sampled)) => Trace { trace, span: fresh(), is_sampled },
-            None => {
-                let trace = u128::from(fresh()) << 64 | u128::from(fresh());
-                Trace { trace, span: fresh(), is_sampled: false }
-            }
-        }
+        let Some(given) = given else {
+            let (high, low, span) = (fresh(), fresh(), fresh());
+            let trace = u128::from(high) << 64 | u128::from(low);
+            // Drawn from the name, as W3C's level 2 has it: who knows the share agrees.
+            let drawn = (low & ((1 << 56) - 1)) as f64 / (1_u64 << 56) as f64;
+            return Trace { trace, span, parent: None, is_sampled: drawn < share };
+        };
+        Trace { span: fresh(), ..given }
     }
 
     pub fn set(&self, headers: &mut HeaderMap) {
@@ -168,8 +172,8 @@ fn hex(to: &mut [u8], bytes: &[u8]) {
     }
 }
 
-/// `00-<32 hex>-<16 hex>-<2 hex>`; later versions may say more behind that.
-fn parse(text: &str) -> Option<(u128, bool)> {
+/// `00-<32 hex>-<16 hex>-<2 hex>`; later versions may say more behind that. The span is nobody's.
+fn parse(text: &str) -> Option<Trace> {
     let mut parts = text.split('-');
     let (version, trace) = (parts.next()?, parts.next()?);
     let (parent, flags) = (parts.next()?, parts.next()?);
@@ -181,8 +185,9 @@ fn parse(text: &str) -> Option<(u128, bool)> {
         return None;
     }
     let trace = u128::from_str_radix(trace, 16).ok().filter(|trace| *trace != 0)?;
-    u64::from_str_radix(parent, 16).ok().filter(|parent| *parent != 0)?;
-    Some((trace, u8::from_str_radix(flags, 16).ok()? & 1 == 1))
+    let parent = u64::from_str_radix(parent, 16).ok().filter(|parent| *parent != 0)?;
+    let is_sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
+    Some(Trace { trace, span: 0, parent: Some(parent), is_sampled })
 }
 
 /// The protocol that a client wants to change to on this connection, such as WebSocket.
@@ -204,6 +209,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whether headers or trailers say that a gRPC server failed, and not that the request is wrong.
+pub fn is_grpc_failure(headers: &HeaderMap) -> bool {
+    let status = headers.get("grpc-status").map(HeaderValue::as_bytes);
+    // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, and a full server's RESOURCE_EXHAUSTED.
+    matches!(status, Some(b"14" | b"4" | b"13" | b"8"))
 }
 
 #[cfg(test)]
@@ -264,9 +276,9 @@ mod tests {
     #[test]
     fn a_trace_goes_on_and_a_broken_one_begins_anew() {
         let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let trace = Trace::of(&map(&[("traceparent", given)]), || 7);
+        let trace = Trace::of(&map(&[("traceparent", given)]), 0.0, || 7);
         assert_eq!(trace.trace, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c);
-        assert!(trace.is_sampled);
+        assert_eq!((trace.parent, trace.is_sampled), (Some(0xb7ad_6b71_6920_3331), true));
         let mut headers = HeaderMap::new();
         trace.set(&mut headers);
         assert_eq!(

@@ -1,6 +1,5 @@
 //! One request: its route, its service, the answer.
 
-use crate::access_log::Entry;
 use crate::backend::Backend;
 use crate::call::{self, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
 use crate::config::{self, Protocol, Route};
@@ -10,6 +9,7 @@ use crate::http::ending::{Ending, Place};
 use crate::http::headers::{self, Trace};
 use crate::http::pool::Loan;
 use crate::http::serve::Pulse;
+use crate::record::Record;
 use crate::route;
 use crate::service::Refused;
 use crate::stale::{self, Capture};
@@ -148,7 +148,8 @@ struct Asked {
     begun: Instant,
     is_grpc: bool,
     stale_key: Option<String>,
-    entry: Option<Entry>,
+    trace: Trace,
+    record: Option<Box<Record>>,
     backend: Option<Arc<Backend>>,
     place: Option<Place>,
 }
@@ -162,11 +163,15 @@ impl Gateway {
     ) -> Response<AnswerBody> {
         let under_way = client.pulse.begin(request.version());
         let state = self.state();
+        let traces = state.traces.as_ref();
+        let share = traces.map_or(0.0, |traces| traces.config.share);
+        let trace = Trace::of(request.headers(), share, || self.env().random());
         let mut asked = Asked {
             begun: self.env().now(),
             is_grpc: headers::is_grpc(request.headers()),
             stale_key: None,
-            entry: self.log().map(|_| Entry::default()),
+            trace,
+            record: Record::begin(trace, self.log(), traces),
             backend: None,
             place: None,
         };
@@ -174,8 +179,8 @@ impl Gateway {
         let (mut response, loan, stay) = match forwarded {
             Ok(answer) => (answer.response, answer.loan, answer.stay),
             Err(own) => {
-                if let Some(entry) = &mut asked.entry {
-                    entry.reason.clone_from(&own.text);
+                if let Some(record) = &mut asked.record {
+                    record.entry.reason.clone_from(&own.text);
                 }
                 (own.response(asked.is_grpc), None, None)
             }
@@ -187,7 +192,7 @@ impl Gateway {
             n_bytes: 0,
             is_broken: false,
             backend: asked.backend,
-            log: self.log().zip(asked.entry),
+            record: asked.record,
             loan,
             stay,
             place: asked.place,
@@ -209,7 +214,8 @@ impl Gateway {
             self.counters.n_bad_requests.fetch_add(1, Relaxed);
             Own::new(StatusCode::BAD_REQUEST, "the request names no host")
         })?;
-        if let Some(entry) = &mut asked.entry {
+        if let Some(record) = &mut asked.record {
+            let entry = &mut record.entry;
             entry.at_us = self.env().wall_us();
             entry.client = client.address.to_string();
             entry.method = parts.method.to_string();
@@ -246,11 +252,9 @@ impl Gateway {
         let backend = state.backends.get(name).cloned().ok_or_else(|| {
             Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
         })?;
-        let trace = Trace::of(&parts.headers, || self.env().random());
-        if let Some(entry) = &mut asked.entry {
-            entry.route.clone_from(&route.name);
-            entry.service = name.to_owned();
-            entry.trace = format!("{:032x}", trace.trace);
+        if let Some(record) = &mut asked.record {
+            record.entry.route.clone_from(&route.name);
+            record.entry.service = name.to_owned();
         }
         asked.backend = Some(backend.clone());
 
@@ -269,7 +273,7 @@ impl Gateway {
             parts.headers.insert(header::HOST, host);
         }
         headers::forward(&mut parts.headers, &client.forwarded_for, client.is_tls);
-        trace.set(&mut parts.headers);
+        asked.trace.set(&mut parts.headers);
         headers::apply(&route.request_headers, &mut parts.headers);
         let outgoing = self.outgoing(state, route, parts, host, upgrade, body).await?;
 
@@ -372,7 +376,8 @@ impl Gateway {
         loop {
             let called = self.send(client, &backend, ask, outgoing).await;
             let name = backend.upstream.handle.name.clone();
-            if let (Ok(called), Some(entry)) = (&called, &mut asked.entry) {
+            if let (Ok(called), Some(record)) = (&called, &mut asked.record) {
+                let entry = &mut record.entry;
                 entry.server = called.attempt.address.to_string();
                 entry.n_attempts += called.n_attempts;
             }
@@ -639,13 +644,14 @@ impl Outgoing {
 
 /// Whether an answer is one of a server that works.
 fn verdict(response: &Response<Incoming>) -> Verdict {
-    let grpc_status = response.headers().get("grpc-status").map(HeaderValue::as_bytes);
-    // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, and a full server's RESOURCE_EXHAUSTED.
-    let is_grpc_failure = matches!(grpc_status, Some(b"14" | b"4" | b"13" | b"8"));
     let is_failure = response.status().is_server_error()
         && response.status() != StatusCode::NOT_IMPLEMENTED
         && response.status() != StatusCode::HTTP_VERSION_NOT_SUPPORTED;
-    if is_failure || is_grpc_failure { Verdict::Failed } else { Verdict::Well }
+    if is_failure || headers::is_grpc_failure(response.headers()) {
+        Verdict::Failed
+    } else {
+        Verdict::Well
+    }
 }
 
 /// The host that a request is for: `:authority`, an absolute URI's, or the `Host` field, of which

@@ -70,6 +70,8 @@ pub enum Ended {
     /// With an answer, after so long.
     Well(Duration),
     Failed,
+    /// It was reported well, and then its answer broke.
+    Broken,
     /// Given up by its caller: says nothing.
     Unknown,
 }
@@ -143,8 +145,9 @@ impl Breaker {
                 if ended == Ended::Unknown {
                     return;
                 }
-                let n_failed = u32::from(ended == Ended::Failed);
-                self.window.add(now, Counts { n_all: 1, n_failed, n_slow: u32::from(slow) });
+                let n_all = u32::from(ended != Ended::Broken);
+                let n_failed = u32::from(matches!(ended, Ended::Failed | Ended::Broken));
+                self.window.add(now, Counts { n_all, n_failed, n_slow: u32::from(slow) });
                 let sum = self.window.sum(now);
                 let bad = sum.failed() >= self.settings.failed_max
                     || (sum.n_slow > 0 && sum.slow() >= self.settings.slow_max);
@@ -154,7 +157,9 @@ impl Breaker {
                 }
             }
             Inner::HalfOpen { n_out, n_well } => {
-                *n_out = n_out.saturating_sub(1);
+                if ended != Ended::Broken {
+                    *n_out = n_out.saturating_sub(1);
+                }
                 match ended {
                     Ended::Unknown => {}
                     Ended::Well(_) if !slow => {
@@ -164,7 +169,7 @@ impl Breaker {
                             self.turn(Inner::Closed);
                         }
                     }
-                    Ended::Well(_) | Ended::Failed => {
+                    Ended::Well(_) | Ended::Failed | Ended::Broken => {
                         self.open_for = (self.open_for * 2).min(self.settings.open_max);
                         self.open(now);
                     }

@@ -33,7 +33,8 @@ impl Counts {
 }
 
 fn share(part: u32, all: u32) -> f64 {
-    if all == 0 { 0.0 } else { f64::from(part) / f64::from(all) }
+    // A failure that is seen late may be counted when its request has fallen out.
+    if all == 0 { 0.0 } else { (f64::from(part) / f64::from(all)).min(1.0) }
 }
 
 /// [`Counts`] of the last `span`.

@@ -3,7 +3,7 @@
 
 use super::table::{Result, Value};
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Uri};
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -206,6 +206,23 @@ fn is_host(text: &str) -> bool {
         && text
             .split('.')
             .all(|label| (1..=63).contains(&label.len()) && label.bytes().all(is_plain))
+}
+
+/// Where OTLP is spoken: host, port, path.
+pub fn collector(value: &Value) -> Result<(String, u16, String)> {
+    const PATH: &str = "/v1/traces";
+    const PORT: u16 = 4318;
+    let uri = value.get().as_str().and_then(|text| text.parse::<Uri>().ok());
+    let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.query().is_none());
+    let host = uri.as_ref().and_then(Uri::host).filter(|host| !host.is_empty());
+    let (Some(uri), Some(host)) = (&uri, host) else {
+        return Err(value.must(
+            "be where a collector takes OTLP over HTTP, without TLS, such as \
+             \"http://127.0.0.1:4318\"",
+        ));
+    };
+    let path = if uri.path() == "/" { PATH } else { uri.path() };
+    Ok((host.to_owned(), uri.port_u16().unwrap_or(PORT), path.to_owned()))
 }
 
 /// A request's path, as it stands in the request: percent-encoded, without a query.

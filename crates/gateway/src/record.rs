@@ -1,0 +1,74 @@
+//! What is known of one request when it has ended, and who is told: the access log, and the
+//! collector of traces.
+
+use crate::access_log::AccessLog;
+use crate::http::headers::Trace;
+use crate::traces::Traces;
+use serde::{Serialize, Serializer};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One request.
+#[derive(Debug, Default, Serialize)]
+pub struct Entry {
+    /// Microseconds since 1970, when the request came.
+    pub at_us: i64,
+    pub client: String,
+    pub method: String,
+    pub host: String,
+    pub path: String,
+    pub route: String,
+    pub service: String,
+    pub server: String,
+    pub status: u16,
+    pub n_bytes: u64,
+    pub n_attempts: u32,
+    /// The answer ended before its end.
+    pub is_broken: bool,
+    /// Why the gateway answered itself.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(serialize_with = "trace_name")]
+    pub trace: Trace,
+    #[serde(rename = "ms", serialize_with = "milliseconds")]
+    pub took: Duration,
+}
+
+fn trace_name<S: Serializer>(trace: &Trace, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&format_args!("{:032x}", trace.trace))
+}
+
+fn milliseconds<S: Serializer>(took: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64((took.as_secs_f64() * 1e6).round() / 1e3)
+}
+
+/// An entry that somebody waits for.
+pub struct Record {
+    pub entry: Entry,
+    log: Option<AccessLog>,
+    traces: Option<Arc<Traces>>,
+}
+
+impl Record {
+    /// None where nobody wants to know: the usual request has no entry.
+    pub fn begin(
+        trace: Trace,
+        log: Option<AccessLog>,
+        traces: Option<&Arc<Traces>>,
+    ) -> Option<Box<Record>> {
+        let traces = traces.filter(|_| trace.is_sampled).cloned();
+        let is_wanted = log.is_some() || traces.is_some();
+        let entry = || Entry { trace, ..Entry::default() };
+        is_wanted.then(|| Box::new(Record { entry: entry(), log, traces }))
+    }
+
+    pub fn end(self) {
+        let entry = Arc::new(self.entry);
+        if let Some(traces) = self.traces {
+            traces.add(entry.clone());
+        }
+        if let Some(log) = self.log {
+            log.write(entry);
+        }
+    }
+}
