@@ -98,6 +98,17 @@ impl Gateway {
     }
 }
 
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // Its successors are nobody's children by now.
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        for rest in log.split("a successor was started pid=").skip(1) {
+            let pid = rest.split_whitespace().next().unwrap_or_default();
+            Command::new("kill").args(["-s", "KILL", pid]).stderr(Stdio::null()).status().ok();
+        }
+    }
+}
+
 fn text(port: u16, admin: u16, services: &str) -> String {
     format!(
         "zone = \"a\"\ncloseness = [\"a\", \"b\", \"c\"]\nlisten = \"127.0.0.1:{port}\"\n\
