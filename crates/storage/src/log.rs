@@ -334,7 +334,11 @@ impl Log {
                         max_bytes,
                     );
                 }
-                return Err(engine_error(error, &self.inner.dir, &self.inner.data_dir));
+                // Whoever asks may give up his tablet and no more: the others would go on for ever
+                // beside a replica that is dead, on a disk that forgets.
+                let error = engine_error(error, &self.inner.dir, &self.inner.data_dir);
+                self.inner.halt(error.to_string());
+                return Err(error);
             }
             let mut left_bytes = max_bytes;
             for raw in raw {

@@ -477,6 +477,25 @@ fn damage_before_the_tail_refuses_to_start() {
 }
 
 #[test]
+fn damage_that_is_read_stops_the_node() {
+    let (env, dir) = (env(), tempfile::tempdir().unwrap());
+    let store = Store::open(&env, dir.path(), small()).unwrap();
+    // More than the cache holds.
+    for index in 1..=200 {
+        append(store.log(), T1, index..=index, &"x".repeat(1000));
+    }
+    let oldest = files(&dir.path().join("log"), ".raftlog").into_iter().next().unwrap();
+    let mut content = std::fs::read(&oldest).unwrap();
+    let at = position(&content, "xxxx") + 100;
+    content[at] ^= 64;
+    std::fs::write(&oldest, content).unwrap();
+    let error = store.log().read(T1, 0..u64::MAX, usize::MAX).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    let reason = env.halt_reason().expect("the node stops");
+    assert!(reason.contains("is damaged") && reason.contains("delete its data directory"));
+}
+
+#[test]
 fn a_missing_log_file_refuses_to_start() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
