@@ -44,6 +44,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PREDECESSOR: &str = "ATOLL_GATEWAY_PREDECESSOR";
 /// A client that has been silent for this long is asked whether it is there, by TCP.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Connections that may wait to be accepted, as many as most systems allow.
+const N_NEWCOMERS_MAX: i32 = 4096;
 /// Connections that may wait for a lane.
 const N_WAITING_MAX: usize = 1024;
 
@@ -169,8 +171,14 @@ async fn main(
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
-    // The standard library sets SO_REUSEADDR, and as deep a queue as the system allows.
-    TcpListener::bind(address).map_err(|source| Error::Listen { address, source })
+    let bound = || -> io::Result<TcpListener> {
+        let listener = TcpListener::bind(address)?;
+        // Who finds the queue full waits a second for TCP to try again. The standard library's
+        // has room for 128; the system cuts this to what it allows.
+        rustix::net::listen(&listener, N_NEWCOMERS_MAX)?;
+        Ok(listener)
+    };
+    bound().map_err(|source| Error::Listen { address, source })
 }
 
 /// A thread that serves the connections it is handed.

@@ -809,6 +809,59 @@ async fn there_is_room_for_so_many_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_came_before_the_stop_is_served() {
+    let world = World::new(ONE);
+    world.server(1, handler(|_| async { says("served") })).await;
+    let mut known = world.client().await;
+    known.get("/").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (mut newcomer, silent) = (world.client().await, world.connect());
+    tokio::task::yield_now().await;
+    world.gateway.stop();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(world.gateway.n_connections(), 2, "who has had an answer and asks no more is gone");
+    let request = Request::get("/").header("host", "h").body(Full::default()).unwrap();
+    let answer = newcomer.answer(request).await;
+    assert_eq!(answer.headers()["connection"], "close");
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "served");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.gateway.n_connections(), 0);
+    drop(silent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_share_http2_connections_a_hundred_on_each() {
+    let world = World::new(&ONE.replace("servers", "protocol = \"http2\"\nservers"));
+    let (sender, gate) = tokio::sync::watch::channel(false);
+    let waits = handler(move |_| {
+        let mut gate = gate.clone();
+        async move {
+            gate.wait_for(|is_open| *is_open).await.unwrap();
+            says("")
+        }
+    });
+    let connections = world.server2(1, waits).await;
+    let ask = async || {
+        let mut client = world.client().await;
+        tokio::spawn(async move { client.get("/").await.0 })
+    };
+    // The first connection stands before the others ask.
+    let mut answers = vec![ask().await];
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    for _ in 1..150 {
+        answers.push(ask().await);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(connections.n(), 2);
+    sender.send(true).unwrap();
+    for answer in answers {
+        assert_eq!(answer.await.unwrap(), 200);
+    }
+    world.gateway.state().backends["web"].upstream.sweep(world.env.now());
+    assert_eq!((ask().await.await.unwrap(), connections.n()), (StatusCode::OK, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_request_has_its_line_in_the_access_log() {
     let world = World::new(ONE);
     world.server(1, handler(|_| async { says("twelve bytes") })).await;

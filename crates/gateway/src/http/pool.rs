@@ -24,6 +24,9 @@ use std::time::Duration;
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// Idle connections kept to one server, by one lane.
 const N_IDLE_MAX: usize = 512;
+/// Requests at once on an HTTP/2 connection; beyond, another one is opened. Common servers allow
+/// 100 to 250.
+const N_STREAMS_MAX: usize = 100;
 
 /// A service, and how it is spoken to.
 pub struct Upstream {
@@ -44,14 +47,14 @@ struct Shelf {
     address: SocketAddr,
     /// HTTP/1.1: the one used last is the last.
     idle: Vec<Idle>,
-    /// HTTP/2: one for all requests.
-    shared: Option<http2::SendRequest<RequestBody>>,
+    /// HTTP/2: most requests share the first.
+    shared: Vec<Shared>,
 }
 
 impl Pool {
     /// The shelf of the attempt's server; what another server at its place has left is closed.
     fn shelf(&mut self, attempt: Attempt) -> &mut Shelf {
-        let empty = |address| Shelf { address, idle: Vec::new(), shared: None };
+        let empty = |address| Shelf { address, idle: Vec::new(), shared: Vec::new() };
         while self.shelves.len() <= attempt.place() {
             self.shelves.push(empty(attempt.address));
         }
@@ -68,6 +71,20 @@ struct Idle {
     since: Instant,
 }
 
+/// An HTTP/2 connection.
+#[derive(Clone)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    /// As many as there are users of it, and one.
+    users: Arc<()>,
+}
+
+impl Shared {
+    fn n_users(&self) -> usize {
+        Arc::strong_count(&self.users) - 1
+    }
+}
+
 /// A connection that one request has; it goes back when dropped.
 pub struct Loan {
     upstream: Arc<Upstream>,
@@ -79,7 +96,7 @@ pub struct Loan {
 
 enum Sender {
     Http1(http1::SendRequest<RequestBody>),
-    Http2(http2::SendRequest<RequestBody>),
+    Http2(Shared),
 }
 
 impl Upstream {
@@ -121,8 +138,8 @@ impl Upstream {
                 return Err(SendError::Unreachable(reason));
             }
         };
-        if let Sender::Http2(sender) = &sender {
-            self.lanes[lane].lock().shelf(attempt).shared = Some(sender.clone());
+        if let Sender::Http2(shared) = &sender {
+            self.lanes[lane].lock().shelf(attempt).shared.push(shared.clone());
         }
         Ok(loan(sender, true))
     }
@@ -131,8 +148,9 @@ impl Upstream {
         let mut pool = self.lanes[lane].lock();
         let shelf = pool.shelf(attempt);
         if self.protocol == Protocol::Http2 {
-            shelf.shared.take_if(|sender| sender.is_closed());
-            return shelf.shared.clone().map(Sender::Http2);
+            shelf.shared.retain(|shared| !shared.sender.is_closed());
+            let free = shelf.shared.iter().find(|shared| shared.n_users() < N_STREAMS_MAX);
+            return free.cloned().map(Sender::Http2);
         }
         // The one used last is the likeliest to be open still.
         while let Some(Idle { sender, since }) = shelf.idle.pop() {
@@ -187,7 +205,7 @@ impl Upstream {
                         tracing::debug!(%address, %error, "a connection ended");
                     }
                 });
-                Ok(Sender::Http2(sender))
+                Ok(Sender::Http2(Shared { sender, users: Arc::default() }))
             }
         }
     }
@@ -209,7 +227,7 @@ impl Upstream {
         let Ok(request) = request.body(RequestBody::bytes(Bytes::new())) else { return false };
         let answer = match self.connect(env, address).await {
             Ok(Sender::Http1(mut sender)) => sender.send_request(request).await,
-            Ok(Sender::Http2(mut sender)) => sender.send_request(request).await,
+            Ok(Sender::Http2(mut shared)) => shared.sender.send_request(request).await,
             Err(_) => return false,
         };
         answer.is_ok_and(|answer| {
@@ -226,7 +244,11 @@ impl Upstream {
                     now.saturating_duration_since(idle.since) <= IDLE_MAX
                         && !idle.sender.is_closed()
                 });
-                shelf.shared.take_if(|sender| sender.is_closed());
+                let mut is_first = true;
+                shelf.shared.retain(|shared| {
+                    let is_used = std::mem::take(&mut is_first) || shared.n_users() > 0;
+                    is_used && !shared.sender.is_closed()
+                });
             }
         }
     }
@@ -240,7 +262,7 @@ impl Loan {
     ) -> Result<Response<Incoming>, (SendError, Option<Request<RequestBody>>)> {
         let sent = match &mut self.sender {
             Some(Sender::Http1(sender)) => sender.try_send_request(request).await,
-            Some(Sender::Http2(sender)) => sender.try_send_request(request).await,
+            Some(Sender::Http2(shared)) => shared.sender.try_send_request(request).await,
             None => return Err((SendError::Stale, Some(request))),
         };
         sent.map_err(|mut error| {

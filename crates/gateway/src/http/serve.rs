@@ -40,6 +40,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An HTTP/1.1 connection that has been idle for this long gives its buffers back.
 const PARK_AFTER: Duration = Duration::from_secs(1);
+/// How long a gateway that stops waits for the first request of who has just come.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What a connection is doing, for the alarm that ends it.
 pub struct Pulse {
@@ -305,8 +307,9 @@ pub async fn connection(
     let requests = Requests { gateway: gateway.clone(), client };
     let serving = Serving { gateway, env, limits, pulse: pulse.clone() };
     let mut io = Watched::new(stream, pulse);
+    let mut linger = LINGER;
     loop {
-        let first = serving.first(&mut io).await;
+        let first = serving.first(&mut io, std::mem::take(&mut linger)).await;
         match first {
             First::Nothing => return,
             First::Http2 => return Box::pin(serving.http2(io, requests)).await,
@@ -319,16 +322,21 @@ pub async fn connection(
 }
 
 impl Serving {
-    /// Waits for a request to begin; for as long as the connection may be idle, and only while
-    /// requests are wanted.
-    async fn first(&self, io: &mut Watched) -> First {
+    /// Waits for a request to begin; for as long as the connection may be idle, and no longer
+    /// than `linger` once no more are wanted.
+    async fn first(&self, io: &mut Watched, linger: Duration) -> First {
         let mut stopping = self.gateway.stopping();
+        let mut stop = pin!(async {
+            // Fails only when the gateway is gone.
+            stopping.wait_for(|stopping| *stopping).await.map(|_| ()).unwrap_or_default();
+            self.env.sleep(linger).await;
+        });
         loop {
             let Some(left) = self.left() else { return First::Nothing };
             tokio::select! {
                 first = poll_fn(|cx| io.poll_first(cx)) => return first,
                 () = self.env.sleep(left) => {}
-                _ = stopping.wait_for(|stopping| *stopping) => return First::Nothing,
+                () = &mut stop => return First::Nothing,
             }
         }
     }
@@ -357,6 +365,8 @@ impl Serving {
         let mut alarm = pin!(self.env.sleep(PARK_AFTER));
         loop {
             tokio::select! {
+                // First, so that a request that has come is read before hyper hears of the stop.
+                biased;
                 ended = &mut connection => {
                     if let Err(error) = ended {
                         self.gateway.count_broken(&error);

@@ -51,7 +51,7 @@ pub fn status(code: u16) -> Answer {
     answer
 }
 
-/// How often a server was asked.
+/// How often something happened, such as a request at a server.
 #[derive(Clone, Default)]
 pub struct Asked(Arc<AtomicUsize>);
 
@@ -99,13 +99,16 @@ impl World {
         (asked, task.abort_handle())
     }
 
-    /// A server at `10.0.0.1:PORT` that speaks HTTP/2 alone.
-    pub async fn server2(&self, port: u16, handler: Handler) {
+    /// A server at `10.0.0.1:PORT` that speaks HTTP/2 alone; its connections are counted.
+    pub async fn server2(&self, port: u16, handler: Handler) -> Asked {
         let address = SocketAddr::from(([10, 0, 0, 1], port));
         let mut listener = self.env.net().listen(address).await.unwrap();
         let env = self.env.clone();
+        let connected = Asked::default();
+        let count = connected.clone();
         self.env.spawn("server", async move {
             while let Ok((stream, _)) = listener.accept().await {
+                count.0.fetch_add(1, Ordering::SeqCst);
                 let handler = handler.clone();
                 let service = service_fn(move |request| {
                     let answer = handler(request);
@@ -118,6 +121,7 @@ impl World {
                 });
             }
         });
+        connected
     }
 
     /// A client that speaks HTTP/2 from its first byte.
