@@ -5,6 +5,7 @@ use crate::backend::Backend;
 use crate::config::{Config, Limits, Route};
 use crate::http::ending::Place;
 use crate::isolate::bulkhead::Priority;
+use crate::lanes::Lanes;
 use crate::tls::{self, Acceptor};
 use crate::traces::Traces;
 use base::env::Env;
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 
 pub struct Gateway {
     env: Env,
-    n_lanes: usize,
+    pub lanes: Lanes,
     state: RwLock<Arc<State>>,
     /// Told once, when no new requests are wanted.
     stopping: watch::Sender<bool>,
@@ -109,7 +110,7 @@ impl Gateway {
         state.enact();
         Ok(Arc::new(Gateway {
             env: env.clone(),
-            n_lanes,
+            lanes: Lanes::new(env.now(), n_lanes),
             state: RwLock::new(Arc::new(state)),
             stopping: watch::Sender::new(false),
             n_connections: AtomicUsize::new(0),
@@ -123,7 +124,7 @@ impl Gateway {
     /// Goes by another file from the next request on, or by none of it.
     pub fn reload(&self, config: Config) -> Result<(), tls::Error> {
         let before = self.state();
-        let state = State::new(&self.env, config, self.n_lanes, Some(&before))?;
+        let state = State::new(&self.env, config, self.lanes.n(), Some(&before))?;
         state.enact();
         *self.state.write() = Arc::new(state);
         self.counters.n_reloads.fetch_add(1, Relaxed);

@@ -13,7 +13,7 @@
 //! * [`upkeep`]: looks at servers and names beside the requests
 //! * [`admin`]: the live page, metrics, the API
 //! * [`layer`]: the core as a client library
-//! * [`process`]: `atoll gateway`: threads, listeners, signals, reload, restart
+//! * [`process`], [`lanes`]: `atoll gateway`: threads, listeners, signals, reload, restart
 //!
 //! The first three and the routes decide and do nothing else: no clock, no I/O, no tasks; callers
 //! pass `now`.
@@ -27,6 +27,7 @@ pub mod config;
 pub mod gateway;
 pub mod http;
 pub mod isolate;
+pub mod lanes;
 pub mod layer;
 pub mod process;
 pub mod record;

@@ -3,8 +3,7 @@
 //! ```text
 //!   main thread: accepts and hands connections to the lane with the fewest;
 //!                admin port, checks, names, the file and its certificates, signals
-//!   lane threads: one runtime each; a connection stays in its lane, with its lane's connections
-//!                 to servers
+//!   lane threads: one runtime each, with their own connections to servers ([`crate::lanes`])
 //! ```
 //!
 //! | signal | what happens |
@@ -20,6 +19,7 @@ use crate::admin;
 use crate::config::{self, Config};
 use crate::gateway::Gateway;
 use crate::http::serve;
+use crate::lanes::Arrival;
 use crate::tls;
 use crate::upkeep;
 use base::env::{Env, JoinHandle};
@@ -33,10 +33,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -46,8 +46,6 @@ const PREDECESSOR: &str = "ATOLL_GATEWAY_PREDECESSOR";
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Connections that may wait to be accepted, as many as most systems allow.
 const N_NEWCOMERS_MAX: i32 = 4096;
-/// Connections that may wait for a lane.
-const N_WAITING_MAX: usize = 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -79,23 +77,10 @@ pub fn check(path: &Path) -> Result<Config, Error> {
     Ok(config)
 }
 
-/// A connection for a lane.
-struct Arrival {
-    stream: TcpStream,
-    from: SocketAddr,
-    at: SocketAddr,
-}
-
-struct Lane {
-    sender: mpsc::Sender<Arrival>,
-    n_open: Arc<AtomicUsize>,
-}
-
 struct Process {
     env: Env,
     path: PathBuf,
     gateway: Arc<Gateway>,
-    lanes: Vec<Lane>,
     listeners: Mutex<BTreeMap<SocketAddr, Listening>>,
     /// Whether a successor was started and lives.
     has_successor: Arc<AtomicBool>,
@@ -144,12 +129,13 @@ async fn main(
     }
     // Nobody listens on what the file no longer names.
     drop(inherited);
-    let lanes = (0..n_lanes).map(|lane| start_lane(&gateway, lane)).collect::<Result<_, _>>()?;
+    for lane in 0..n_lanes {
+        start_lane(&gateway, lane)?;
+    }
     let process = Arc::new(Process {
         env: env.clone(),
         path,
         gateway: gateway.clone(),
-        lanes,
         listeners: Mutex::default(),
         has_successor: Arc::default(),
         complaint: watch::Sender::new(None),
@@ -182,39 +168,43 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 /// A thread that serves the connections it is handed.
-fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<Lane, Error> {
-    let (sender, mut arrivals) = mpsc::channel::<Arrival>(N_WAITING_MAX);
-    let n_open = Arc::new(AtomicUsize::new(0));
+fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<(), Error> {
+    let mut arrivals = gateway.lanes.open(lane);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (gateway, count) = (gateway.clone(), n_open.clone());
+    let gateway = gateway.clone();
     let serve = async move {
         let env = gateway.env().clone();
-        while let Some(Arrival { stream, from, at }) = arrivals.recv().await {
-            let acceptor = gateway.state().acceptors.get(&at).cloned();
-            let (gateway, count) = (gateway.clone(), count.clone());
+        while let Some(arrival) = arrivals.recv().await {
+            let gateway = gateway.clone();
             env.spawn("connection", async move {
-                let opened = || -> io::Result<tokio::net::TcpStream> {
-                    stream.set_nodelay(true)?;
-                    // A client whose host is gone says nothing; a tunnel would wait for ever.
-                    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-                    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-                    tokio::net::TcpStream::from_std(stream)
-                };
-                match opened() {
-                    Ok(stream) => {
-                        serve::connection(gateway, lane, Box::new(stream), from, acceptor).await;
-                    }
-                    // It was gone before it was served.
-                    Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
+                match arrival {
+                    Arrival::New { stream, from, at } => match opened(stream) {
+                        Ok(stream) => {
+                            let acceptor = gateway.state().acceptors.get(&at).cloned();
+                            let gateway = gateway.clone();
+                            serve::connection(gateway, lane, stream.into(), from, acceptor).await;
+                        }
+                        // It was gone before it was served.
+                        Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
+                    },
+                    Arrival::Moved(moved) => serve::moved(gateway.clone(), lane, moved).await,
                 }
-                count.fetch_sub(1, Relaxed);
+                gateway.lanes.left(lane);
             });
         }
     };
     std::thread::Builder::new()
         .name(format!("lane-{lane}"))
         .spawn(move || runtime.block_on(serve))?;
-    Ok(Lane { sender, n_open })
+    Ok(())
+}
+
+fn opened(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
+    stream.set_nodelay(true)?;
+    // A client whose host is gone says nothing; a tunnel would wait for ever.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    tokio::net::TcpStream::from_std(stream)
 }
 
 impl Process {
@@ -257,11 +247,8 @@ impl Process {
     }
 
     fn hand_over(&self, stream: tokio::net::TcpStream, from: SocketAddr, at: SocketAddr) {
-        let lane = self.lanes.iter().min_by_key(|lane| lane.n_open.load(Relaxed));
-        let (Some(lane), Ok(stream)) = (lane, stream.into_std()) else { return };
-        lane.n_open.fetch_add(1, Relaxed);
-        if lane.sender.try_send(Arrival { stream, from, at }).is_err() {
-            lane.n_open.fetch_sub(1, Relaxed);
+        let Ok(stream) = stream.into_std() else { return };
+        if !self.gateway.lanes.place(Arrival::New { stream, from, at }) {
             self.gateway.counters.n_refused_connections.fetch_add(1, Relaxed);
         }
     }

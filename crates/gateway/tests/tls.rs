@@ -79,7 +79,8 @@ async fn greet(
     let (near, far) = tokio::io::duplex(64 << 10);
     let stream: Stream = Box::new(far);
     let from = ([192, 0, 2, 1], 4000).into();
-    let serving = serve::connection(world.gateway.clone(), 0, stream, from, Some(acceptor.clone()));
+    let serving =
+        serve::connection(world.gateway.clone(), 0, stream.into(), from, Some(acceptor.clone()));
     world.env.spawn("connection", serving);
     connector.connect(ServerName::try_from(name.to_owned()).unwrap(), near).await
 }

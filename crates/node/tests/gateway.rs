@@ -334,6 +334,47 @@ fn the_api_brings_servers_and_takes_them_back() {
 }
 
 #[test]
+fn busy_connections_move_to_an_idle_thread() {
+    let mut fleet = Fleet::start("", 0);
+    let (port, process) = fleet.serve_after('a', 0, "0.05");
+    fleet.servers.insert(port, ('a', process));
+    let web = format!("[services.web]\nservers = [{}]", fleet.specs());
+    let gateway = Gateway::start(fleet.dir.path(), &web);
+    let ask = |stream: &mut TcpStream| {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\na") {
+            let mut bytes = [0; 1024];
+            let n = stream.read(&mut bytes).unwrap();
+            assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&bytes[..n]);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 "));
+    };
+    let connect = |_| {
+        let mut stream = TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        ask(&mut stream);
+        stream
+    };
+    // They go to the two threads in turn; then only those of one thread are used.
+    let all: Vec<TcpStream> = (0..40).map(connect).collect();
+    let (busy, idle): (Vec<_>, Vec<_>) =
+        all.into_iter().enumerate().partition(|(idx, _)| idx % 2 == 0);
+    std::thread::scope(|scope| {
+        for (_, mut stream) in busy {
+            let ask = &ask;
+            scope.spawn(move || (0..30).for_each(|_| ask(&mut stream)));
+        }
+    });
+    drop(idle);
+    let (_, metrics) = get(gateway.admin, "/metrics").unwrap();
+    let moved = metrics.lines().find(|line| line.contains("connections_moved_total")).unwrap();
+    let n: u64 = moved.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!((4..=20).contains(&n), "{moved}");
+}
+
+#[test]
 fn the_last_spans_are_sent_before_the_end() {
     let fleet = Fleet::start("a", 1);
     let collector = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -115,6 +115,11 @@ impl Snapshot {
                 "Connections closed because nothing came in time",
                 &counters.n_stood_still,
             ),
+            counter(
+                "connections_moved",
+                "Connections that moved to a thread with less to do",
+                &gateway.lanes.n_moved,
+            ),
             counter("connections_broken", "Connections that broke", &counters.n_broken_connections),
             counter("reloads", "Files taken over", &counters.n_reloads),
             counter("reloads_refused", "Files refused", &counters.n_bad_reloads),

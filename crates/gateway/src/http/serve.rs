@@ -13,11 +13,12 @@
 //! request's head and does not finish it (slow-loris) for `header_timeout`.
 
 use crate::config::Limits;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Open};
 use crate::http::body::AnswerBody;
 use crate::http::pool::Spawn;
 use crate::http::proxy::Client;
-use base::env::{Env, Instant, Stream};
+use crate::lanes::Moved;
+use base::env::{Duplex, Env, Instant, Stream};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, Version};
@@ -31,10 +32,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 /// How an HTTP/2 client begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -54,10 +56,17 @@ pub struct Pulse {
     is_http2: AtomicBool,
     /// Answers wait for the client to read.
     is_blocked: AtomicBool,
+    gateway: Arc<Gateway>,
+    lane: usize,
+    /// The lane that it had better move to; [`STAY`]: none.
+    to: AtomicUsize,
 }
 
+const STAY: usize = usize::MAX;
+
 impl Pulse {
-    fn new(env: &Env) -> Arc<Pulse> {
+    fn new(gateway: &Arc<Gateway>, lane: usize) -> Arc<Pulse> {
+        let env = gateway.env();
         Arc::new(Pulse {
             env: env.clone(),
             origin: env.now(),
@@ -66,12 +75,18 @@ impl Pulse {
             idle_us: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
+            gateway: gateway.clone(),
+            lane,
+            to: AtomicUsize::new(STAY),
         })
     }
 
     fn now_us(&self) -> u64 {
-        let gone = self.env.now().saturating_duration_since(self.origin);
-        u64::try_from(gone.as_micros()).unwrap_or(u64::MAX)
+        self.us_at(self.env.now())
+    }
+
+    fn us_at(&self, now: Instant) -> u64 {
+        micros(now.saturating_duration_since(self.origin))
     }
 
     /// Bytes came.
@@ -84,6 +99,7 @@ impl Pulse {
     /// A request's head is complete; it is under way until what this returns is dropped.
     pub fn begin(self: &Arc<Self>, version: Version) -> UnderWay {
         self.n_under_way.fetch_add(1, Relaxed);
+        self.gateway.lanes.begin(self.lane);
         self.head_us.store(0, Relaxed);
         if version == Version::HTTP_2 {
             self.is_http2.store(true, Relaxed);
@@ -91,12 +107,22 @@ impl Pulse {
         UnderWay(self.clone())
     }
 
-    /// Whether nothing has been under way, or begun, for this long.
-    fn is_idle(&self, span: Duration) -> bool {
+    /// Whether nothing is under way, or begun, or to be read by the client.
+    fn is_between(&self) -> bool {
         self.n_under_way.load(Relaxed) == 0
             && self.head_us.load(Relaxed) == 0
             && !self.is_blocked.load(Relaxed)
+    }
+
+    /// Whether that has been so for this long.
+    fn is_idle(&self, span: Duration) -> bool {
+        self.is_between()
             && self.now_us().saturating_sub(self.idle_us.load(Relaxed)) >= micros(span)
+    }
+
+    /// Whether the next request had better come elsewhere.
+    fn is_leaving(&self) -> bool {
+        self.to.load(Relaxed) != STAY && self.is_between()
     }
 
     /// How much longer the connection may stay as it is; none: it is to end.
@@ -124,16 +150,46 @@ pub struct UnderWay(Arc<Pulse>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.idle_us.store(self.0.now_us(), Relaxed);
-        self.0.head_us.store(0, Relaxed);
-        self.0.n_under_way.fetch_sub(1, Relaxed);
+        let pulse = &self.0;
+        let now = pulse.env.now();
+        pulse.idle_us.store(pulse.us_at(now), Relaxed);
+        pulse.head_us.store(0, Relaxed);
+        pulse.n_under_way.fetch_sub(1, Relaxed);
+        pulse.to.store(pulse.gateway.lanes.end(now, pulse.lane).unwrap_or(STAY), Relaxed);
+    }
+}
+
+/// How the client is reached.
+pub enum Wire {
+    Tcp(TcpStream),
+    Other(Stream),
+}
+
+impl From<TcpStream> for Wire {
+    fn from(stream: TcpStream) -> Wire {
+        Wire::Tcp(stream)
+    }
+}
+
+impl From<Stream> for Wire {
+    fn from(stream: Stream) -> Wire {
+        Wire::Other(stream)
+    }
+}
+
+impl Wire {
+    fn get(&mut self) -> Pin<&mut dyn Duplex> {
+        match self {
+            Wire::Tcp(stream) => Pin::new(stream),
+            Wire::Other(stream) => Pin::new(&mut **stream),
+        }
     }
 }
 
 /// The client's stream: tells the pulse of bytes that come, and holds those that were read to see
 /// which protocol they are of.
 struct Watched {
-    stream: Stream,
+    wire: Wire,
     pulse: Arc<Pulse>,
     ahead: [u8; PREFACE.len()],
     n_ahead: usize,
@@ -150,8 +206,8 @@ enum First {
 }
 
 impl Watched {
-    fn new(stream: Stream, pulse: Arc<Pulse>) -> Watched {
-        Watched { stream, pulse, ahead: [0; PREFACE.len()], n_ahead: 0, rest: Bytes::new() }
+    fn new(wire: Wire, pulse: Arc<Pulse>, rest: Bytes) -> Watched {
+        Watched { wire, pulse, ahead: [0; PREFACE.len()], n_ahead: 0, rest }
     }
 
     /// Waits for bytes, as many as it takes to tell the protocol.
@@ -168,7 +224,7 @@ impl Watched {
                 return Poll::Ready(First::Http1);
             }
             let mut buffer = ReadBuf::new(&mut self.ahead[self.n_ahead..]);
-            if ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)).is_err() {
+            if ready!(self.wire.get().poll_read(cx, &mut buffer)).is_err() {
                 return Poll::Ready(First::Nothing);
             }
             match buffer.filled().len() {
@@ -202,7 +258,7 @@ impl AsyncRead for Watched {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let polled = self.wire.get().poll_read(cx, buffer);
         if buffer.filled().len() > before {
             self.pulse.read();
         }
@@ -216,7 +272,7 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let polled = self.wire.get().poll_write(cx, bytes);
         self.pulse.is_blocked.store(polled.is_pending(), Relaxed);
         polled
     }
@@ -226,21 +282,24 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        let polled = self.wire.get().poll_write_vectored(cx, parts);
         self.pulse.is_blocked.store(polled.is_pending(), Relaxed);
         polled
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.wire {
+            Wire::Tcp(stream) => stream.is_write_vectored(),
+            Wire::Other(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.wire.get().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.wire.get().poll_shutdown(cx)
     }
 }
 
@@ -275,20 +334,24 @@ struct Serving {
 pub async fn connection(
     gateway: Arc<Gateway>,
     lane: usize,
-    stream: Stream,
+    wire: Wire,
     from: SocketAddr,
     acceptor: Option<crate::tls::Acceptor>,
 ) {
-    let Some(_open) = gateway.open_connection() else { return };
+    let Some(open) = gateway.open_connection() else { return };
     let env = gateway.env().clone();
     let limits = gateway.state().limits.clone();
     let is_tls = acceptor.is_some();
-    let stream = match acceptor {
-        None => stream,
+    let wire = match acceptor {
+        None => wire,
         Some(acceptor) => {
+            let stream = match wire {
+                Wire::Tcp(stream) => Box::new(stream),
+                Wire::Other(stream) => stream,
+            };
             let greeting = Box::pin(acceptor.accept(stream));
             match env.timeout(limits.header_timeout, greeting).await {
-                Some(Ok(stream)) => stream,
+                Some(Ok(stream)) => Wire::Other(stream),
                 Some(Err(error)) => {
                     tracing::debug!(%from, %error, "a TLS greeting failed");
                     gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
@@ -301,23 +364,62 @@ pub async fn connection(
             }
         }
     };
-    let pulse = Pulse::new(&env);
-    let Ok(forwarded_for) = HeaderValue::try_from(from.ip().to_string()) else { return };
-    let client = Client { lane, address: from, forwarded_for, is_tls, pulse: pulse.clone() };
+    let pulse = Pulse::new(&gateway, lane);
+    let io = Watched::new(wire, pulse, Bytes::new());
+    serve(gateway, io, Visit { open, from, is_tls, linger: LINGER }).await;
+}
+
+/// Serves a client that comes from another lane, as [`connection`] does.
+pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
+    let Moved { stream, from, rest, open } = moved;
+    match TcpStream::from_std(stream) {
+        Ok(stream) => {
+            let pulse = Pulse::new(&gateway, lane);
+            // It is between two requests.
+            pulse.head_us.store(u64::from(!rest.is_empty()), Relaxed);
+            let io = Watched::new(stream.into(), pulse, rest);
+            serve(gateway, io, Visit { open, from, is_tls: false, linger: Duration::ZERO }).await;
+        }
+        Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
+    }
+}
+
+/// A client that is here.
+struct Visit {
+    open: Open,
+    from: SocketAddr,
+    is_tls: bool,
+    /// How long its next request is waited for when the gateway stops.
+    linger: Duration,
+}
+
+async fn serve(gateway: Arc<Gateway>, mut io: Watched, mut visit: Visit) {
+    let Ok(forwarded_for) = HeaderValue::try_from(visit.from.ip().to_string()) else { return };
+    let pulse = io.pulse.clone();
+    let client = Client {
+        lane: pulse.lane,
+        address: visit.from,
+        forwarded_for,
+        is_tls: visit.is_tls,
+        pulse: pulse.clone(),
+    };
     let requests = Requests { gateway: gateway.clone(), client };
-    let serving = Serving { gateway, env, limits, pulse: pulse.clone() };
-    let mut io = Watched::new(stream, pulse);
-    let mut linger = LINGER;
+    let (env, limits) = (gateway.env().clone(), gateway.state().limits.clone());
+    let serving = Serving { gateway, env, limits, pulse };
     loop {
-        let first = serving.first(&mut io, std::mem::take(&mut linger)).await;
+        let first = serving.first(&mut io, std::mem::take(&mut visit.linger)).await;
         match first {
             First::Nothing => return,
             First::Http2 => return Box::pin(serving.http2(io, requests)).await,
             First::Http1 => match Box::pin(serving.http1(io, requests.clone())).await {
-                Some(idle) => io = idle,
+                Some(back) => io = back,
                 None => return,
             },
         }
+        (io, visit) = match serving.move_on(io, visit) {
+            Some(stays) => stays,
+            None => return,
+        };
     }
 }
 
@@ -350,7 +452,29 @@ impl Serving {
         left
     }
 
-    /// Serves until the connection ends, or is idle: then it comes back.
+    /// Hands the connection to the lane that it had better be in; it comes back if it stays.
+    fn move_on(&self, io: Watched, visit: Visit) -> Option<(Watched, Visit)> {
+        let to = self.pulse.to.swap(STAY, Relaxed);
+        let room = if to == STAY { None } else { self.gateway.lanes.room(to) };
+        let (Some(room), 0) = (room, io.n_ahead) else { return Some((io, visit)) };
+        let Watched { wire, pulse, ahead, n_ahead, rest } = io;
+        let wire = match wire {
+            Wire::Tcp(stream) => {
+                match stream.into_std() {
+                    Ok(stream) => {
+                        let moved = Moved { stream, from: visit.from, rest, open: visit.open };
+                        self.gateway.lanes.take_over(to, room, moved);
+                    }
+                    Err(error) => tracing::debug!(%error, "a connection was lost"),
+                }
+                return None;
+            }
+            other => other,
+        };
+        Some((Watched { wire, pulse, ahead, n_ahead, rest }, visit))
+    }
+
+    /// Serves until the connection ends, or is idle, or had better move: then it comes back.
     async fn http1(&self, io: Watched, requests: Requests) -> Option<Watched> {
         let mut builder = http1::Builder::new();
         builder
@@ -359,6 +483,7 @@ impl Serving {
             .header_read_timeout(None)
             .max_headers(self.limits.n_headers_max)
             .max_buf_size(self.limits.header_bytes_max.max(8192));
+        let can_move = matches!(io.wire, Wire::Tcp(_));
         let mut connection = builder.serve_connection(TokioIo::new(io), requests).with_upgrades();
         let mut stopping = self.gateway.stopping();
         let mut is_stopping = false;
@@ -367,12 +492,19 @@ impl Serving {
             tokio::select! {
                 // First, so that a request that has come is read before hyper hears of the stop.
                 biased;
-                ended = &mut connection => {
-                    if let Err(error) = ended {
-                        self.gateway.count_broken(&error);
+                ended = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+                    Poll::Pending if can_move && !is_stopping && self.pulse.is_leaving() => {
+                        Poll::Ready(None)
                     }
-                    return None;
-                }
+                    polled => polled.map(Some),
+                }) => match ended {
+                    Some(Ok(())) => return None,
+                    Some(Err(error)) => {
+                        self.gateway.count_broken(&error);
+                        return None;
+                    }
+                    None => break,
+                },
                 () = alarm.as_mut() => {
                     let left = self.left()?;
                     if self.pulse.is_idle(PARK_AFTER) && !is_stopping {

@@ -139,7 +139,7 @@ impl World {
         let (near, far) = tokio::io::duplex(256 << 10);
         let stream: Stream = Box::new(far);
         let from = SocketAddr::from(([192, 0, 2, 1], 4000));
-        let serving = serve::connection(self.gateway.clone(), 0, stream, from, None);
+        let serving = serve::connection(self.gateway.clone(), 0, stream.into(), from, None);
         self.env.spawn("connection", serving);
         near
     }
