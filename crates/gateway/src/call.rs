@@ -134,6 +134,11 @@ impl Stay {
         self.rest.get_or_insert(is_well);
     }
 
+    /// The rest of the answer cannot come, and it is not the server's fault.
+    pub fn has_no_end(&mut self) {
+        self.may_break = false;
+    }
+
     /// Gives the place in the bulkhead back: the request has become a connection, which may stay
     /// for days.
     pub fn leave(&mut self) {

@@ -100,6 +100,11 @@ impl Lanes {
         room.send(Arrival::Moved(moved));
     }
 
+    /// Connections of all lanes, those that wait among them.
+    pub fn n_open(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.n_open.load(Relaxed)).sum()
+    }
+
     /// A connection is no longer this lane's.
     pub fn left(&self, lane: usize) {
         self.lanes[lane].n_open.fetch_sub(1, Relaxed);
@@ -109,11 +114,12 @@ impl Lanes {
         self.lanes[lane].n_under_way.fetch_add(1, Relaxed);
     }
 
-    /// A request has ended; the lane that has much less to do, if one is seen.
-    pub fn end(&self, now: Instant, lane: usize) -> Option<usize> {
+    /// A request has ended; the lane that has much less to do, if one is seen and its connection
+    /// can move.
+    pub fn end(&self, now: Instant, lane: usize, can_move: bool) -> Option<usize> {
         let mine = self.lanes[lane].n_under_way.fetch_sub(1, Relaxed);
         let n_others = self.lanes.len() - 1;
-        if mine <= BY_CHANCE || n_others == 0 {
+        if mine <= BY_CHANCE || n_others == 0 || !can_move {
             return None;
         }
         // Another one each time, as good as drawn.
@@ -141,20 +147,20 @@ mod tests {
         for _ in 0..20 {
             lanes.begin(0);
         }
-        assert_eq!(lanes.end(now, 0), Some(1), "20 against none");
-        assert_eq!(lanes.end(now, 0), None, "one at a time");
+        assert_eq!(lanes.end(now, 0, true), Some(1), "20 against none");
+        assert_eq!(lanes.end(now, 0, true), None, "one at a time");
         let later = now + MOVE_EVERY;
-        assert_eq!(lanes.end(later, 0), Some(1), "18 against none");
+        assert_eq!(lanes.end(later, 0, true), Some(1), "18 against none");
         let later = later + MOVE_EVERY;
         for _ in 0..5 {
             lanes.begin(1);
         }
-        assert_eq!(lanes.end(later, 0), None, "17 against 5 may be chance");
-        assert_eq!(lanes.end(later, 1), None);
+        assert_eq!(lanes.end(later, 0, true), None, "17 against 5 may be chance");
+        assert_eq!(lanes.end(later, 1, true), None);
         let alone = Lanes::new(now, 1);
         for _ in 0..100 {
             alone.begin(0);
         }
-        assert_eq!(alone.end(now, 0), None);
+        assert_eq!(alone.end(now, 0, true), None);
     }
 }

@@ -44,6 +44,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PREDECESSOR: &str = "ATOLL_GATEWAY_PREDECESSOR";
 /// A client that has been silent for this long is asked whether it is there, by TCP.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// How long the last spans may take to be sent.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Connections that may wait to be accepted, as many as most systems allow.
 const N_NEWCOMERS_MAX: i32 = 4096;
 
@@ -122,7 +124,11 @@ async fn main(
     let addresses = config.listeners.iter().map(|listener| listener.address).chain(config.admin);
     for address in addresses {
         let listener = match inherited.remove(&address) {
-            Some(listener) => listener,
+            Some(listener) => {
+                // Its maker may have had less room for newcomers.
+                rustix::net::listen(&listener, N_NEWCOMERS_MAX).map_err(io::Error::from)?;
+                listener
+            }
             None => listen(address)?,
         };
         bound.insert(address, listener);
@@ -394,7 +400,9 @@ impl Process {
         tokio::task::yield_now().await;
         self.gateway.stop();
         let is_idle = async {
-            while self.gateway.n_connections() > 0 || self.gateway.n_requests() > 0 {
+            let gateway = &self.gateway;
+            let n_left = || gateway.n_connections() + gateway.lanes.n_open();
+            while n_left() > 0 || gateway.n_requests() > 0 {
                 self.env.sleep(Duration::from_millis(10)).await;
             }
         };
@@ -405,7 +413,10 @@ impl Process {
             );
         }
         if let Some(traces) = &self.gateway.state().traces {
-            traces.send_all(&self.env).await;
+            let sent = self.env.timeout(LAST_WORDS, traces.send_all(&self.env)).await;
+            if sent.is_none() {
+                tracing::warn!("the collector of traces is too slow for the last spans");
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// One request.
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Entry {
     /// Microseconds since 1970, when the request came.
     pub at_us: i64,
@@ -65,7 +65,7 @@ impl Record {
     pub fn end(self) {
         let entry = Arc::new(self.entry);
         if let Some(traces) = self.traces {
-            traces.add(entry.clone());
+            traces.add(&entry);
         }
         if let Some(log) = self.log {
             log.write(entry);

@@ -24,6 +24,8 @@ use std::time::Duration;
 const N_WAITING_MAX: usize = 8192;
 /// Spans of one message.
 const N_BATCH_MAX: usize = 512;
+/// Characters of a text in a span.
+const TEXT_MAX: usize = 256;
 /// How often spans are sent.
 const SEND_EVERY: Duration = Duration::from_secs(1);
 /// How long the collector may take for a message.
@@ -31,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Traces {
     pub config: config::Traces,
-    waiting: Mutex<Vec<Arc<Entry>>>,
+    waiting: Mutex<Vec<Entry>>,
     sent_at: Mutex<Option<Instant>>,
     is_sending: AtomicBool,
     is_failing: AtomicBool,
@@ -78,7 +80,16 @@ impl Traces {
         })
     }
 
-    pub fn add(&self, entry: Arc<Entry>) {
+    /// Takes what is said of it: without the query, which may hold what is nobody else's
+    /// business, and no more of a text than fits a line. Clients choose how long these are.
+    pub fn add(&self, entry: &Entry) {
+        let path = entry.path.split('?').next().unwrap_or_default();
+        let entry = Entry {
+            path: cut(path),
+            host: cut(&entry.host),
+            reason: cut(&entry.reason),
+            ..entry.clone()
+        };
         let mut waiting = self.waiting.lock();
         match waiting.len() < N_WAITING_MAX {
             true => waiting.push(entry),
@@ -110,7 +121,7 @@ impl Traces {
     /// Sends what waits, until the collector does not take something.
     pub async fn send_all(&self, env: &Env) {
         loop {
-            let batch: Vec<Arc<Entry>> = {
+            let batch: Vec<Entry> = {
                 let mut waiting = self.waiting.lock();
                 let n = waiting.len().min(N_BATCH_MAX);
                 waiting.drain(..n).collect()
@@ -141,7 +152,7 @@ impl Traces {
     }
 
     /// The newest are worth most: what finds no room are the oldest.
-    fn put_back(&self, mut batch: Vec<Arc<Entry>>) -> usize {
+    fn put_back(&self, mut batch: Vec<Entry>) -> usize {
         let mut waiting = self.waiting.lock();
         batch.append(&mut waiting);
         let n_over = batch.len().saturating_sub(N_WAITING_MAX);
@@ -168,6 +179,10 @@ impl Traces {
     }
 }
 
+fn cut(text: &str) -> String {
+    text.chars().take(TEXT_MAX).collect()
+}
+
 /// A name's addresses are tried one after the other: `localhost` has two, as a rule.
 async fn connect(env: &Env, host: &str, port: u16) -> io::Result<Stream> {
     let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
@@ -185,8 +200,8 @@ async fn connect(env: &Env, host: &str, port: u16) -> io::Result<Stream> {
     Err(last)
 }
 
-fn message(config: &config::Traces, batch: &[Arc<Entry>]) -> Value {
-    let spans: Vec<Value> = batch.iter().map(|entry| span(entry)).collect();
+fn message(config: &config::Traces, batch: &[Entry]) -> Value {
+    let spans: Vec<Value> = batch.iter().map(span).collect();
     json!({ "resourceSpans": [{
         "resource": { "attributes": [
             text("service.name", &config.name),
@@ -202,10 +217,9 @@ fn span(entry: &Entry) -> Value {
     const STATUS_ERROR: u8 = 2;
     let began_ns = i128::from(entry.at_us) * 1000;
     let ended_ns = began_ns + entry.took.as_nanos() as i128;
-    let path = entry.path.split('?').next().unwrap_or_default();
     let mut attributes = vec![
         text("http.request.method", &entry.method),
-        text("url.path", path),
+        text("url.path", &entry.path),
         text("server.address", &entry.host),
         text("client.address", &entry.client),
         number("http.response.status_code", entry.status.into()),

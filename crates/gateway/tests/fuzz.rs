@@ -142,6 +142,7 @@ async fn clients_may_send_anything() {
     let (seed, end_us) = seed_and_end();
     let mut rng = SmallRng::seed_from_u64(seed);
     let world = World::new(ONE);
+    gateway::upkeep::start(&world.gateway);
     let echo = handler(|request| async move {
         use http_body_util::BodyExt;
         // What cannot be read is the gateway's to say.
@@ -168,6 +169,7 @@ async fn servers_may_answer_anything() {
     let (seed, end_us) = seed_and_end();
     let mut rng = SmallRng::seed_from_u64(seed);
     let world = World::new(ONE);
+    gateway::upkeep::start(&world.gateway);
     let address = SocketAddr::from(([10, 0, 0, 1], 1));
     let mut listener = world.env.net().listen(address).await.unwrap();
     let env = world.env.clone();
@@ -183,7 +185,8 @@ async fn servers_may_answer_anything() {
                     && stream.write_all(&answer).await.is_ok()
                     && !closes
                 {
-                    std::future::pending::<()>().await;
+                    // Longer than anybody waits for it.
+                    tokio::time::sleep(Duration::from_secs(150)).await;
                 }
             });
         }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{World, handler, says, status};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::AbortHandle;
 
 const ONE: &str = r#"
@@ -858,6 +859,69 @@ async fn requests_share_http2_connections_a_hundred_on_each() {
     world.gateway.state().backends["web"].upstream.sweep(world.env.now());
     assert_eq!(world.client().await.get("/").await.0, 200);
     assert_eq!(connections.n(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_body_is_never_a_request() {
+    let world = World::new(
+        &ONE.replace("[services", "[[routes]]\npath = \"/known\"\nservice = \"web\"\n[services"),
+    );
+    let (asked, _) = world.server(1, handler(|_| async { says("known") })).await;
+    // The answer comes before the body does, and the connection is idle for long.
+    let mut stream = world.connect();
+    let head = "POST /unknown HTTP/1.1\r\nhost: h\r\ncontent-length: 20000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let hidden = b"GET /known HTTP/1.1\r\nhost: h\r\n\r\n";
+    stream.write_all(hidden).await.ok();
+    let mut answer = Vec::new();
+    world.env.timeout(Duration::from_secs(90), stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    assert_eq!((answer.matches("HTTP/1.1").count(), asked.n()), (1, 0), "{answer}");
+
+    // The same where the server answers early.
+    let early = handler(|_| async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        status(413)
+    });
+    let world = World::new(ONE);
+    let (asked, _) = world.server(1, early).await;
+    let mut stream = world.connect();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    stream.write_all(hidden).await.ok();
+    let mut answer = Vec::new();
+    world.env.timeout(Duration::from_secs(90), stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert_eq!((answer.matches("HTTP/1.1").count(), asked.n()), (1, 1), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_breaks_off_its_body_is_not_its_servers_fault() {
+    let world = World::new(ONE);
+    // Sends a head at once, and then what it is sent.
+    let echo = handler(|request| async move {
+        let frames = futures::StreamExt::filter_map(
+            http_body_util::BodyStream::new(request.into_body()),
+            |frame| async { frame.ok().map(Ok) },
+        );
+        http::Response::new(http_body_util::BodyExt::boxed(http_body_util::StreamBody::new(frames)))
+    });
+    world.server(1, echo).await;
+    for _ in 0..40 {
+        let mut stream = world.connect();
+        let begin = "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+        stream.write_all(begin.as_bytes()).await.unwrap();
+        let mut bytes = [0; 1024];
+        assert!(stream.read(&mut bytes).await.unwrap() > 0);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        stream.write_all(b"no chunk\r\n").await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+    }
+    assert_eq!(out(&world, 1), None);
+    assert_eq!(world.client().await.post("/", "still").await, (StatusCode::OK, "still".into()));
 }
 
 #[tokio::test(start_paused = true)]

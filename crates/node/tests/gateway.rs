@@ -375,6 +375,39 @@ fn busy_connections_move_to_an_idle_thread() {
 }
 
 #[test]
+fn the_rest_of_a_body_does_not_move() {
+    let mut fleet = Fleet::start("", 0);
+    let (port, process) = fleet.serve_after('a', 0, "1");
+    fleet.servers.insert(port, ('a', process));
+    let web = format!(
+        "routes = [{{ path = \"/known\", service = \"web\" }}]\n[services.web]\nservers = [{}]",
+        fleet.specs()
+    );
+    let gateway = Gateway::start(fleet.dir.path(), &web);
+    let connect = |_| TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
+    // They go to the two threads in turn; one of those has all the work.
+    let mut all: Vec<TcpStream> = (0..41).map(connect).collect();
+    until("them all", || gateway.state()["n_connections"] == 41);
+    for stream in all.iter_mut().take(40).step_by(2) {
+        stream.write_all(b"GET /known HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+    }
+    until("all of them under way", || gateway.state()["n_requests"] == 20);
+    let stream = &mut all[40];
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let head = "POST /unknown HTTP/1.1\r\nhost: test\r\ncontent-length: 20000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = vec![0; 4096];
+    let n = stream.read(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer[..n]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    stream.write_all(b"GET /known HTTP/1.1\r\nhost: test\r\n\r\n").ok();
+    let mut rest = String::new();
+    // Closed in peace, or reset, as what was sent is not wanted.
+    stream.read_to_string(&mut rest).ok();
+    assert_eq!(rest, "", "a body's rest was taken for a request");
+}
+
+#[test]
 fn the_last_spans_are_sent_before_the_end() {
     let fleet = Fleet::start("a", 1);
     let collector = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -69,6 +69,8 @@ pub enum Slot {
 
 /// Where raft-engine's logical end is kept while it differs from the physical one.
 const CUT_SLOT: u8 = 0;
+/// How often entries are looked for that seem damaged.
+const N_READS_MAX: usize = 3;
 
 /// Called on the writer thread, only after the sync succeeded.
 pub type Done = Box<dyn FnOnce() + Send>;
@@ -297,6 +299,26 @@ impl Log {
         range: Range<u64>,
         max_bytes: usize,
     ) -> Result<Vec<Entry>> {
+        for _ in 1..N_READS_MAX {
+            // Files are rewritten and given back under a reader's hands, who finds the entries in
+            // their new place when he looks again.
+            match self.read_once(tablet, range.clone(), max_bytes) {
+                Err(error) => tracing::debug!(%tablet, %error, "reading the log again"),
+                found => return found,
+            }
+        }
+        // Whoever asks may give up his tablet and no more: the others would go on for ever beside
+        // a replica that is dead, on a disk that forgets.
+        let halt = |error: &Error| self.inner.halt(error.to_string());
+        self.read_once(tablet, range, max_bytes).inspect_err(halt)
+    }
+
+    fn read_once(
+        &self,
+        tablet: TabletId,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
         let mut left_bytes = max_bytes;
         let (old, new) = {
@@ -328,17 +350,13 @@ impl Log {
                 let (first, next) = self.bounds(tablet).map_or((0, 0), |(f, last)| (f, last + 1));
                 if first > old.start || next < old.end {
                     // Purged or cut meanwhile: answer what is left.
-                    return self.read(
+                    return self.read_once(
                         tablet,
                         range.start.max(first)..range.end.min(next),
                         max_bytes,
                     );
                 }
-                // Whoever asks may give up his tablet and no more: the others would go on for ever
-                // beside a replica that is dead, on a disk that forgets.
-                let error = engine_error(error, &self.inner.dir, &self.inner.data_dir);
-                self.inner.halt(error.to_string());
-                return Err(error);
+                return Err(engine_error(error, &self.inner.dir, &self.inner.data_dir));
             }
             let mut left_bytes = max_bytes;
             for raw in raw {

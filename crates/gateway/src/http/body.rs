@@ -3,6 +3,7 @@
 
 use crate::http::ending::Ending;
 use crate::http::headers;
+use crate::http::serve::Pulse;
 use crate::stale::Capture;
 use base::env::Env;
 use bytes::Bytes;
@@ -10,6 +11,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -92,16 +95,34 @@ fn length(bytes: &Bytes) -> u64 {
     bytes.len() as u64
 }
 
+/// What becomes of a body that a client sends while it is passed on.
+pub struct Upload {
+    pulse: Arc<Pulse>,
+    has_failed: AtomicBool,
+}
+
+impl Upload {
+    pub fn new(pulse: Arc<Pulse>) -> Arc<Upload> {
+        Arc::new(Upload { pulse, has_failed: AtomicBool::new(false) })
+    }
+}
+
 /// A request's body on its way to a server.
 pub struct RequestBody {
     content: Content,
     n_left: u64,
     n_max: u64,
+    pub upload: Option<Arc<Upload>>,
 }
 
 impl RequestBody {
     pub fn bytes(bytes: Bytes) -> RequestBody {
-        RequestBody { content: Content::bytes(bytes), n_left: u64::MAX, n_max: u64::MAX }
+        RequestBody {
+            content: Content::bytes(bytes),
+            n_left: u64::MAX,
+            n_max: u64::MAX,
+            upload: None,
+        }
     }
 
     pub fn stream(
@@ -109,10 +130,11 @@ impl RequestBody {
         incoming: Incoming,
         idle: Duration,
         n_max: Option<u64>,
+        upload: Arc<Upload>,
     ) -> RequestBody {
         let n_max = n_max.unwrap_or(u64::MAX);
         let content = Content::Stream(Moving::new(env, incoming, idle));
-        RequestBody { content, n_left: n_max, n_max }
+        RequestBody { content, n_left: n_max, n_max, upload: Some(upload) }
     }
 }
 
@@ -121,12 +143,19 @@ impl Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
-        let frame = ready!(self.content.poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
-            let n = frame.data_ref().map_or(0, length);
+        let mut frame = ready!(self.content.poll_frame(cx));
+        if let Some(Ok(data)) = &frame {
+            let n = data.data_ref().map_or(0, length);
             match self.n_left.checked_sub(n) {
                 Some(left) => self.n_left = left,
-                None => return Poll::Ready(Some(Err(Error::TooLarge(self.n_max)))),
+                None => frame = Some(Err(Error::TooLarge(self.n_max))),
+            }
+        }
+        if let Some(upload) = &self.upload {
+            match &frame {
+                Some(Err(_)) => upload.has_failed.store(true, Relaxed),
+                Some(Ok(data)) if data.is_data() && !self.content.is_end_stream() => {}
+                _ => upload.pulse.has_read(),
             }
         }
         Poll::Ready(frame)
@@ -161,6 +190,10 @@ impl AnswerBody {
 
     pub fn hold(&mut self, ending: Ending) {
         self.ending = Some(Box::new(ending));
+        // Nobody asks for what is not there.
+        if self.content.is_end_stream() {
+            self.ended(true);
+        }
     }
 
     pub fn capture(&mut self, capture: Capture) {
@@ -170,8 +203,14 @@ impl AnswerBody {
     fn ended(&mut self, is_well: bool) {
         let capture = self.capture.take();
         let Some(ending) = &mut self.ending else { return };
+        // A server cannot end its answer to a question that broke off.
+        let upload = ending.upload.as_ref();
+        let is_clients = upload.is_some_and(|upload| upload.has_failed.load(Relaxed));
         if let Some(stay) = &mut ending.stay {
-            stay.ended(is_well);
+            match is_clients && !is_well {
+                true => stay.has_no_end(),
+                false => stay.ended(is_well),
+            }
         }
         match capture {
             Some(capture) if is_well => capture.finish(ending.now()),
@@ -196,16 +235,21 @@ impl Body for AnswerBody {
                         capture.data(bytes);
                     }
                 }
-                if frame.trailers_ref().is_some_and(headers::is_grpc_failure) {
+                let trailers = frame.trailers_ref();
+                if trailers.is_some_and(headers::is_grpc_failure) {
                     self.ended(false);
                 }
                 // Whoever sees the end here asks no more.
-                if self.content.is_end_stream() {
+                if trailers.is_some() || self.content.is_end_stream() {
                     self.ended(true);
                 }
             }
-            Some(Err(_)) => {
-                self.ended(false);
+            Some(Err(error)) => {
+                // A stream may be silent for long, and is no sign of a server that fails.
+                match error {
+                    Error::StoodStill(_) => self.capture = None,
+                    _ => self.ended(false),
+                }
                 if let Some(ending) = &mut self.ending {
                     ending.is_broken = true;
                 }

@@ -3,6 +3,7 @@
 
 use crate::backend::Backend;
 use crate::call::Stay;
+use crate::http::body::Upload;
 use crate::http::pool::Loan;
 use crate::http::serve::UnderWay;
 use crate::record::Record;
@@ -29,6 +30,7 @@ pub struct Ending {
     pub is_broken: bool,
     pub backend: Option<Arc<Backend>>,
     pub record: Option<Box<Record>>,
+    pub upload: Option<Arc<Upload>>,
     /// Dropped in this order: the connection is free before somebody else is let in.
     pub loan: Option<Loan>,
     pub stay: Option<Stay>,

@@ -27,6 +27,8 @@ const N_IDLE_MAX: usize = 512;
 /// Requests at once on an HTTP/2 connection; beyond, another one is opened. Common servers allow
 /// 100 to 250.
 const N_STREAMS_MAX: usize = 100;
+/// HTTP/2 connections to one server, in each lane; beyond, requests share what there is.
+const N_SHARED_MAX: usize = 16;
 
 /// A service, and how it is spoken to.
 pub struct Upstream {
@@ -139,7 +141,13 @@ impl Upstream {
             }
         };
         if let Sender::Http2(shared) = &sender {
-            self.lanes[lane].lock().shelf(attempt).shared.push(shared.clone());
+            let mut pool = self.lanes[lane].lock();
+            let shelf = pool.shelf(attempt);
+            // Many may have been opened at once; those for which there is no place end with
+            // their request.
+            if shelf.shared.len() < N_SHARED_MAX {
+                shelf.shared.push(shared.clone());
+            }
         }
         Ok(loan(sender, true))
     }
@@ -149,7 +157,11 @@ impl Upstream {
         let shelf = pool.shelf(attempt);
         if self.protocol == Protocol::Http2 {
             shelf.shared.retain(|shared| !shared.sender.is_closed());
-            let free = shelf.shared.iter().find(|shared| shared.n_users() < N_STREAMS_MAX);
+            let mut shared = shelf.shared.iter();
+            let free = match shelf.shared.len() < N_SHARED_MAX {
+                true => shared.find(|shared| shared.n_users() < N_STREAMS_MAX),
+                false => shared.min_by_key(|shared| shared.n_users()),
+            };
             return free.cloned().map(Sender::Http2);
         }
         // The one used last is the likeliest to be open still.

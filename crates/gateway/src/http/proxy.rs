@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::call::{self, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
 use crate::config::{self, Protocol, Route};
 use crate::gateway::{Gateway, State};
-use crate::http::body::{AnswerBody, RequestBody};
+use crate::http::body::{AnswerBody, RequestBody, Upload};
 use crate::http::ending::{Ending, Place};
 use crate::http::headers::{self, Trace};
 use crate::http::pool::Loan;
@@ -130,7 +130,6 @@ fn percent(text: &str) -> String {
 struct Outgoing {
     method: Method,
     path: PathAndQuery,
-    host: String,
     headers: HeaderMap,
     upgrade: Option<HeaderValue>,
     /// Taken by the attempt that sends it; small ones can be sent again.
@@ -150,6 +149,7 @@ struct Asked {
     stale_key: Option<String>,
     trace: Trace,
     record: Option<Box<Record>>,
+    upload: Option<Arc<Upload>>,
     backend: Option<Arc<Backend>>,
     place: Option<Place>,
 }
@@ -161,7 +161,8 @@ impl Gateway {
         client: Client,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
-        let under_way = client.pulse.begin(request.version());
+        let has_body = !request.body().is_end_stream();
+        let under_way = client.pulse.begin(request.version(), has_body);
         let state = self.state();
         let traces = state.traces.as_ref();
         let share = traces.map_or(0.0, |traces| traces.config.share);
@@ -172,6 +173,7 @@ impl Gateway {
             stale_key: None,
             trace,
             record: Record::begin(trace, self.log(), traces),
+            upload: None,
             backend: None,
             place: None,
         };
@@ -193,6 +195,7 @@ impl Gateway {
             is_broken: false,
             backend: asked.backend,
             record: asked.record,
+            upload: asked.upload,
             loan,
             stay,
             place: asked.place,
@@ -210,19 +213,20 @@ impl Gateway {
         asked: &mut Asked,
     ) -> Result<Answer, Own> {
         let (mut parts, body) = request.into_parts();
-        let host = host_of(&parts).ok_or_else(|| {
-            self.counters.n_bad_requests.fetch_add(1, Relaxed);
-            Own::new(StatusCode::BAD_REQUEST, "the request names no host")
-        })?;
+        let host = host_of(&parts);
         if let Some(record) = &mut asked.record {
             let entry = &mut record.entry;
             entry.at_us = self.env().wall_us();
             entry.client = client.address.to_string();
             entry.method = parts.method.to_string();
-            entry.host.clone_from(&host);
+            entry.host = host.clone().unwrap_or_default();
             entry.path =
                 parts.uri.path_and_query().map(|path| path.to_string()).unwrap_or_default();
         }
+        let host = host.ok_or_else(|| {
+            self.counters.n_bad_requests.fetch_add(1, Relaxed);
+            Own::new(StatusCode::BAD_REQUEST, "the request names no host")
+        })?;
         if parts.method == Method::CONNECT {
             let text = "this is no forward proxy: CONNECT is not served";
             return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, text));
@@ -275,7 +279,7 @@ impl Gateway {
         headers::forward(&mut parts.headers, &client.forwarded_for, client.is_tls);
         asked.trace.set(&mut parts.headers);
         headers::apply(&route.request_headers, &mut parts.headers);
-        let outgoing = self.outgoing(state, route, parts, host, upgrade, body).await?;
+        let outgoing = self.outgoing(state, client, route, parts, upgrade, body).await?;
 
         let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
         let limit = asked_for.map_or(own_time, |asked_for| asked_for.min(own_time));
@@ -285,6 +289,7 @@ impl Gateway {
             is_full_time: limit == own_time,
             may_repeat: outgoing.may_repeat,
         };
+        asked.upload = outgoing.upload();
         let mut answer = self.ask(state, client, &backend, &ask, &outgoing, asked).await?;
         headers::apply(&route.response_headers, answer.response.headers_mut());
         if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
@@ -304,9 +309,9 @@ impl Gateway {
     async fn outgoing(
         &self,
         state: &State,
+        client: &Client,
         route: &Route,
         parts: request::Parts,
-        host: String,
         upgrade: Option<HeaderValue>,
         body: Incoming,
     ) -> Result<Outgoing, Own> {
@@ -336,7 +341,10 @@ impl Gateway {
             let limit = usize::try_from(REPEATABLE_BYTES_MAX).unwrap_or(usize::MAX);
             let read = Box::pin(Limited::new(body, limit).collect());
             match self.env().timeout(limits.body_idle_timeout, read).await {
-                Some(Ok(body)) => OutgoingBody::Held(body.to_bytes()),
+                Some(Ok(body)) => {
+                    client.pulse.has_read();
+                    OutgoingBody::Held(body.to_bytes())
+                }
                 Some(Err(error)) => {
                     self.counters.n_bad_requests.fetch_add(1, Relaxed);
                     return Err(Own::new(StatusCode::BAD_REQUEST, format!("the body: {error}")));
@@ -348,13 +356,13 @@ impl Gateway {
             }
         } else {
             let idle = limits.body_idle_timeout;
-            OutgoingBody::Stream(RequestBody::stream(self.env(), body, idle, n_max))
+            let upload = Upload::new(client.pulse.clone());
+            OutgoingBody::Stream(RequestBody::stream(self.env(), body, idle, n_max, upload))
         };
         let is_held = matches!(body, OutgoingBody::Held(_));
         Ok(Outgoing {
             method: parts.method,
             path,
-            host,
             headers: parts.headers,
             may_repeat: is_harmless && is_held && upgrade.is_none(),
             upgrade,
@@ -580,6 +588,13 @@ fn static_answer(answer: &config::StaticAnswer) -> Response<AnswerBody> {
 }
 
 impl Outgoing {
+    fn upload(&self) -> Option<Arc<Upload>> {
+        match &*self.body.lock() {
+            Some(OutgoingBody::Stream(body)) => body.upload.clone(),
+            _ => None,
+        }
+    }
+
     fn request(
         &self,
         backend: &Backend,
@@ -605,9 +620,8 @@ impl Outgoing {
         match backend.upstream.protocol {
             Protocol::Http1 => {
                 if !headers.contains_key(header::HOST) {
-                    let host = HeaderValue::from_str(&self.host);
-                    headers
-                        .insert(header::HOST, host.map_err(|error| malformed(error.to_string()))?);
+                    // HTTP/1.0 may name none.
+                    headers.insert(header::HOST, HeaderValue::from_static(""));
                 }
                 if let Some(upgrade) = &self.upgrade {
                     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -618,7 +632,7 @@ impl Outgoing {
             Protocol::Http2 => {
                 let host = headers.remove(header::HOST);
                 let host = host.as_ref().and_then(|host| host.to_str().ok());
-                let authority = Authority::try_from(host.unwrap_or(&self.host))
+                let authority = Authority::try_from(host.unwrap_or_default())
                     .map_err(|error| malformed(error.to_string()))?;
                 let is_tls = backend.upstream.tls.is_some();
                 let mut uri = http::uri::Parts::default();
@@ -658,7 +672,9 @@ fn verdict(response: &Response<Incoming>) -> Verdict {
 /// there must be exactly one.
 fn host_of(parts: &request::Parts) -> Option<String> {
     if let Some(authority) = parts.uri.authority() {
-        return Some(authority.as_str().to_owned());
+        // Who the client says it is stands before the host, and is nobody's business.
+        let host = authority.as_str();
+        return Some(host.rsplit_once('@').map_or(host, |(_, host)| host).to_owned());
     }
     let mut values = parts.headers.get_all(header::HOST).iter();
     let host = values.next();

@@ -56,6 +56,10 @@ pub struct Pulse {
     is_http2: AtomicBool,
     /// Answers wait for the client to read.
     is_blocked: AtomicBool,
+    /// The last request was read to its body's end.
+    is_read: AtomicBool,
+    /// Whether another lane can have it.
+    can_move: bool,
     gateway: Arc<Gateway>,
     lane: usize,
     /// The lane that it had better move to; [`STAY`]: none.
@@ -65,7 +69,7 @@ pub struct Pulse {
 const STAY: usize = usize::MAX;
 
 impl Pulse {
-    fn new(gateway: &Arc<Gateway>, lane: usize) -> Arc<Pulse> {
+    fn new(gateway: &Arc<Gateway>, lane: usize, can_move: bool) -> Arc<Pulse> {
         let env = gateway.env();
         Arc::new(Pulse {
             env: env.clone(),
@@ -75,6 +79,8 @@ impl Pulse {
             idle_us: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
+            is_read: AtomicBool::new(true),
+            can_move,
             gateway: gateway.clone(),
             lane,
             to: AtomicUsize::new(STAY),
@@ -97,7 +103,8 @@ impl Pulse {
     }
 
     /// A request's head is complete; it is under way until what this returns is dropped.
-    pub fn begin(self: &Arc<Self>, version: Version) -> UnderWay {
+    pub fn begin(self: &Arc<Self>, version: Version, has_body: bool) -> UnderWay {
+        self.is_read.store(!has_body, Relaxed);
         self.n_under_way.fetch_add(1, Relaxed);
         self.gateway.lanes.begin(self.lane);
         self.head_us.store(0, Relaxed);
@@ -107,9 +114,16 @@ impl Pulse {
         UnderWay(self.clone())
     }
 
-    /// Whether nothing is under way, or begun, or to be read by the client.
+    /// The request's body has been read to its end.
+    pub fn has_read(&self) {
+        self.is_read.store(true, Relaxed);
+    }
+
+    /// Whether nothing is under way, or begun, or to be read by either side: what follows is a
+    /// request. The rest of a body that nobody wants would be taken for one.
     fn is_between(&self) -> bool {
         self.n_under_way.load(Relaxed) == 0
+            && self.is_read.load(Relaxed)
             && self.head_us.load(Relaxed) == 0
             && !self.is_blocked.load(Relaxed)
     }
@@ -155,7 +169,8 @@ impl Drop for UnderWay {
         pulse.idle_us.store(pulse.us_at(now), Relaxed);
         pulse.head_us.store(0, Relaxed);
         pulse.n_under_way.fetch_sub(1, Relaxed);
-        pulse.to.store(pulse.gateway.lanes.end(now, pulse.lane).unwrap_or(STAY), Relaxed);
+        let to = pulse.gateway.lanes.end(now, pulse.lane, pulse.can_move);
+        pulse.to.store(to.unwrap_or(STAY), Relaxed);
     }
 }
 
@@ -295,7 +310,10 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.wire.get().poll_flush(cx)
+        // What TLS holds back is sent by its flush.
+        let polled = self.wire.get().poll_flush(cx);
+        self.pulse.is_blocked.store(polled.is_pending(), Relaxed);
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -364,7 +382,7 @@ pub async fn connection(
             }
         }
     };
-    let pulse = Pulse::new(&gateway, lane);
+    let pulse = Pulse::new(&gateway, lane, matches!(wire, Wire::Tcp(_)));
     let io = Watched::new(wire, pulse, Bytes::new());
     serve(gateway, io, Visit { open, from, is_tls, linger: LINGER }).await;
 }
@@ -374,11 +392,11 @@ pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
     let Moved { stream, from, rest, open } = moved;
     match TcpStream::from_std(stream) {
         Ok(stream) => {
-            let pulse = Pulse::new(&gateway, lane);
+            let pulse = Pulse::new(&gateway, lane, true);
             // It is between two requests.
             pulse.head_us.store(u64::from(!rest.is_empty()), Relaxed);
             let io = Watched::new(stream.into(), pulse, rest);
-            serve(gateway, io, Visit { open, from, is_tls: false, linger: Duration::ZERO }).await;
+            serve(gateway, io, Visit { open, from, is_tls: false, linger: LINGER }).await;
         }
         Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
     }
@@ -436,6 +454,7 @@ impl Serving {
         loop {
             let Some(left) = self.left() else { return First::Nothing };
             tokio::select! {
+                biased;
                 first = poll_fn(|cx| io.poll_first(cx)) => return first,
                 () = self.env.sleep(left) => {}
                 () = &mut stop => return First::Nothing,
@@ -483,7 +502,6 @@ impl Serving {
             .header_read_timeout(None)
             .max_headers(self.limits.n_headers_max)
             .max_buf_size(self.limits.header_bytes_max.max(8192));
-        let can_move = matches!(io.wire, Wire::Tcp(_));
         let mut connection = builder.serve_connection(TokioIo::new(io), requests).with_upgrades();
         let mut stopping = self.gateway.stopping();
         let mut is_stopping = false;
@@ -493,7 +511,7 @@ impl Serving {
                 // First, so that a request that has come is read before hyper hears of the stop.
                 biased;
                 ended = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-                    Poll::Pending if can_move && !is_stopping && self.pulse.is_leaving() => {
+                    Poll::Pending if !is_stopping && self.pulse.is_leaving() => {
                         Poll::Ready(None)
                     }
                     polled => polled.map(Some),

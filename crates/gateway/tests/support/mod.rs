@@ -83,6 +83,7 @@ impl World {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let (handler, count) = (handler.clone(), count.clone());
+                while connections.try_join_next().is_some() {}
                 connections.spawn(async move {
                     let service = service_fn(move |request| {
                         count.0.fetch_add(1, Ordering::SeqCst);
