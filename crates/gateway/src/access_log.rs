@@ -15,7 +15,7 @@ const N_WAITING_MAX: usize = 8192;
 
 #[derive(Clone)]
 pub struct AccessLog {
-    sender: mpsc::Sender<Arc<Entry>>,
+    sender: mpsc::Sender<Entry>,
     n_dropped: Arc<AtomicU64>,
 }
 
@@ -32,7 +32,7 @@ impl AccessLog {
         Ok(AccessLog { sender, n_dropped: Arc::default() })
     }
 
-    pub fn write(&self, entry: Arc<Entry>) {
+    pub fn write(&self, entry: Entry) {
         if self.sender.try_send(entry).is_err() {
             self.n_dropped.fetch_add(1, Relaxed);
         }
@@ -54,7 +54,7 @@ fn open(path: &Option<PathBuf>) -> io::Result<Sink> {
     }
 }
 
-async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<Arc<Entry>>) {
+async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<Entry>) {
     let mut batch = Vec::new();
     let mut text = Vec::new();
     let mut is_failing = false;
@@ -62,7 +62,7 @@ async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<
         text.clear();
         for entry in batch.drain(..) {
             // A map of plain values always serialises.
-            if serde_json::to_writer(&mut text, &*entry).is_ok() {
+            if serde_json::to_writer(&mut text, &entry).is_ok() {
                 text.push(b'\n');
             }
         }

@@ -65,10 +65,16 @@ pub enum Error {
 
 /// Serves until a signal ends it.
 pub fn run(path: &Path) -> Result<ExitCode, Error> {
+    // Looked at before it is read: what is written after that is seen to be new.
+    let own = stamp(path);
     let config = Config::load(path)?;
+    let mut seen = fingerprint(path, &config);
+    if let Some((_, first)) = seen.first_mut() {
+        *first = own;
+    }
     let inherited = inherited();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(main(path.to_path_buf(), config, inherited))
+    runtime.block_on(main(path.to_path_buf(), config, seen, inherited))
 }
 
 /// Checks a file and says what it would do.
@@ -77,6 +83,33 @@ pub fn check(path: &Path) -> Result<Config, Error> {
     // Certificates are part of what must be right.
     Gateway::new(&Env::real(), config.clone(), 1)?;
     Ok(config)
+}
+
+/// When a file was last written, and how long it is.
+type Stamp = Option<(SystemTime, u64)>;
+/// The files that matter; the first is the gateway's own.
+type Fingerprint = Vec<(PathBuf, Stamp)>;
+
+fn stamp(path: &Path) -> Stamp {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+fn fingerprint(path: &Path, config: &Config) -> Fingerprint {
+    let mut paths = vec![path.to_path_buf()];
+    for listener in &config.listeners {
+        for files in &listener.certificates {
+            paths.extend([files.certificate.clone(), files.key.clone()]);
+        }
+    }
+    for service in config.services.values() {
+        if let Some(tls) = &service.tls {
+            paths.push(tls.authority.clone());
+            let own = tls.certificate.iter();
+            paths.extend(own.flat_map(|own| [own.certificate.clone(), own.key.clone()]));
+        }
+    }
+    paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect()
 }
 
 struct Process {
@@ -111,6 +144,7 @@ fn inherited() -> BTreeMap<SocketAddr, TcpListener> {
 async fn main(
     path: PathBuf,
     config: Config,
+    seen: Fingerprint,
     mut inherited: BTreeMap<SocketAddr, TcpListener>,
 ) -> Result<ExitCode, Error> {
     let env = Env::real();
@@ -150,7 +184,7 @@ async fn main(
         process.serve(address, listener, config.admin == Some(address))?;
     }
     upkeep::start(&gateway);
-    process.clone().watch_files();
+    process.clone().watch_files(seen);
     for listener in &config.listeners {
         let tls = if listener.certificates.is_empty() { "HTTP" } else { "HTTPS" };
         tracing::info!(address = %listener.address, tls, "listening");
@@ -187,8 +221,8 @@ fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<(), Error> {
                     Arrival::New { stream, from, at } => match opened(stream) {
                         Ok(stream) => {
                             let acceptor = gateway.state().acceptors.get(&at).cloned();
-                            let gateway = gateway.clone();
-                            serve::connection(gateway, lane, stream.into(), from, acceptor).await;
+                            let (this, wire) = (gateway.clone(), stream.into());
+                            serve::connection(this, lane, wire, from, acceptor).await;
                         }
                         // It was gone before it was served.
                         Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
@@ -260,43 +294,19 @@ impl Process {
     }
 
     /// Goes by the file whenever it or a certificate changes.
-    fn watch_files(self: Arc<Self>) {
+    fn watch_files(self: Arc<Self>, mut seen: Fingerprint) {
         let env = self.env.clone();
         env.spawn("files", async move {
             let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-            let mut seen = self.fingerprint();
             loop {
                 let is_asked = self.env.timeout(LOOK_EVERY, hangup.recv()).await.is_some();
-                let now = self.fingerprint();
+                let now = fingerprint(&self.path, &self.gateway.state().config);
                 if now != seen || is_asked {
                     seen = now;
                     self.reload();
                 }
             }
         });
-    }
-
-    /// When the files that matter were last written.
-    fn fingerprint(&self) -> Vec<(PathBuf, Option<(SystemTime, u64)>)> {
-        let state = self.gateway.state();
-        let mut paths = vec![self.path.clone()];
-        for listener in &state.config.listeners {
-            for files in &listener.certificates {
-                paths.extend([files.certificate.clone(), files.key.clone()]);
-            }
-        }
-        for service in state.config.services.values() {
-            if let Some(tls) = &service.tls {
-                paths.push(tls.authority.clone());
-                let own = tls.certificate.iter();
-                paths.extend(own.flat_map(|own| [own.certificate.clone(), own.key.clone()]));
-            }
-        }
-        let stamp = |path: &PathBuf| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.len()))
-        };
-        paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect()
     }
 
     fn reload(self: &Arc<Self>) {
@@ -400,9 +410,8 @@ impl Process {
         tokio::task::yield_now().await;
         self.gateway.stop();
         let is_idle = async {
-            let gateway = &self.gateway;
-            let n_left = || gateway.n_connections() + gateway.lanes.n_open();
-            while n_left() > 0 || gateway.n_requests() > 0 {
+            // A lane's connections are more than the gateway's: some wait to be begun.
+            while self.gateway.lanes.n_open() > 0 || self.gateway.n_requests() > 0 {
                 self.env.sleep(Duration::from_millis(10)).await;
             }
         };

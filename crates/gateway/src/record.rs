@@ -63,12 +63,11 @@ impl Record {
     }
 
     pub fn end(self) {
-        let entry = Arc::new(self.entry);
-        if let Some(traces) = self.traces {
-            traces.add(&entry);
+        if let Some(traces) = &self.traces {
+            traces.add(&self.entry);
         }
-        if let Some(log) = self.log {
-            log.write(entry);
+        if let Some(log) = &self.log {
+            log.write(self.entry);
         }
     }
 }

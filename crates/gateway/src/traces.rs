@@ -85,6 +85,7 @@ impl Traces {
     pub fn add(&self, entry: &Entry) {
         let path = entry.path.split('?').next().unwrap_or_default();
         let entry = Entry {
+            method: cut(&entry.method),
             path: cut(path),
             host: cut(&entry.host),
             reason: cut(&entry.reason),

@@ -862,40 +862,44 @@ async fn requests_share_http2_connections_a_hundred_on_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_rest_of_a_body_is_never_a_request() {
-    let world = World::new(
-        &ONE.replace("[services", "[[routes]]\npath = \"/known\"\nservice = \"web\"\n[services"),
-    );
-    let (asked, _) = world.server(1, handler(|_| async { says("known") })).await;
-    // The answer comes before the body does, and the connection is idle for long.
-    let mut stream = world.connect();
-    let head = "POST /unknown HTTP/1.1\r\nhost: h\r\ncontent-length: 20000\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let hidden = b"GET /known HTTP/1.1\r\nhost: h\r\n\r\n";
-    stream.write_all(hidden).await.ok();
-    let mut answer = Vec::new();
-    world.env.timeout(Duration::from_secs(90), stream.read_to_end(&mut answer)).await;
-    let answer = String::from_utf8(answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-    assert_eq!((answer.matches("HTTP/1.1").count(), asked.n()), (1, 0), "{answer}");
-
-    // The same where the server answers early.
-    let early = handler(|_| async {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        status(413)
-    });
+async fn who_the_client_says_it_is_goes_to_nobody() {
     let world = World::new(ONE);
-    let (asked, _) = world.server(1, early).await;
+    let echo = handler(|request| async move { says(request.headers()["host"].to_str().unwrap()) });
+    world.server(1, echo).await;
+    let request = b"GET http://me:secret@h/ HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
+    let answer = world.raw(request).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nh"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_body_is_never_a_request() {
+    let world = World::new(ONE);
+    // Answers before the body has come, and waits for it.
+    let address = std::net::SocketAddr::from(([10, 0, 0, 1], 1));
+    let mut listener = world.env.net().listen(address).await.unwrap();
+    let env = world.env.clone();
+    world.env.spawn("server", async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            env.spawn("server", async move {
+                let mut bytes = [0; 65536];
+                while stream.read(&mut bytes).await.is_ok_and(|n| n > 0) {
+                    let answer = b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n";
+                    stream.write_all(answer).await.ok();
+                }
+            });
+        }
+    });
     let mut stream = world.connect();
+    let head = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 20000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
+    // Idle for longer than it takes to give buffers back.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    stream.write_all(hidden).await.ok();
+    stream.write_all(b"GET /hidden HTTP/1.1\r\nhost: h\r\n\r\n").await.ok();
     let mut answer = Vec::new();
     world.env.timeout(Duration::from_secs(90), stream.read_to_end(&mut answer)).await;
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    assert_eq!((answer.matches("HTTP/1.1").count(), asked.n()), (1, 1), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
 }
 
 #[tokio::test(start_paused = true)]

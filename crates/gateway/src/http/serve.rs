@@ -5,8 +5,12 @@
 //!             first bytes                    idle for a second
 //!   waiting ──────────────► HTTP/1.1 ────────────────────────────► waiting
 //!      └──────────────────► HTTP/2          (its buffers are given back: an idle
-//!         its preface                        connection costs 3 KiB and not 30)
+//!         its preface                        connection costs 5 KiB and not 30)
 //! ```
+//!
+//! Between two requests an HTTP/1.1 connection may move to another lane ([`crate::lanes`]). It is
+//! between two only when the last one's body was read to its end and its answer is sent: what
+//! parses anew must never begin in the middle of a body.
 //!
 //! hyper parses, and refuses what is malformed; what it cannot tell apart is looked after here: a
 //! connection that is idle between requests may stay for `idle_timeout`, one that has begun a
