@@ -138,18 +138,12 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
         return Ok(());
     }
     end_faults(&world);
-    tokio::select! {
+    let voters = tokio::select! {
         biased;
         never = keep_up(&world) => match never {},
-        healed = heal_and_judge(&world, clients, &workloads) => healed?,
-    }
-    if world.has_failed() {
-        return Ok(());
-    }
-    world.sleep(SETTLING).await;
-    let Some(voters) = world.within(HEALING, converge(&world)).await else {
-        anyhow::bail!("some replica has not applied what the others have, {HEALING:?} later");
+        voters = come_to_rest(&world, clients, &workloads) => voters?,
     };
+    let Some(voters) = voters else { return Ok(()) };
     let stop = |number| {
         let cluster = cluster.clone();
         task::spawn(async move { cluster.stop(number).await })
@@ -164,6 +158,29 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
     world.count("rows compared", compared.n_rows);
     tell_machine(&world);
     Ok(())
+}
+
+/// From the last fault until all replicas are the same, and whose they are; none when something
+/// wrong was found before.
+async fn come_to_rest(
+    world: &World,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+    workloads: &[Arc<dyn workload::Workload>],
+) -> anyhow::Result<Option<BTreeMap<TabletId, Vec<NodeId>>>> {
+    heal_and_judge(world, clients, workloads).await?;
+    if world.has_failed() {
+        return Ok(None);
+    }
+    world.sleep(SETTLING).await;
+    match world.within(HEALING, converge(world)).await {
+        Some(voters) => Ok(Some(voters)),
+        None => {
+            let condition = condition(world);
+            anyhow::bail!(
+                "some replica has not applied what the others have, {HEALING:?} later; {condition}"
+            )
+        }
+    }
 }
 
 /// Whether it serves again, and then what the workloads find.
@@ -230,7 +247,7 @@ fn end_faults(world: &World) {
 
 /// The operator after the storm: gives power back, starts what is down, and wipes a node that
 /// ends again and again, whose data is what it says it is. A flipped bit is found when its block
-/// is read, which may be while the judges read.
+/// is read, which may be while the judges read, or later, when the store is compacted.
 async fn keep_up(world: &World) -> std::convert::Infallible {
     let cluster = world.cluster();
     let mut n_ends: BTreeMap<usize, u32> = BTreeMap::new();
