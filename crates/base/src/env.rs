@@ -90,6 +90,15 @@ impl Env {
         tokio::time::timeout(duration, future).map(Result::ok)
     }
 
+    /// None when it is `at` before `future` is ready.
+    pub fn timeout_at<F: Future>(
+        &self,
+        at: Instant,
+        future: F,
+    ) -> impl Future<Output = Option<F::Output>> + use<F> {
+        tokio::time::timeout_at(at, future).map(Result::ok)
+    }
+
     pub fn random(&self) -> u64 {
         self.inner.rng.lock().random()
     }

@@ -120,6 +120,7 @@ pub struct Stay {
     rest: Option<bool>,
     may_break: bool,
     is_inside: bool,
+    is_over: bool,
 }
 
 impl Stay {
@@ -139,18 +140,11 @@ impl Stay {
         self.may_break = false;
     }
 
-    /// Gives the place in the bulkhead back: the request has become a connection, which may stay
-    /// for days.
-    pub fn leave(&mut self) {
-        if std::mem::take(&mut self.is_inside) {
-            self.handle.lock().leave();
+    /// Gives all back; what is dropped does so itself.
+    pub fn end(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
         }
-    }
-}
-
-impl Drop for Stay {
-    fn drop(&mut self) {
-        let now = self.handle.env.now();
         let mut service = self.handle.service.lock();
         if !self.is_finished {
             service.finish(now, &self.admission, Finished::GivenUp);
@@ -163,6 +157,22 @@ impl Drop for Stay {
         }
         if self.is_inside {
             service.leave();
+        }
+    }
+
+    /// Gives the place in the bulkhead back: the request has become a connection, which may stay
+    /// for days.
+    pub fn leave(&mut self) {
+        if std::mem::take(&mut self.is_inside) {
+            self.handle.lock().leave();
+        }
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.end(self.handle.env.now());
         }
     }
 }
@@ -199,8 +209,12 @@ impl Drop for Flight {
     }
 }
 
-/// How one attempt ended.
-type Tried<A> = (Flight, Result<Sent<A>, Failure>);
+/// How one attempt ended, and when.
+struct Tried<A> {
+    flight: Flight,
+    result: Result<Sent<A>, Failure>,
+    at: Instant,
+}
 
 /// Sends a request to the service, again if that is allowed and helps.
 pub async fn call<A, S, F>(handle: &Arc<Handle>, ask: &Ask, send: S) -> Result<Called<A>, Failure>
@@ -208,7 +222,7 @@ where
     S: Fn(Attempt) -> F,
     F: Future<Output = Result<Sent<A>, SendError>>,
 {
-    let now = handle.env.now();
+    let mut now = handle.env.now();
     let (mut stay, mut attempt, hedge_after, attempt_timeout) = {
         let mut service = handle.lock();
         let admission = service.admit(now, ask.priority)?;
@@ -222,6 +236,7 @@ where
                     rest: None,
                     may_break: false,
                     is_inside: true,
+                    is_over: false,
                 };
                 let hedge_after = service.hedge_after().filter(|_| ask.may_repeat);
                 (stay, attempt, hedge_after, service.settings().attempt_timeout)
@@ -238,14 +253,14 @@ where
     let mut tried: Vec<Attempt> = Vec::new();
     let mut n_attempts = 1;
     loop {
-        let (flight, result) = match hedge_after.filter(|_| n_attempts == 1) {
+        let Tried { flight, result, at } = match hedge_after.filter(|_| n_attempts == 1) {
             // Boxed, as it is rare and twice as large as the usual way.
             Some(after) => {
-                Box::pin(sending.hedged(attempt, after, &mut n_attempts, &mut tried)).await
+                Box::pin(sending.hedged(now, attempt, after, &mut n_attempts, &mut tried)).await
             }
-            None => sending.once(attempt).await,
+            None => sending.once(now, attempt).await,
         };
-        let now = handle.env.now();
+        now = at;
         let helps = match &result {
             Ok(sent) => sent.verdict == Verdict::Failed && ask.may_repeat,
             Err(Failure::Send(SendError::Unreachable(_) | SendError::Stale)) => true,
@@ -308,8 +323,7 @@ where
 {
     /// One attempt, from its begin to its answer's headers. It is under way from the call on, and
     /// not from the first poll: a future that is dropped before that gives it back all the same.
-    fn once(&self, attempt: Attempt) -> impl Future<Output = Tried<A>> {
-        let begun = self.handle.env.now();
+    fn once(&self, begun: Instant, attempt: Attempt) -> impl Future<Output = Tried<A>> {
         let handle = self.handle.clone();
         let mut flight = Flight { handle, attempt, begun, is_reported: false, is_over: false };
         async move {
@@ -317,7 +331,7 @@ where
             let own = self.attempt_timeout;
             let limit = own.map_or(left, |own| own.min(left));
             let is_fair = self.ask.is_full_time || own.is_some_and(|own| own <= left);
-            let result = self.handle.env.timeout(limit, (self.send)(attempt)).await;
+            let result = self.handle.env.timeout_at(begun + limit, (self.send)(attempt)).await;
             let now = self.handle.env.now();
             let took = now.saturating_duration_since(begun);
             let (ended, result) = match result {
@@ -342,7 +356,7 @@ where
                 self.handle.lock().report(now, attempt, ended);
                 flight.is_reported = true;
             }
-            (flight, result)
+            Tried { flight, result, at: now }
         }
     }
 
@@ -350,17 +364,18 @@ where
     /// wins.
     async fn hedged(
         &self,
+        begun: Instant,
         attempt: Attempt,
         after: Duration,
         n_attempts: &mut u32,
         tried: &mut Vec<Attempt>,
     ) -> Tried<A> {
-        let mut first = pin!(self.once(attempt));
+        let mut first = pin!(self.once(begun, attempt));
         if let Some(ended) = self.handle.env.timeout(after, &mut first).await {
             return ended;
         }
+        let now = self.handle.env.now();
         let second = {
-            let now = self.handle.env.now();
             let mut service = self.handle.lock();
             match service.hedge(now, *n_attempts) {
                 true => service.pick(now, &[attempt]),
@@ -370,9 +385,9 @@ where
         let Some(second) = second else { return first.await };
         *n_attempts += 1;
         tried.push(second);
-        let second = pin!(self.once(second));
+        let second = pin!(self.once(now, second));
         let is_good =
-            |tried: &Tried<A>| matches!(&tried.1, Ok(sent) if sent.verdict == Verdict::Well);
+            |tried: &Tried<A>| matches!(&tried.result, Ok(sent) if sent.verdict == Verdict::Well);
         match select(first, second).await {
             Either::Left((ended, _)) | Either::Right((ended, _)) if is_good(&ended) => ended,
             Either::Left((_, other)) => other.await,

@@ -22,6 +22,7 @@ pub struct Gateway {
     state: RwLock<Arc<State>>,
     /// Told once, when no new requests are wanted.
     stopping: watch::Sender<bool>,
+    is_stopping: AtomicBool,
     n_connections: AtomicUsize,
     n_requests: Arc<AtomicU32>,
     pub access_log: RwLock<Option<AccessLog>>,
@@ -113,6 +114,7 @@ impl Gateway {
             lanes: Lanes::new(env.now(), n_lanes),
             state: RwLock::new(Arc::new(state)),
             stopping: watch::Sender::new(false),
+            is_stopping: AtomicBool::new(false),
             n_connections: AtomicUsize::new(0),
             n_requests: Arc::default(),
             access_log: RwLock::default(),
@@ -151,6 +153,7 @@ impl Gateway {
 
     /// Asks every connection to end when its requests have.
     pub fn stop(&self) {
+        self.is_stopping.store(true, Relaxed);
         self.stopping.send_replace(true);
     }
 
@@ -159,7 +162,8 @@ impl Gateway {
     }
 
     pub fn is_stopping(&self) -> bool {
-        *self.stopping.borrow()
+        // Every request asks: one load instead of a lock.
+        self.is_stopping.load(Relaxed)
     }
 
     /// Counts a connection, unless there are too many.

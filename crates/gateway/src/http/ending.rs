@@ -7,7 +7,7 @@ use crate::http::body::Upload;
 use crate::http::pool::Loan;
 use crate::http::serve::UnderWay;
 use crate::record::Record;
-use base::env::{Env, Instant};
+use base::env::Instant;
 use http::StatusCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -22,7 +22,6 @@ impl Drop for Place {
 }
 
 pub struct Ending {
-    pub env: Env,
     pub begun: Instant,
     pub status: StatusCode,
     pub n_bytes: u64,
@@ -31,7 +30,6 @@ pub struct Ending {
     pub backend: Option<Arc<Backend>>,
     pub record: Option<Box<Record>>,
     pub upload: Option<Arc<Upload>>,
-    /// Dropped in this order: the connection is free before somebody else is let in.
     pub loan: Option<Loan>,
     pub stay: Option<Stay>,
     pub place: Option<Place>,
@@ -40,13 +38,23 @@ pub struct Ending {
 
 impl Ending {
     pub fn now(&self) -> Instant {
-        self.env.now()
+        self.under_way.now()
     }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let took = self.env.now().saturating_duration_since(self.begun);
+        let now = self.now();
+        // In this order: the connection is free before somebody else is let in.
+        if let Some(loan) = &mut self.loan {
+            loan.give_back(now);
+        }
+        if let Some(stay) = &mut self.stay {
+            stay.end(now);
+        }
+        drop(self.place.take());
+        self.under_way.end(now);
+        let took = now.saturating_duration_since(self.begun);
         if let Some(backend) = &self.backend {
             backend.count(self.status, took);
         }

@@ -94,6 +94,8 @@ pub struct Loan {
     attempt: Attempt,
     sender: Option<Sender>,
     pub is_fresh: bool,
+    /// When it was given.
+    pub at: Instant,
 }
 
 enum Sender {
@@ -119,15 +121,17 @@ impl Upstream {
         lane: usize,
         attempt: Attempt,
     ) -> Result<Loan, SendError> {
-        let loan = |sender, is_fresh| Loan {
+        let loan = |sender, is_fresh, at| Loan {
             upstream: self.clone(),
             lane,
             attempt,
             sender: Some(sender),
             is_fresh,
+            at,
         };
-        if let Some(sender) = self.take(env.now(), lane, attempt) {
-            return Ok(loan(sender, false));
+        let now = env.now();
+        if let Some(sender) = self.take(now, lane, attempt) {
+            return Ok(loan(sender, false, now));
         }
         let limit = self.handle.lock().settings().connect_timeout;
         // Boxed: the usual request finds a connection, and should not carry room for making one.
@@ -149,7 +153,7 @@ impl Upstream {
                 shelf.shared.push(shared.clone());
             }
         }
-        Ok(loan(sender, true))
+        Ok(loan(sender, true, env.now()))
     }
 
     fn take(&self, now: Instant, lane: usize, attempt: Attempt) -> Option<Sender> {
@@ -294,6 +298,18 @@ impl Loan {
     pub fn forget(&mut self) {
         self.sender = None;
     }
+
+    pub fn give_back(&mut self, now: Instant) {
+        let Some(Sender::Http1(sender)) = self.sender.take() else { return };
+        if sender.is_closed() {
+            return;
+        }
+        let mut pool = self.upstream.lanes[self.lane].lock();
+        let shelf = pool.shelf(self.attempt);
+        if shelf.idle.len() < N_IDLE_MAX {
+            shelf.idle.push(Idle { sender, since: now });
+        }
+    }
 }
 
 /// What a failure of hyper's means: it is the request's where its body failed.
@@ -323,15 +339,8 @@ fn fault_of(error: &hyper::Error) -> SendError {
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        let Some(Sender::Http1(sender)) = self.sender.take() else { return };
-        if sender.is_closed() {
-            return;
-        }
-        let since = self.upstream.handle.env().now();
-        let mut pool = self.upstream.lanes[self.lane].lock();
-        let shelf = pool.shelf(self.attempt);
-        if shelf.idle.len() < N_IDLE_MAX {
-            shelf.idle.push(Idle { sender, since });
+        if self.sender.is_some() {
+            self.give_back(self.upstream.handle.env().now());
         }
     }
 }

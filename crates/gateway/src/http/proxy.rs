@@ -188,7 +188,6 @@ impl Gateway {
             }
         };
         let ending = Ending {
-            env: self.env().clone(),
             begun: asked.begun,
             status: response.status(),
             n_bytes: 0,
@@ -253,7 +252,7 @@ impl Gateway {
             Own::busy("the gateway has too many requests under way", Duration::from_secs(1))
         })?);
         let name = route::target(route, self.draw(route)).unwrap_or_default();
-        let backend = state.backends.get(name).cloned().ok_or_else(|| {
+        let backend = state.backends.get(name).ok_or_else(|| {
             Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
         })?;
         if let Some(record) = &mut asked.record {
@@ -290,7 +289,7 @@ impl Gateway {
             may_repeat: outgoing.may_repeat,
         };
         asked.upload = outgoing.upload();
-        let mut answer = self.ask(state, client, &backend, &ask, &outgoing, asked).await?;
+        let mut answer = self.ask(state, client, backend, &ask, &outgoing, asked).await?;
         headers::apply(&route.response_headers, answer.response.headers_mut());
         if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
             self.tunnel(theirs, ours, &mut answer, asked.place.take());
@@ -371,19 +370,18 @@ impl Gateway {
     }
 
     /// Asks the service, and those that stand in for it where it has no good answer.
-    async fn ask(
+    async fn ask<'a>(
         self: &Arc<Self>,
-        state: &State,
+        state: &'a State,
         client: &Client,
-        backend: &Arc<Backend>,
+        mut backend: &'a Arc<Backend>,
         ask: &Ask,
         outgoing: &Outgoing,
         asked: &mut Asked,
     ) -> Result<Answer, Own> {
-        let mut backend = backend.clone();
         loop {
-            let called = self.send(client, &backend, ask, outgoing).await;
-            let name = backend.upstream.handle.name.clone();
+            let called = self.send(client, backend, ask, outgoing).await;
+            let name = &*backend.upstream.handle.name;
             if let (Ok(called), Some(record)) = (&called, &mut asked.record) {
                 let entry = &mut record.entry;
                 entry.server = called.attempt.address.to_string();
@@ -397,11 +395,11 @@ impl Gateway {
             let is_clients = matches!(&called, Err(Failure::Send(SendError::Request { .. })));
             if is_good || !has_fallback || is_clients {
                 return match called {
-                    Ok(called) => Ok(self.pass_on(state, &backend, called, asked)),
-                    Err(failure) => Err(Own::of(&name, &failure)),
+                    Ok(called) => Ok(self.pass_on(state, backend, called, asked)),
+                    Err(failure) => Err(Own::of(name, &failure)),
                 };
             }
-            if let Some(response) = self.stale(&backend, asked) {
+            if let Some(response) = self.stale(backend, asked) {
                 backend.counts.n_fallbacks.fetch_add(1, Relaxed);
                 return Ok(Answer::own(response));
             }
@@ -409,7 +407,7 @@ impl Gateway {
             let can_send = outgoing.may_repeat || outgoing.body.lock().is_some();
             if let Some(next) = next.filter(|_| can_send) {
                 backend.counts.n_fallbacks.fetch_add(1, Relaxed);
-                backend = next.clone();
+                backend = next;
                 continue;
             }
             if let Some(answer) = &fallback.answer {
@@ -417,8 +415,8 @@ impl Gateway {
                 return Ok(Answer::own(static_answer(answer)));
             }
             return match called {
-                Ok(called) => Ok(self.pass_on(state, &backend, called, asked)),
-                Err(failure) => Err(Own::of(&name, &failure)),
+                Ok(called) => Ok(self.pass_on(state, backend, called, asked)),
+                Err(failure) => Err(Own::of(name, &failure)),
             };
         }
     }
@@ -446,7 +444,7 @@ impl Gateway {
         call(&upstream.handle, ask, |attempt: crate::balance::Attempt| async move {
             loop {
                 let mut loan = upstream.loan(env, client.lane, attempt).await?;
-                let left = ask.deadline.saturating_duration_since(env.now());
+                let left = ask.deadline.saturating_duration_since(loan.at);
                 let request = outgoing.request(backend, left)?;
                 match loan.send(request).await {
                     Ok(response) => {

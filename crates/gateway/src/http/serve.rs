@@ -24,6 +24,7 @@ use crate::http::proxy::Client;
 use crate::lanes::Moved;
 use base::env::{Duplex, Env, Instant, Stream};
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
@@ -101,7 +102,7 @@ impl Pulse {
 
     /// Bytes came.
     fn read(&self) {
-        if self.n_under_way.load(Relaxed) == 0 && self.head_us.load(Relaxed) == 0 {
+        if !self.is_busy() && self.head_us.load(Relaxed) == 0 {
             self.head_us.store(self.now_us() + 1, Relaxed);
         }
     }
@@ -115,7 +116,7 @@ impl Pulse {
         if version == Version::HTTP_2 {
             self.is_http2.store(true, Relaxed);
         }
-        UnderWay(self.clone())
+        UnderWay { pulse: self.clone(), is_over: false }
     }
 
     /// The request's body has been read to its end.
@@ -126,7 +127,7 @@ impl Pulse {
     /// Whether nothing is under way, or begun, or to be read by either side: what follows is a
     /// request. The rest of a body that nobody wants would be taken for one.
     fn is_between(&self) -> bool {
-        self.n_under_way.load(Relaxed) == 0
+        !self.is_busy()
             && self.is_read.load(Relaxed)
             && self.head_us.load(Relaxed) == 0
             && !self.is_blocked.load(Relaxed)
@@ -138,6 +139,10 @@ impl Pulse {
             && self.now_us().saturating_sub(self.idle_us.load(Relaxed)) >= micros(span)
     }
 
+    fn is_busy(&self) -> bool {
+        self.n_under_way.load(Relaxed) > 0
+    }
+
     /// Whether the next request had better come elsewhere.
     fn is_leaving(&self) -> bool {
         self.to.load(Relaxed) != STAY && self.is_between()
@@ -145,7 +150,7 @@ impl Pulse {
 
     /// How much longer the connection may stay as it is; none: it is to end.
     fn left(&self, header: Duration, idle: Duration) -> Option<Duration> {
-        if self.n_under_way.load(Relaxed) > 0 {
+        if self.is_busy() {
             return Some(header.min(idle));
         }
         let head_us = self.head_us.load(Relaxed);
@@ -163,18 +168,35 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A request under way on a connection.
-pub struct UnderWay(Arc<Pulse>);
+/// A request under way on a connection, until it is ended or dropped.
+pub struct UnderWay {
+    pulse: Arc<Pulse>,
+    is_over: bool,
+}
 
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let pulse = &self.0;
-        let now = pulse.env.now();
+impl UnderWay {
+    pub fn now(&self) -> Instant {
+        self.pulse.env.now()
+    }
+
+    pub fn end(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
+        }
+        let pulse = &self.pulse;
         pulse.idle_us.store(pulse.us_at(now), Relaxed);
         pulse.head_us.store(0, Relaxed);
         pulse.n_under_way.fetch_sub(1, Relaxed);
         let to = pulse.gateway.lanes.end(now, pulse.lane, pulse.can_move);
         pulse.to.store(to.unwrap_or(STAY), Relaxed);
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.end(self.now());
+        }
     }
 }
 
@@ -339,8 +361,8 @@ impl Service<Request<Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Response<AnswerBody>, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let answer = self.gateway.clone().answer(self.client.clone(), request);
-        Box::pin(async move { Ok(answer.await) })
+        // An async block around it would hold it twice.
+        Box::pin(self.gateway.clone().answer(self.client.clone(), request).map(Ok))
     }
 }
 
@@ -507,18 +529,33 @@ impl Serving {
             .max_headers(self.limits.n_headers_max)
             .max_buf_size(self.limits.header_bytes_max.max(8192));
         let mut connection = builder.serve_connection(TokioIo::new(io), requests).with_upgrades();
-        let mut stopping = self.gateway.stopping();
         let mut is_stopping = false;
         let mut alarm = pin!(self.env.sleep(PARK_AFTER));
         loop {
             tokio::select! {
-                // First, so that a request that has come is read before hyper hears of the stop.
                 biased;
-                ended = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-                    Poll::Pending if !is_stopping && self.pulse.is_leaving() => {
-                        Poll::Ready(None)
+                ended = poll_fn(|cx| {
+                    let mut connection = Pin::new(&mut connection);
+                    // A stop is looked for and not waited for: that would cost every request.
+                    let is_late = !is_stopping && self.gateway.is_stopping();
+                    if is_late && self.pulse.is_busy() {
+                        // The answer tells the client that the connection ends with it.
+                        connection.as_mut().graceful_shutdown();
+                        is_stopping = true;
                     }
-                    polled => polled.map(Some),
+                    let mut polled = connection.as_mut().poll(cx);
+                    if is_late && !is_stopping && polled.is_pending() {
+                        // A request that had come has been read before hyper hears of the stop.
+                        connection.as_mut().graceful_shutdown();
+                        is_stopping = true;
+                        polled = connection.poll(cx);
+                    }
+                    match polled {
+                        Poll::Pending if !is_stopping && self.pulse.is_leaving() => {
+                            Poll::Ready(None)
+                        }
+                        polled => polled.map(Some),
+                    }
                 }) => match ended {
                     Some(Ok(())) => return None,
                     Some(Err(error)) => {
@@ -533,10 +570,6 @@ impl Serving {
                         break;
                     }
                     alarm.set(self.env.sleep(left.min(PARK_AFTER)));
-                }
-                _ = stopping.wait_for(|stopping| *stopping), if !is_stopping => {
-                    is_stopping = true;
-                    Pin::new(&mut connection).graceful_shutdown();
                 }
             }
         }
