@@ -55,9 +55,11 @@ fn look_after(
     for check in checks {
         let (world, backend) = (env.clone(), backend.clone());
         env.spawn("check", async move {
+            let begun = world.now();
             let is_well = look_at(&world, &backend, &check).await;
             let now = world.now();
-            backend.upstream.handle.lock().fleet.checked(now, &check, is_well);
+            let took = is_well.then(|| now.saturating_duration_since(begun));
+            backend.upstream.handle.lock().fleet.checked(now, &check, took);
         });
     }
 }

@@ -10,7 +10,7 @@
 //! | `fail SERVER N KIND` | N attempts at one server fail: unreachable, broken, 500, or time out |
 //! | `slow SERVER MS` | from now on this server takes MS |
 //! | `wait S` | S seconds pass, in steps of a tenth |
-//! | `probe SERVER well\|unwell` | the looks at servers that are due; this one's shows that |
+//! | `probe SERVER well\|unwell [MS]` | the looks at servers that are due; this one's shows that, after MS (1) |
 //! | `servers a=1 b=2 …` | names the servers anew |
 //! | `show` | zones and servers as they stand |
 //! | `breaker NAME=VALUE …`, `ask N ok\|failed\|slow`, `state` | a breaker's life |
@@ -106,7 +106,11 @@ impl Stage {
                 self.slow.insert(words[1].parse().unwrap(), number(2));
             }
             "wait" => return self.wait(words[1].parse().unwrap()),
-            "probe" => return self.probe(words[1].parse().unwrap(), words[2] == "well"),
+            "probe" => {
+                let ms = words.get(3).map_or(1, |ms| ms.parse().unwrap());
+                let well = (words[2] == "well").then_some(Duration::from_millis(ms));
+                return self.probe(words[1].parse().unwrap(), well);
+            }
             "show" => return self.show(),
             "breaker" => self.breaker = Some(Breaker::new(self.now, breaker_settings(&words[1..]))),
             "ask" => return self.ask(number(1), words[2]),
@@ -280,11 +284,13 @@ impl Stage {
         out
     }
 
-    fn probe(&mut self, server: u16, is_well: bool) -> String {
+    /// Checks of one server, how they went; all others are well after a millisecond.
+    fn probe(&mut self, server: u16, well: Option<Duration>) -> String {
         let now = self.now;
         for check in self.fleet().checks_due(now) {
-            let is_well = if check.attempt.address.port() == server { is_well } else { true };
-            self.fleet().checked(now, &check, is_well);
+            let is_meant = check.attempt.address.port() == server;
+            let well = if is_meant { well } else { Some(Duration::from_millis(1)) };
+            self.fleet().checked(now, &check, well);
         }
         self.events()
     }

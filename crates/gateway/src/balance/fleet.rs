@@ -145,6 +145,10 @@ impl Fleet {
             zone.tier = self.closeness.tier(&zone.name);
         }
         if self.settings.check.is_none() {
+            self.slots
+                .iter_mut()
+                .filter_map(|slot| slot.server.as_mut())
+                .for_each(Server::forget_looks);
             // Nobody looks any more, so nobody would bring them back.
             for place in self.places(|server| server.health.out() == Some(Reason::Check)) {
                 self.bring_back(now, place);
@@ -493,8 +497,9 @@ impl Fleet {
         due
     }
 
-    /// What a look at a server showed.
-    pub fn checked(&mut self, now: Instant, check: &Check, is_well: bool) {
+    /// What a look at a server showed: that it is well, and after how long; none: it is not.
+    pub fn checked(&mut self, now: Instant, check: &Check, well: Option<Duration>) {
+        let is_well = well.is_some();
         let place = check.attempt.server;
         let Some(slot) = self.slots.get_mut(place as usize) else { return };
         let Some(server) = slot.server.as_mut().filter(|_| slot.life == check.attempt.life) else {
@@ -514,9 +519,12 @@ impl Fleet {
             }
             return;
         }
+        if let Some(took) = well {
+            server.looked(took);
+        }
         let (n_well, n_unwell) =
             self.settings.check.as_ref().map_or((1, 1), |check| (check.n_well, check.n_unwell));
-        match health.checked(n_well, n_unwell, is_well) {
+        match server.health.checked(n_well, n_unwell, is_well) {
             Some(true) => self.bring_back(now, place),
             Some(false) => self.take_out(now, place, Reason::Check),
             None => {}
@@ -606,13 +614,10 @@ impl Fleet {
             Some(_) => is_panicking,
         };
         for idx in 0..self.zones.len() {
-            let mut latencies: Vec<f64> = self
-                .servers()
-                .filter(|server| server.zone == idx && is_open(server))
-                .filter_map(|server| server.latency_s(now))
-                .collect();
-            latencies.sort_by(f64::total_cmp);
-            let typical_s = latencies.get((latencies.len().max(1) - 1) / 2).copied();
+            let open = || self.servers().filter(|server| server.zone == idx && is_open(server));
+            let typical_s = median(open().filter_map(|server| server.latency_s(now)));
+            let typical_look_s = median(open().filter_map(Server::look_s));
+            let base_s = self.zones[idx].base_s();
             let mut open = std::mem::take(&mut self.zones[idx].open);
             open.clear();
             let (mut open_weight, mut all_weight, mut draw_max) = (0.0, 0.0, 0.0_f64);
@@ -626,7 +631,7 @@ impl Fleet {
                 if !is_open(server) {
                     continue;
                 }
-                server.draw = server.share(now, &self.settings, typical_s);
+                server.draw = server.share(now, &self.settings, typical_s, typical_look_s, base_s);
                 draw_max = draw_max.max(server.draw);
                 open_weight += server.draw.max(0.5 * server.spec.weight).min(server.spec.weight);
                 loads.push(f64::from(server.n_in_flight) / server.spec.weight);
@@ -685,6 +690,13 @@ impl Fleet {
         let those = all.filter(|(_, slot)| slot.server.as_ref().is_some_and(&is));
         those.map(|(place, _)| u32::try_from(place).unwrap_or(u32::MAX)).collect()
     }
+}
+
+/// The lower one of two in the middle.
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get((values.len().max(1) - 1) / 2).copied()
 }
 
 /// How much a zone takes before the next closest is asked.

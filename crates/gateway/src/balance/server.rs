@@ -9,6 +9,10 @@
 //!
 //! A server that owes answers and gives none is as slow as it has been silent: one that hangs is
 //! avoided long before a time-out.
+//!
+//! Where there is no traffic, active checks tell who is slow. They are compared with each other
+//! alone, as a check is another question than a request is: who takes eight times as long as its
+//! zone's typical server for a check is thought to take eight times as long for a request.
 
 use super::health::Health;
 use super::settings::{ServerSpec, Settings};
@@ -28,6 +32,8 @@ const COLD_SHARE: f64 = 0.05;
 const LEAST_SHARE: f64 = 0.02;
 /// Good answers that every server is credited with, so that a single failure is not taken for all.
 const DOUBT: u32 = 2;
+/// Checks that differ by less are equally quick.
+const LEAST_LAG_S: f64 = 0.005;
 /// How much more of its requests a server must fail than another to be worse for it.
 const WORSE: f64 = 0.2;
 
@@ -41,6 +47,11 @@ pub struct Server {
     owes_since: Option<Instant>,
     latency_s: Option<f64>,
     pub answered_at: Instant,
+    /// How long active checks take.
+    look_s: Option<f64>,
+    /// What an answer takes by the checks, on its zone's better days; none: about as long as at
+    /// the others, or traffic tells more.
+    lag_s: Option<f64>,
     pub window: Window,
     pub health: Health,
     /// None: it was there from the beginning.
@@ -64,6 +75,8 @@ impl Server {
             owes_since: None,
             latency_s: None,
             answered_at: now,
+            look_s: None,
+            lag_s: None,
             window: Window::new(now, Duration::from_secs(10)),
             health: Health::new(now),
             warm_from: (!warm).then_some(now),
@@ -103,6 +116,21 @@ impl Server {
         self.owes_since = Some(now);
     }
 
+    /// An active check went well.
+    pub fn looked(&mut self, took: Duration) {
+        let sample = took.as_secs_f64();
+        self.look_s = Some(self.look_s.map_or(sample, |mean| 0.5 * (mean + sample)));
+    }
+
+    /// Nobody checks any more.
+    pub fn forget_looks(&mut self) {
+        self.look_s = None;
+    }
+
+    pub fn look_s(&self) -> Option<f64> {
+        self.look_s
+    }
+
     /// Somebody gave up after so long: an answer takes at least that. A hedge that always wins
     /// would otherwise hide how slow this server is.
     pub fn gave_up(&mut self, waited: Duration) {
@@ -126,7 +154,9 @@ impl Server {
         let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
         let idle_s = (since(self.answered_at) - MEMORY.as_secs_f64()).max(0.0);
         let faded = (-idle_s / FADING.as_secs_f64()).exp2();
-        match (self.latency_s.map(|mean| mean * faded), self.owes_since.map(since)) {
+        let known = self.latency_s.map(|mean| mean * faded);
+        let known = known.map_or(self.lag_s, |mean| Some(mean.max(self.lag_s.unwrap_or(0.0))));
+        match (known, self.owes_since.map(since)) {
             (Some(mean), Some(silent)) => Some(mean.max(silent)),
             // What never answered is known only to be silent.
             (None, Some(silent)) if silent > TELLING_S => Some(silent),
@@ -137,12 +167,29 @@ impl Server {
     /// Its share of its zone's requests: its weight, less while it is new, less still while it is
     /// slower than the zone's typical server, or fails. A share has no cap, as ejections have: of
     /// five servers three may be bad.
-    pub fn share(&mut self, now: Instant, settings: &Settings, typical_s: Option<f64>) -> f64 {
+    pub fn share(
+        &mut self,
+        now: Instant,
+        settings: &Settings,
+        typical_s: Option<f64>,
+        typical_look_s: Option<f64>,
+        base_s: Option<f64>,
+    ) -> f64 {
+        let is_fresh = now.saturating_duration_since(self.answered_at) < MEMORY;
+        let lag = match (self.look_s, typical_look_s) {
+            (Some(own), Some(typical))
+                if !is_fresh && own > (2.0 * typical).max(typical + LEAST_LAG_S) =>
+            {
+                own / typical
+            }
+            _ => 1.0,
+        };
+        self.lag_s = base_s.map(|base| base * lag).filter(|_| lag > 1.0);
         let warm = self.warm_from.map_or(1.0, |from| {
             let warm_s = now.saturating_duration_since(from).as_secs_f64();
             warm_s / settings.warm_up.as_secs_f64().max(0.001)
         });
-        let slow = match (self.latency_s(now), typical_s) {
+        let slow = match (self.latency_s(now), typical_s.or(base_s)) {
             (Some(own), Some(typical)) if own > 2.0 * typical => 2.0 * typical / own,
             _ => 1.0,
         };

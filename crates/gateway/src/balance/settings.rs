@@ -72,7 +72,8 @@ pub struct Settings {
     pub subset: Option<usize>,
 }
 
-/// An active check: `GET path` on every server.
+/// An active check: `GET path` on every server. How long it takes tells who is slow while there
+/// are no requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthCheck {
     pub path: String,
