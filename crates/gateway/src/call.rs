@@ -62,6 +62,9 @@ pub enum Verdict {
     Well,
     /// The server failed; another one may do better.
     Failed,
+    /// It ran out of the time that its caller gave it, which was less than the service may take:
+    /// nobody's failure.
+    Late,
 }
 
 /// Why an attempt has no answer.
@@ -288,6 +291,7 @@ where
                     match sent.verdict {
                         Verdict::Well => Finished::Well,
                         Verdict::Failed => Finished::Failed,
+                        Verdict::Late => Finished::GivenUp,
                     },
                 );
                 stay.flight = Some(flight);
@@ -338,10 +342,11 @@ where
                 None => (is_fair.then_some(Ended::TimedOut(took)), Err(Failure::TimedOut)),
                 Some(Ok(sent)) => {
                     let ended = match sent.verdict {
-                        Verdict::Well => Ended::Well(took),
-                        Verdict::Failed => Ended::Failed,
+                        Verdict::Well => Some(Ended::Well(took)),
+                        Verdict::Failed => Some(Ended::Failed),
+                        Verdict::Late => None,
                     };
-                    (Some(ended), Ok(sent))
+                    (ended, Ok(sent))
                 }
                 Some(Err(error)) => {
                     let ended = match &error {

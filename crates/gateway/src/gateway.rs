@@ -86,7 +86,9 @@ impl State {
         }
         let same = before.and_then(|before| before.traces.as_ref());
         let same = same.filter(|same| config.traces.as_ref() == Some(&same.config)).cloned();
-        let traces = same.or_else(|| config.traces.clone().map(Traces::new));
+        let queue = || before.and_then(|before| Some(before.traces.as_ref()?.queue.clone()));
+        let traces =
+            same.or_else(|| Some(Traces::new(config.traces.clone()?, queue().unwrap_or_default())));
         Ok(State {
             limits: config.limits.clone(),
             routes: config.routes.clone(),

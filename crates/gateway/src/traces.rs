@@ -14,6 +14,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -33,10 +34,16 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Traces {
     pub config: config::Traces,
-    waiting: Mutex<Vec<Entry>>,
+    pub queue: Arc<Queue>,
     sent_at: Mutex<Option<Instant>>,
     is_sending: AtomicBool,
     is_failing: AtomicBool,
+}
+
+/// What waits for a collector. It stays when the file names another one.
+#[derive(Default)]
+pub struct Queue {
+    waiting: Mutex<VecDeque<Entry>>,
     pub n_sent: AtomicU64,
     pub n_dropped: AtomicU64,
 }
@@ -68,15 +75,13 @@ impl Error {
 }
 
 impl Traces {
-    pub fn new(config: config::Traces) -> Arc<Traces> {
+    pub fn new(config: config::Traces, queue: Arc<Queue>) -> Arc<Traces> {
         Arc::new(Traces {
             config,
-            waiting: Mutex::default(),
+            queue,
             sent_at: Mutex::default(),
             is_sending: AtomicBool::new(false),
             is_failing: AtomicBool::new(false),
-            n_sent: AtomicU64::new(0),
-            n_dropped: AtomicU64::new(0),
         })
     }
 
@@ -91,25 +96,20 @@ impl Traces {
             reason: cut(&entry.reason),
             ..entry.clone()
         };
-        let mut waiting = self.waiting.lock();
-        match waiting.len() < N_WAITING_MAX {
-            true => waiting.push(entry),
-            false => {
-                self.n_dropped.fetch_add(1, Relaxed);
-            }
-        }
+        self.queue.add(entry);
     }
 
     /// To be called often: sends what waits when it is time, in a task of its own.
     pub fn step(self: &Arc<Self>, env: &Env) {
         let now = env.now();
         let is_due = self.sent_at.lock().is_none_or(|at| now >= at + SEND_EVERY);
-        let is_full = self.waiting.lock().len() >= N_BATCH_MAX && !self.is_failing.load(Relaxed);
+        let n_waiting = self.queue.waiting.lock().len();
+        let is_full = n_waiting >= N_BATCH_MAX && !self.is_failing.load(Relaxed);
         if !is_due && !is_full {
             return;
         }
         *self.sent_at.lock() = Some(now);
-        if self.waiting.lock().is_empty() || self.is_sending.swap(true, Relaxed) {
+        if n_waiting == 0 || self.is_sending.swap(true, Relaxed) {
             return;
         }
         let (this, world) = (self.clone(), env.clone());
@@ -123,7 +123,7 @@ impl Traces {
     pub async fn send_all(&self, env: &Env) {
         loop {
             let batch: Vec<Entry> = {
-                let mut waiting = self.waiting.lock();
+                let mut waiting = self.queue.waiting.lock();
                 let n = waiting.len().min(N_BATCH_MAX);
                 waiting.drain(..n).collect()
             };
@@ -133,7 +133,7 @@ impl Traces {
             let message = message(&self.config, &batch).to_string();
             let sent = env.timeout(TIMEOUT, self.post(env, message)).await;
             let Err(error) = sent.unwrap_or(Err(Error::TimedOut)) else {
-                self.n_sent.fetch_add(batch.len() as u64, Relaxed);
+                self.queue.n_sent.fetch_add(batch.len() as u64, Relaxed);
                 if self.is_failing.swap(false, Relaxed) {
                     tracing::info!("the collector of traces takes spans again");
                 }
@@ -143,23 +143,12 @@ impl Traces {
                 let (host, port) = (&self.config.host, self.config.port);
                 tracing::warn!(%host, port, %error, "the collector of traces takes no spans");
             }
-            let n_dropped = match error.may_pass() {
-                true => self.put_back(batch),
-                false => batch.len(),
-            };
-            self.n_dropped.fetch_add(n_dropped as u64, Relaxed);
+            match error.may_pass() {
+                true => self.queue.put_back(batch),
+                false => self.queue.dropped(batch.len()),
+            }
             return;
         }
-    }
-
-    /// The newest are worth most: what finds no room are the oldest.
-    fn put_back(&self, mut batch: Vec<Entry>) -> usize {
-        let mut waiting = self.waiting.lock();
-        batch.append(&mut waiting);
-        let n_over = batch.len().saturating_sub(N_WAITING_MAX);
-        batch.drain(..n_over);
-        *waiting = batch;
-        n_over
     }
 
     async fn post(&self, env: &Env, message: String) -> Result<(), Error> {
@@ -177,6 +166,31 @@ impl Traces {
             .body(Full::new(Bytes::from(message)))?;
         let status = sender.send_request(request).await?.status();
         if status.is_success() { Ok(()) } else { Err(Error::Refused(status)) }
+    }
+}
+
+/// The newest are worth most: what finds no room are the oldest.
+impl Queue {
+    fn add(&self, entry: Entry) {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= N_WAITING_MAX {
+            waiting.pop_front();
+            self.dropped(1);
+        }
+        waiting.push_back(entry);
+    }
+
+    fn put_back(&self, batch: Vec<Entry>) {
+        let mut waiting = self.waiting.lock();
+        let n_over = (batch.len() + waiting.len()).saturating_sub(N_WAITING_MAX);
+        self.dropped(n_over);
+        for entry in batch.into_iter().skip(n_over).rev() {
+            waiting.push_front(entry);
+        }
+    }
+
+    fn dropped(&self, n: usize) {
+        self.n_dropped.fetch_add(n as u64, Relaxed);
     }
 }
 

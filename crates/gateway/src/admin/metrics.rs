@@ -141,11 +141,15 @@ impl Snapshot {
             whole.push(Plain { name: "access_log_dropped", help, is_counter: true, value });
         }
         if let Some(traces) = &state.traces {
-            whole.push(counter("spans_sent", "Spans that the collector took", &traces.n_sent));
+            whole.push(counter(
+                "spans_sent",
+                "Spans that the collector took",
+                &traces.queue.n_sent,
+            ));
             whole.push(counter(
                 "spans_dropped",
                 "Spans that the collector did not take",
-                &traces.n_dropped,
+                &traces.queue.n_dropped,
             ));
         }
         let services = state.backends.values().map(|backend| PerService::of(backend)).collect();

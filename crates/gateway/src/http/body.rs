@@ -1,6 +1,7 @@
 //! Bodies on their way. Nothing is collected on the way but small requests that may be repeated,
 //! and answers that may be served stale.
 
+use crate::call::{Stay, Verdict};
 use crate::http::ending::Ending;
 use crate::http::headers;
 use crate::http::serve::Pulse;
@@ -236,8 +237,12 @@ impl Body for AnswerBody {
                     }
                 }
                 let trailers = frame.trailers_ref();
-                if trailers.is_some_and(headers::is_grpc_failure) {
-                    self.ended(false);
+                if let (Some(trailers), Some(ending)) = (trailers, &mut self.ending) {
+                    match headers::grpc_verdict(trailers, ending.is_full_time) {
+                        Verdict::Well => {}
+                        Verdict::Failed => self.ended(false),
+                        Verdict::Late => ending.stay.iter_mut().for_each(Stay::has_no_end),
+                    }
                 }
                 // Whoever sees the end here asks no more.
                 if trailers.is_some() || self.content.is_end_stream() {

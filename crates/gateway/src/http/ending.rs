@@ -30,6 +30,8 @@ pub struct Ending {
     pub backend: Option<Arc<Backend>>,
     pub record: Option<Box<Record>>,
     pub upload: Option<Arc<Upload>>,
+    /// The request had all the time that its service may take.
+    pub is_full_time: bool,
     pub loan: Option<Loan>,
     pub stay: Option<Stay>,
     pub place: Option<Place>,

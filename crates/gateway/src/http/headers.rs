@@ -7,6 +7,7 @@
 //!   it is less than the service's own.
 //! * `traceparent` (W3C Trace Context) names the trace; each attempt's parent is a span of ours.
 
+use crate::call::Verdict;
 use crate::config::HeaderRules;
 use crate::isolate::bulkhead::Priority;
 use bytes::Bytes;
@@ -211,11 +212,16 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Whether headers or trailers say that a gRPC server failed, and not that the request is wrong.
-pub fn is_grpc_failure(headers: &HeaderMap) -> bool {
-    let status = headers.get("grpc-status").map(HeaderValue::as_bytes);
-    // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, and a full server's RESOURCE_EXHAUSTED.
-    matches!(status, Some(b"14" | b"4" | b"13" | b"8"))
+/// What headers or trailers say of a gRPC server; not that it failed when the request is wrong.
+/// `is_full_time`: it had all the time that its service may take.
+pub fn grpc_verdict(headers: &HeaderMap, is_full_time: bool) -> Verdict {
+    match headers.get("grpc-status").map(HeaderValue::as_bytes) {
+        // DEADLINE_EXCEEDED
+        Some(b"4") if !is_full_time => Verdict::Late,
+        // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, and a full server's RESOURCE_EXHAUSTED.
+        Some(b"14" | b"4" | b"13" | b"8") => Verdict::Failed,
+        _ => Verdict::Well,
+    }
 }
 
 #[cfg(test)]

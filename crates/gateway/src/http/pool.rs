@@ -51,12 +51,19 @@ struct Shelf {
     idle: Vec<Idle>,
     /// HTTP/2: most requests share the first.
     shared: Vec<Shared>,
+    /// HTTP/2: held by who opens a connection, so that the others wait for it and share it.
+    opening: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Pool {
     /// The shelf of the attempt's server; what another server at its place has left is closed.
     fn shelf(&mut self, attempt: Attempt) -> &mut Shelf {
-        let empty = |address| Shelf { address, idle: Vec::new(), shared: Vec::new() };
+        let empty = |address| Shelf {
+            address,
+            idle: Vec::new(),
+            shared: Vec::new(),
+            opening: Arc::default(),
+        };
         while self.shelves.len() <= attempt.place() {
             self.shelves.push(empty(attempt.address));
         }
@@ -135,25 +142,35 @@ impl Upstream {
         }
         let limit = self.handle.lock().settings().connect_timeout;
         // Boxed: the usual request finds a connection, and should not carry room for making one.
-        let connected = Box::pin(env.timeout(limit, self.connect(env, attempt.address))).await;
-        let sender = match connected {
-            Some(Ok(sender)) => sender,
-            Some(Err(reason)) => return Err(SendError::Unreachable(reason)),
-            None => {
-                let reason = format!("no connection within {limit:?}");
-                return Err(SendError::Unreachable(reason));
-            }
-        };
-        if let Sender::Http2(shared) = &sender {
-            let mut pool = self.lanes[lane].lock();
-            let shelf = pool.shelf(attempt);
-            // Many may have been opened at once; those for which there is no place end with
-            // their request.
-            if shelf.shared.len() < N_SHARED_MAX {
-                shelf.shared.push(shared.clone());
-            }
+        let connected = Box::pin(env.timeout(limit, self.open(env, lane, attempt))).await;
+        match connected {
+            Some(Ok((sender, is_fresh))) => Ok(loan(sender, is_fresh, env.now())),
+            Some(Err(reason)) => Err(SendError::Unreachable(reason)),
+            None => Err(SendError::Unreachable(format!("no connection within {limit:?}"))),
         }
-        Ok(loan(sender, true, env.now()))
+    }
+
+    /// A connection where none was free, and whether it is new: one of HTTP/2 may have been opened
+    /// by somebody else meanwhile.
+    async fn open(
+        &self,
+        env: &Env,
+        lane: usize,
+        attempt: Attempt,
+    ) -> Result<(Sender, bool), String> {
+        if self.protocol == Protocol::Http1 {
+            return Ok((self.connect(env, attempt.address).await?, true));
+        }
+        let opening = self.lanes[lane].lock().shelf(attempt).opening.clone();
+        let _opening = opening.lock().await;
+        if let Some(sender) = self.take(env.now(), lane, attempt) {
+            return Ok((sender, false));
+        }
+        let sender = self.connect(env, attempt.address).await?;
+        if let Sender::Http2(shared) = &sender {
+            self.lanes[lane].lock().shelf(attempt).shared.push(shared.clone());
+        }
+        Ok((sender, true))
     }
 
     fn take(&self, now: Instant, lane: usize, attempt: Attempt) -> Option<Sender> {

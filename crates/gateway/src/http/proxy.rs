@@ -150,6 +150,7 @@ struct Asked {
     trace: Trace,
     record: Option<Box<Record>>,
     upload: Option<Arc<Upload>>,
+    is_full_time: bool,
     backend: Option<Arc<Backend>>,
     place: Option<Place>,
 }
@@ -174,6 +175,7 @@ impl Gateway {
             trace,
             record: Record::begin(trace, self.log(), traces),
             upload: None,
+            is_full_time: true,
             backend: None,
             place: None,
         };
@@ -195,6 +197,7 @@ impl Gateway {
             backend: asked.backend,
             record: asked.record,
             upload: asked.upload,
+            is_full_time: asked.is_full_time,
             loan,
             stay,
             place: asked.place,
@@ -289,6 +292,7 @@ impl Gateway {
             may_repeat: outgoing.may_repeat,
         };
         asked.upload = outgoing.upload();
+        asked.is_full_time = ask.is_full_time;
         let mut answer = self.ask(state, client, backend, &ask, &outgoing, asked).await?;
         headers::apply(&route.response_headers, answer.response.headers_mut());
         if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
@@ -448,7 +452,7 @@ impl Gateway {
                 let request = outgoing.request(backend, left)?;
                 match loan.send(request).await {
                     Ok(response) => {
-                        let verdict = verdict(&response);
+                        let verdict = verdict(&response, ask.is_full_time);
                         return Ok(Sent { answer: (response, loan), verdict });
                     }
                     Err((error, request)) => {
@@ -655,14 +659,12 @@ impl Outgoing {
 }
 
 /// Whether an answer is one of a server that works.
-fn verdict(response: &Response<Incoming>) -> Verdict {
-    let is_failure = response.status().is_server_error()
-        && response.status() != StatusCode::NOT_IMPLEMENTED
-        && response.status() != StatusCode::HTTP_VERSION_NOT_SUPPORTED;
-    if is_failure || headers::is_grpc_failure(response.headers()) {
-        Verdict::Failed
-    } else {
-        Verdict::Well
+fn verdict(response: &Response<Incoming>, is_full_time: bool) -> Verdict {
+    match response.status() {
+        StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Verdict::Well,
+        StatusCode::GATEWAY_TIMEOUT if !is_full_time => Verdict::Late,
+        status if status.is_server_error() => Verdict::Failed,
+        _ => headers::grpc_verdict(response.headers(), is_full_time),
     }
 }
 

@@ -2,9 +2,10 @@
 //! time.
 #![allow(dead_code)]
 
-use base::env::{Env, MemoryNet, Stream};
+use base::env::{Env, Listener, MemoryNet, Net, Pending, Stream};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use gateway::balance::health::Reason;
 use gateway::config::Config;
 use gateway::gateway::Gateway;
 use gateway::http::pool::Spawn;
@@ -22,7 +23,26 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// One server of one service.
+pub const ONE: &str = r#"
+    zone = "a"
+    listen = "127.0.0.1:1"
+    [services.web]
+    servers = ["a=10.0.0.1:1"]
+"#;
+
+/// Two servers of one service.
+pub const TWO: &str = r#"
+    zone = "a"
+    listen = "127.0.0.1:1"
+    [services.web]
+    servers = ["a=10.0.0.1:1", "a=10.0.0.1:2"]
+    timeout = "2s"
+    attempt_timeout = "500ms"
+"#;
 
 pub struct World {
     pub env: Env,
@@ -30,6 +50,23 @@ pub struct World {
 }
 
 pub type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+/// A network on which a connection takes a while to open.
+#[derive(Default)]
+pub struct FarNet(MemoryNet);
+
+impl Net for FarNet {
+    fn connect(&self, to: SocketAddr) -> Pending<'_, Stream> {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.0.connect(to).await
+        })
+    }
+
+    fn listen(&self, at: SocketAddr) -> Pending<'_, Box<dyn Listener>> {
+        self.0.listen(at)
+    }
+}
 
 /// What a server does with a request.
 pub type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync>;
@@ -63,7 +100,11 @@ impl Asked {
 
 impl World {
     pub fn new(config: &str) -> World {
-        let env = Env::seeded(7, Arc::new(MemoryNet::default()));
+        World::on(Arc::new(MemoryNet::default()), config)
+    }
+
+    pub fn on(net: Arc<dyn Net>, config: &str) -> World {
+        let env = Env::seeded(7, net);
         let config = parse(config);
         let gateway = Gateway::new(&env, config, 1).unwrap();
         World { env, gateway }
@@ -71,6 +112,13 @@ impl World {
 
     pub fn reload(&self, config: &str) {
         self.gateway.reload(parse(config)).unwrap();
+    }
+
+    /// Why the server at `10.0.0.1:PORT` is out, if it is.
+    pub fn out(&self, port: u16) -> Option<Reason> {
+        let service = self.gateway.state().backends["web"].upstream.handle.clone();
+        let service = service.lock();
+        service.fleet.servers().find(|server| server.spec.address.port() == port)?.health.out()
     }
 
     /// A server at `10.0.0.1:PORT`; the task's end is the server's.

@@ -1,0 +1,245 @@
+//! HTTP/2 and gRPC through the gateway. Time is virtual.
+
+mod support;
+
+use bytes::Bytes;
+use gateway::balance::health::Reason;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+use support::{FarNet, ONE, TWO, World, handler, says};
+
+#[tokio::test(start_paused = true)]
+async fn http2_goes_in_and_out_with_trailers() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [[routes]]
+        path = "/grpc"
+        service = "grpc"
+        [[routes]]
+        service = "web"
+        [services.grpc]
+        servers = ["10.0.0.1:2"]
+        protocol = "http2"
+        [services.web]
+        servers = ["10.0.0.1:1"]
+        "#,
+    );
+    world
+        .server(
+            1,
+            handler(|request| async move { says(request.headers()["host"].to_str().unwrap()) }),
+        )
+        .await;
+    let calls = handler(|request| async move {
+        let authority = request.uri().authority().unwrap().to_string();
+        assert_eq!(request.headers()["te"], "trailers");
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let frames = [
+            Ok(http_body::Frame::data(Bytes::from(authority))),
+            Ok(http_body::Frame::trailers(trailers)),
+        ];
+        let body = http_body_util::StreamBody::new(futures::stream::iter(frames));
+        http::Response::new(body.boxed())
+    });
+    world.server2(2, calls).await;
+    let mut client = world.client2().await;
+    let request = |path: &str| {
+        let uri = format!("http://test.example{path}");
+        Request::post(uri).header("te", "trailers").body(Full::new(Bytes::from("x"))).unwrap()
+    };
+    let plain = client.send_request(request("/")).await.unwrap();
+    let body = plain.into_body().collect().await.unwrap();
+    assert_eq!(body.to_bytes(), "test.example", "an HTTP/1.1 server gets the authority as Host");
+    let called = client.send_request(request("/grpc/x")).await.unwrap();
+    assert_eq!(called.status(), 200);
+    let body = called.into_body().collect().await.unwrap();
+    assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(body.to_bytes(), "test.example");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_trailers_say_counts_against_a_grpc_server() {
+    let world =
+        World::new(&TWO.replace("timeout = \"2s\"", "protocol = \"http2\"\ntimeout = \"2s\""));
+    let says = |code: &'static str| {
+        handler(move |_| async move {
+            let trailers = [("grpc-status", code)].map(|(name, code)| {
+                (http::HeaderName::from_static(name), http::HeaderValue::from_static(code))
+            });
+            let frames = [
+                Ok(http_body::Frame::data(Bytes::from("x"))),
+                Ok(http_body::Frame::trailers(trailers.into_iter().collect())),
+            ];
+            let body = http_body_util::StreamBody::new(futures::stream::iter(frames));
+            http::Response::new(body.boxed())
+        })
+    };
+    // UNAVAILABLE is the server's fault, NOT_FOUND is an answer.
+    world.server2(1, says("14")).await;
+    world.server2(2, says("5")).await;
+    let mut client = world.client2().await;
+    for _ in 0..200 {
+        let request = Request::post("http://h/a.B/C").header("content-type", "application/grpc");
+        let answer = client.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+        answer.into_body().collect().await.unwrap();
+    }
+    assert_eq!(world.out(1), Some(Reason::Failing));
+    assert_eq!(world.out(2), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn grpc_clients_are_told_in_their_own_words() {
+    let world = World::new(ONE);
+    let mut client = world.client2().await;
+    let request = Request::post("http://h/pkg.Service/Method")
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "1S")
+        .body(Full::new(Bytes::from("x")))
+        .unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["grpc-status"], "14");
+    let message = answer.headers()["grpc-message"].to_str().unwrap();
+    assert!(message.contains("no connection"), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_streams_and_resets_is_sent_away() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new(ONE);
+    let slow = handler(|_| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        says("")
+    });
+    let (asked, _) = world.server(1, slow).await;
+    let mut flood =
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00".to_vec();
+    for n in 0..5000_u32 {
+        let id = (2 * n + 1).to_be_bytes();
+        // GET / to host h, and at once: never mind.
+        flood.extend(b"\x00\x00\x06\x01\x05");
+        flood.extend(id);
+        flood.extend(b"\x82\x86\x84\x41\x01h");
+        flood.extend(b"\x00\x00\x04\x03\x00");
+        flood.extend(id);
+        flood.extend(b"\x00\x00\x00\x08");
+    }
+    let (mut reader, mut writer) = tokio::io::split(world.connect());
+    let (_, answer) = tokio::join!(
+        // It is broken off.
+        writer.write_all(&flood),
+        async {
+            let mut answer = Vec::new();
+            reader.read_to_end(&mut answer).await.ok();
+            answer
+        }
+    );
+    // A GOAWAY (type 7) with ENHANCE_YOUR_CALM (11).
+    let goodbye =
+        answer.windows(9 + 8).any(|frame| frame[3] == 7 && frame[13..17] == [0, 0, 0, 11]);
+    assert!(goodbye, "{} bytes came back", answer.len());
+    assert!(asked.n() <= 128, "{} requests reached the server", asked.n());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((world.gateway.n_connections(), world.gateway.n_requests()), (0, 0));
+    let n = world.gateway.counters.n_broken_connections.load(SeqCst);
+    assert_eq!(n, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_share_http2_connections_a_hundred_on_each() {
+    let world = World::new(&ONE.replace("servers", "protocol = \"http2\"\nservers"));
+    let (sender, gate) = tokio::sync::watch::channel(false);
+    let waits = handler(move |_| {
+        let mut gate = gate.clone();
+        async move {
+            gate.wait_for(|is_open| *is_open).await.unwrap();
+            says("")
+        }
+    });
+    let connections = world.server2(1, waits).await;
+    let mut answers = Vec::new();
+    for n in 0..150 {
+        let mut client = world.client().await;
+        answers.push(world.env.spawn("client", async move {
+            assert_eq!(client.get("/").await.0, 200);
+        }));
+        // The first connection stands before the others ask.
+        tokio::time::sleep(Duration::from_millis(if n == 0 { 10 } else { 1 })).await;
+    }
+    assert_eq!(connections.n(), 2);
+    sender.send(true).unwrap();
+    for answer in answers {
+        answer.await.unwrap();
+    }
+    world.gateway.state().backends["web"].upstream.sweep(world.env.now());
+    assert_eq!(world.client().await.get("/").await.0, 200);
+    assert_eq!(connections.n(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_a_connection_is_opened_shares_it() {
+    let config = ONE.replace("servers", "protocol = \"http2\"\nservers");
+    let world = World::on(Arc::<FarNet>::default(), &config);
+    let connections = world.server2(1, handler(|_| async { says("") })).await;
+    let mut answers = Vec::new();
+    for _ in 0..60 {
+        let mut client = world.client().await;
+        answers.push(world.env.spawn("client", async move {
+            assert_eq!(client.get("/").await.0, 200);
+        }));
+    }
+    for answer in answers {
+        answer.await.unwrap();
+    }
+    assert_eq!(connections.n(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_in_a_hurry_does_not_make_servers_look_slow() {
+    let config = ONE.replace("servers", "protocol = \"http2\"\nservers");
+    for (name, in_trailers) in [("heads", false), ("trailers", true)] {
+        let world = World::new(&config);
+        let late = handler(move |_| async move {
+            let status = [("grpc-status", "4")].map(|(name, code)| {
+                (http::HeaderName::from_static(name), http::HeaderValue::from_static(code))
+            });
+            let status: http::HeaderMap = status.into_iter().collect();
+            if !in_trailers {
+                let mut answer = says("");
+                *answer.headers_mut() = status;
+                return answer;
+            }
+            let frames = [
+                Ok(http_body::Frame::data(Bytes::from("x"))),
+                Ok(http_body::Frame::trailers(status)),
+            ];
+            http::Response::new(
+                http_body_util::StreamBody::new(futures::stream::iter(frames)).boxed(),
+            )
+        });
+        world.server2(1, late).await;
+        let mut client = world.client2().await;
+        let mut call = async |timeout: &str| {
+            let request = Request::post("http://h/a.B/C")
+                .header("content-type", "application/grpc")
+                .header("grpc-timeout", timeout);
+            let answer = client.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+            answer.into_body().collect().await.unwrap();
+        };
+        for _ in 0..50 {
+            call("1m").await;
+        }
+        let service = world.gateway.state().backends["web"].upstream.handle.clone();
+        assert_eq!(service.lock().totals.n_failed, 0, "{name}");
+        // With all the time of the service it is the server's fault.
+        for _ in 0..50 {
+            call("1H").await;
+        }
+        assert!(service.lock().totals.n_failed > 10, "{name}");
+    }
+}
