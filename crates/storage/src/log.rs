@@ -25,6 +25,8 @@
 
 mod check;
 mod disk;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use disk::Faults;

@@ -17,8 +17,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Asked before the log's files change. An `Err` is what the operating system "answers".
+/// Asked before the log's files are read or changed. An `Err` is what the operating system
+/// "answers".
 pub trait Faults: Send + Sync {
+    /// `path` is about to be read.
+    fn read(&self, _path: &Path) -> Result<()> {
+        Ok(())
+    }
     /// `bytes` are about to be written at the end of `path`.
     fn write(&self, path: &Path, bytes: usize) -> Result<()>;
     /// `path` is about to be synced.
@@ -153,6 +158,9 @@ pub(crate) struct Cursor {
 
 impl Read for Cursor {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        if let Some(faults) = &self.file.faults {
+            faults.read(&self.file.path)?;
+        }
         let n_bytes = self.file.file.read_at(buffer, self.offset)?;
         self.offset += n_bytes as u64;
         Ok(n_bytes)
