@@ -284,6 +284,15 @@ const REFUSED: &[(&str, &str)] = &[
     ("listen = \"x", r#"1: this is not TOML: invalid basic string, expected `"`"#),
     ("\n\nthreads = [1,\n", "3: this is not TOML: unclosed array, expected `]`"),
     ("zone = \"a\"\nzone = \"b\"", r#"2: this is not TOML: duplicate key, found "zone""#),
+    (
+        "[admin]\naddress = x1",
+        r#"2: this is not TOML: string values must be quoted, expected literal string, found "x1""#,
+    ),
+    // What is a secret is not shown.
+    (
+        "[admin]\ntoken = x1",
+        "2: this is not TOML: string values must be quoted, expected literal string",
+    ),
     // Settings that are not known.
     ("zoen = \"a\"", r#"1: there is no setting "zoen", did you mean "zone"?"#),
     (

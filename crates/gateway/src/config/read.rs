@@ -22,6 +22,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::DeTable;
 
+/// What stands behind these on a line is not shown.
+const SECRETS: [&str; 3] = ["token", "authorization", "cookie"];
+
 /// Why a file is refused, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -77,7 +80,11 @@ impl Config {
 
 fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let span = error.span().unwrap_or_default();
-    let found = text.get(span.clone()).filter(|found| !found.is_empty());
+    // Logs are read by more people than the file is.
+    let line_begin = text.get(..span.start).and_then(|before| before.rfind('\n'));
+    let head = text.get(line_begin.map_or(0, |at| at + 1)..span.start).unwrap_or_default();
+    let is_secret = SECRETS.iter().any(|key| head.to_ascii_lowercase().contains(key));
+    let found = text.get(span.clone()).filter(|found| !found.is_empty() && !is_secret);
     let mut message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some(found) = found {
         message += &format!(", found {:?}", value::cut(found));
