@@ -119,7 +119,7 @@ async fn the_rest_of_a_body_is_never_a_request() {
         }
     });
     let mut stream = world.connect();
-    let head = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 20000\r\n\r\n";
+    let head = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 200000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     // Idle for longer than it takes to give buffers back.
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -205,4 +205,49 @@ async fn answers_that_stream_leave_a_zone_its_room() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(listening.len(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_asks_again_on_the_same_connection() {
+    let world = World::new(ONE);
+    let mut stream = world.connect();
+    // Nobody listens at the server; and there is no such route.
+    for (host, status) in [("h", "502"), ("h\r\nhost: h", "400")] {
+        for _ in 0..2 {
+            let head = format!("POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 5\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stream.write_all(b"hello").await.unwrap();
+            let mut bytes = [0; 4096];
+            let n = stream.read(&mut bytes).await.unwrap();
+            let answer = String::from_utf8_lossy(&bytes[..n]);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert!(!answer.contains("close"), "{answer}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_in_the_middle_of_a_large_body_hears_why() {
+    let world = World::new(&format!("limits = {{ body_bytes = 100000 }}\n{ONE}"));
+    let mut stream = world.connect();
+    let head = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 3000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..30 {
+        stream.write_all(&[b'x'; 100_000]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+    // Whoever goes on and on is not read for ever.
+    let mut stream = world.connect();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut n = 0;
+    while stream.write_all(b"x").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        n += 1;
+    }
+    assert!((400..600).contains(&n), "{n}");
 }

@@ -9,6 +9,7 @@ use crate::http::ending::{Ending, Place};
 use crate::http::headers::{self, Trace};
 use crate::http::pool::Loan;
 use crate::http::serve::Pulse;
+use crate::isolate::bulkhead::Priority;
 use crate::record::Record;
 use crate::route;
 use crate::service::Refused;
@@ -32,8 +33,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-/// Bodies up to this are held, so that they can be sent again.
-const REPEATABLE_BYTES_MAX: u64 = 64 << 10;
+/// Bodies up to this are held: servers do not wait for slow clients, what may be repeated can be
+/// sent again, and whoever is refused can ask again on the same connection.
+const HELD_BYTES_MAX: u64 = 64 << 10;
+/// How long the body of a request that is refused is waited for.
+const DISCARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Who asks.
 #[derive(Clone)]
@@ -142,6 +146,14 @@ enum OutgoingBody {
     Stream(RequestBody),
 }
 
+/// Where a request goes.
+struct Way<'a> {
+    host: String,
+    route: &'a Route,
+    backend: &'a Arc<Backend>,
+    priority: Priority,
+}
+
 /// What a request's answer needs to know of it.
 struct Asked {
     begun: Instant,
@@ -163,7 +175,8 @@ impl Gateway {
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
         let has_body = !request.body().is_end_stream();
-        let under_way = client.pulse.begin(request.version(), has_body);
+        let version = request.version();
+        let under_way = client.pulse.begin(version, has_body);
         let state = self.state();
         let traces = state.traces.as_ref();
         let share = traces.map_or(0.0, |traces| traces.config.share);
@@ -204,6 +217,11 @@ impl Gateway {
             under_way,
         };
         response.body_mut().hold(ending);
+        if version < Version::HTTP_2 && !client.pulse.is_read() {
+            // What is left of the body is in the way of the next request.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         response
     }
 
@@ -215,7 +233,62 @@ impl Gateway {
         asked: &mut Asked,
     ) -> Result<Answer, Own> {
         let (mut parts, body) = request.into_parts();
-        let host = host_of(&parts);
+        let way = match self.way(state, client, &parts, asked) {
+            Ok(way) => way,
+            Err(own) => {
+                self.discard(client, body).await;
+                return Err(own);
+            }
+        };
+        let Way { host, route, backend, priority } = way;
+        asked.backend = Some(backend.clone());
+
+        let upgrade = headers::wanted_upgrade(&parts.headers, parts.version);
+        let on_upgrade = upgrade.as_ref().map(|_| parts.extensions.remove::<OnUpgrade>());
+        let asked_for = headers::asked_timeout(&parts.headers);
+        if parts.method == Method::GET && backend.config.fallback.stale_for.is_some() {
+            let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+            asked.stale_key = stale::key(&host, path, &parts.headers);
+        }
+        headers::remove_hop_by_hop(&mut parts.headers);
+        // RFC 9112, 3.2.2: what the target names is the host, whatever the field says.
+        if parts.uri.authority().is_some()
+            && let Ok(host) = HeaderValue::from_str(&host)
+        {
+            parts.headers.insert(header::HOST, host);
+        }
+        headers::forward(&mut parts.headers, &client.forwarded_for, client.is_tls);
+        asked.trace.set(&mut parts.headers);
+        headers::apply(&route.request_headers, &mut parts.headers);
+        let outgoing = self.outgoing(state, client, route, parts, upgrade, body).await?;
+
+        let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
+        let limit = asked_for.map_or(own_time, |asked_for| asked_for.min(own_time));
+        let ask = Ask {
+            priority,
+            deadline: asked.begun + limit,
+            is_full_time: limit == own_time,
+            may_repeat: outgoing.may_repeat,
+        };
+        asked.upload = outgoing.upload();
+        asked.is_full_time = ask.is_full_time;
+        let mut answer = self.ask(state, client, backend, &ask, &outgoing, asked).await?;
+        headers::apply(&route.response_headers, answer.response.headers_mut());
+        if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
+            self.tunnel(theirs, ours, &mut answer, asked.place.take());
+        }
+        Ok(answer)
+    }
+
+    /// Where the request goes, and that it may.
+    fn way<'a>(
+        &self,
+        state: &'a State,
+        client: &Client,
+        parts: &request::Parts,
+        asked: &mut Asked,
+    ) -> Result<Way<'a>, Own> {
+        let host = host_of(parts);
         if let Some(record) = &mut asked.record {
             let entry = &mut record.entry;
             entry.at_us = self.env().wall_us();
@@ -262,43 +335,19 @@ impl Gateway {
             record.entry.route.clone_from(&route.name);
             record.entry.service = name.to_owned();
         }
-        asked.backend = Some(backend.clone());
+        Ok(Way { host, route, backend, priority })
+    }
 
-        let upgrade = headers::wanted_upgrade(&parts.headers, parts.version);
-        let on_upgrade = upgrade.as_ref().map(|_| parts.extensions.remove::<OnUpgrade>());
-        let asked_for = headers::asked_timeout(&parts.headers);
-        if parts.method == Method::GET && backend.config.fallback.stale_for.is_some() {
-            let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-            asked.stale_key = stale::key(&host, path, &parts.headers);
+    /// Reads the rest of a small request that is refused, so that the next one can follow.
+    async fn discard(&self, client: &Client, body: Incoming) {
+        let is_small = body.size_hint().exact().is_some_and(|n| n <= HELD_BYTES_MAX);
+        if body.is_end_stream() || !is_small {
+            return;
         }
-        headers::remove_hop_by_hop(&mut parts.headers);
-        // RFC 9112, 3.2.2: what the target names is the host, whatever the field says.
-        if parts.uri.authority().is_some()
-            && let Ok(host) = HeaderValue::from_str(&host)
-        {
-            parts.headers.insert(header::HOST, host);
+        let read = Box::pin(body.collect());
+        if let Some(Ok(_)) = self.env().timeout(DISCARD_WITHIN, read).await {
+            client.pulse.has_read();
         }
-        headers::forward(&mut parts.headers, &client.forwarded_for, client.is_tls);
-        asked.trace.set(&mut parts.headers);
-        headers::apply(&route.request_headers, &mut parts.headers);
-        let outgoing = self.outgoing(state, client, route, parts, upgrade, body).await?;
-
-        let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
-        let limit = asked_for.map_or(own_time, |asked_for| asked_for.min(own_time));
-        let ask = Ask {
-            priority,
-            deadline: asked.begun + limit,
-            is_full_time: limit == own_time,
-            may_repeat: outgoing.may_repeat,
-        };
-        asked.upload = outgoing.upload();
-        asked.is_full_time = ask.is_full_time;
-        let mut answer = self.ask(state, client, backend, &ask, &outgoing, asked).await?;
-        headers::apply(&route.response_headers, answer.response.headers_mut());
-        if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
-            self.tunnel(theirs, ours, &mut answer, asked.place.take());
-        }
-        Ok(answer)
     }
 
     fn draw(&self, route: &Route) -> f64 {
@@ -308,7 +357,7 @@ impl Gateway {
         (self.env().random() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// The request as it is sent; small bodies of requests that may be repeated are read whole.
+    /// The request as it is sent; small bodies are read whole.
     async fn outgoing(
         &self,
         state: &State,
@@ -337,11 +386,11 @@ impl Gateway {
             let text = format!("the body has {n_told} bytes, {n_max} are allowed");
             return Err(Own::new(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
-        let is_small = n_told.is_some_and(|n_told| n_told <= REPEATABLE_BYTES_MAX);
+        let is_small = n_told.is_some_and(|n_told| n_told <= HELD_BYTES_MAX);
         let body = if body.is_end_stream() {
             OutgoingBody::Held(Bytes::new())
-        } else if is_harmless && is_small && upgrade.is_none() {
-            let limit = usize::try_from(REPEATABLE_BYTES_MAX).unwrap_or(usize::MAX);
+        } else if is_small && upgrade.is_none() {
+            let limit = usize::try_from(HELD_BYTES_MAX).unwrap_or(usize::MAX);
             let read = Box::pin(Limited::new(body, limit).collect());
             match self.env().timeout(limits.body_idle_timeout, read).await {
                 Some(Ok(body)) => {

@@ -40,13 +40,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 /// How an HTTP/2 client begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An HTTP/1.1 connection that has been idle for this long gives its buffers back.
 const PARK_AFTER: Duration = Duration::from_secs(1);
+/// How long a connection that has ended is read, where its client still sends.
+const LINGER_FOR_REST: Duration = Duration::from_secs(5);
 /// How long a gateway that stops waits for the first request of who has just come.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -124,11 +126,15 @@ impl Pulse {
         self.is_read.store(true, Relaxed);
     }
 
+    pub fn is_read(&self) -> bool {
+        self.is_read.load(Relaxed)
+    }
+
     /// Whether nothing is under way, or begun, or to be read by either side: what follows is a
     /// request. The rest of a body that nobody wants would be taken for one.
     fn is_between(&self) -> bool {
         !self.is_busy()
-            && self.is_read.load(Relaxed)
+            && self.is_read()
             && self.head_us.load(Relaxed) == 0
             && !self.is_blocked.load(Relaxed)
     }
@@ -557,9 +563,16 @@ impl Serving {
                         polled => polled.map(Some),
                     }
                 }) => match ended {
-                    Some(Ok(())) => return None,
-                    Some(Err(error)) => {
-                        self.gateway.count_broken(&error);
+                    Some(ended) => {
+                        let is_well = ended.is_ok();
+                        if let Err(error) = ended {
+                            self.gateway.count_broken(&error);
+                        }
+                        if let Some(parts) = connection.into_parts()
+                            && !(is_well && self.pulse.is_read())
+                        {
+                            Box::pin(self.linger(parts.io.into_inner())).await;
+                        }
                         return None;
                     }
                     None => break,
@@ -580,6 +593,18 @@ impl Serving {
             io.rest = parts.read_buf;
         }
         Some(io)
+    }
+
+    /// Reads what a client sends that has not read its answer yet: a connection that is closed
+    /// before is reset, and the answer lost on its way.
+    async fn linger(&self, mut io: Watched) {
+        let mut bytes = [0; 4096];
+        let rest = async {
+            // What the client was told is complete.
+            io.shutdown().await.ok();
+            while io.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+        };
+        self.env.timeout(LINGER_FOR_REST, rest).await;
     }
 
     async fn http2(&self, io: Watched, requests: Requests) {
