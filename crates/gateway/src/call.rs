@@ -44,11 +44,25 @@ impl Handle {
 pub struct Ask {
     pub priority: Priority,
     pub deadline: Instant,
-    /// Whether the deadline is the service's own. A caller that gives less time than the service
-    /// may take learns nothing about the service when that is over.
-    pub is_full_time: bool,
+    /// None: the deadline is the service's own. A caller that gives less time than the service may
+    /// take learns nothing about the service when that is over; from this moment on it nearly is.
+    pub late_from: Option<Instant>,
     /// Whether sending it twice does no harm, and it can be sent twice.
     pub may_repeat: bool,
+}
+
+impl Ask {
+    /// Nearly the deadline, when the caller gave less time (`given`) than the service may take.
+    pub fn late_from(deadline: Instant, given: Option<Duration>) -> Option<Instant> {
+        // A server is told whole milliseconds.
+        let slack = given? / 10 + Duration::from_millis(1);
+        Some(deadline.checked_sub(slack).unwrap_or(deadline))
+    }
+
+    /// Whether an answer that came now may say that its time was over without being wrong.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.late_from.is_some_and(|from| now >= from)
+    }
 }
 
 /// An answer, and whether it is one of a server that works.
@@ -73,6 +87,10 @@ pub enum SendError {
     /// Nothing was sent: harmless to send elsewhere.
     #[error("no connection: {0}")]
     Unreachable(String),
+    /// As above, where several requests waited for one connection: the one who opened it tells of
+    /// the server.
+    #[error("no connection to share: {0}")]
+    NotShared(String),
     /// A connection that had been idle was closed by the other side before anything was sent.
     #[error("the idle connection was closed")]
     Stale,
@@ -266,7 +284,9 @@ where
         now = at;
         let helps = match &result {
             Ok(sent) => sent.verdict == Verdict::Failed && ask.may_repeat,
-            Err(Failure::Send(SendError::Unreachable(_) | SendError::Stale)) => true,
+            Err(Failure::Send(
+                SendError::Unreachable(_) | SendError::NotShared(_) | SendError::Stale,
+            )) => true,
             Err(Failure::Send(SendError::Broken(_)) | Failure::TimedOut) => ask.may_repeat,
             Err(Failure::Send(SendError::Request { .. }) | Failure::Refused(_)) => false,
         };
@@ -302,7 +322,7 @@ where
             Err(failure) => {
                 let is_ours = match &failure {
                     Failure::Send(SendError::Request { .. }) => false,
-                    Failure::TimedOut => ask.is_full_time,
+                    Failure::TimedOut => ask.late_from.is_none(),
                     _ => true,
                 };
                 stay.finish(now, if is_ours { Finished::Failed } else { Finished::GivenUp });
@@ -334,7 +354,7 @@ where
             let left = self.ask.deadline.saturating_duration_since(begun);
             let own = self.attempt_timeout;
             let limit = own.map_or(left, |own| own.min(left));
-            let is_fair = self.ask.is_full_time || own.is_some_and(|own| own <= left);
+            let is_fair = self.ask.late_from.is_none() || own.is_some_and(|own| own <= left);
             let result = self.handle.env.timeout_at(begun + limit, (self.send)(attempt)).await;
             let now = self.handle.env.now();
             let took = now.saturating_duration_since(begun);
@@ -344,7 +364,7 @@ where
                     let ended = match sent.verdict {
                         Verdict::Well => Some(Ended::Well(took)),
                         Verdict::Failed => Some(Ended::Failed),
-                        Verdict::Late => None,
+                        Verdict::Late => Some(Ended::Late),
                     };
                     (ended, Ok(sent))
                 }
@@ -352,7 +372,9 @@ where
                     let ended = match &error {
                         SendError::Unreachable(_) => Some(Ended::Unreachable),
                         SendError::Broken(_) => Some(Ended::Broken),
-                        SendError::Stale | SendError::Request { .. } => None,
+                        SendError::NotShared(_) | SendError::Stale | SendError::Request { .. } => {
+                            None
+                        }
                     };
                     (ended, Err(Failure::Send(error)))
                 }

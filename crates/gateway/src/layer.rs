@@ -209,7 +209,7 @@ where
             let ask = Ask {
                 priority: protocol.priority(&request),
                 deadline: env.now() + timeout,
-                is_full_time: true,
+                late_from: None,
                 may_repeat: protocol.may_repeat(&request),
             };
             let called = call(&handle, &ask, |attempt| {

@@ -415,7 +415,7 @@ impl Process {
                 self.env.sleep(Duration::from_millis(10)).await;
             }
         };
-        if self.env.timeout(drain, is_idle).await.is_none() {
+        if self.env.timeout(drain, is_idle).await.is_none() && self.gateway.n_requests() > 0 {
             tracing::warn!(
                 requests = self.gateway.n_requests(),
                 "the time to drain is over; what is left is broken off"

@@ -119,17 +119,20 @@ impl Traces {
         });
     }
 
-    /// Sends what waits, until the collector does not take something.
+    /// Sends what waits now, until the collector does not take something. What comes meanwhile is
+    /// for the next time, when the file may name another collector.
     pub async fn send_all(&self, env: &Env) {
-        loop {
+        let mut n_left = self.queue.waiting.lock().len();
+        while n_left > 0 {
             let batch: Vec<Entry> = {
                 let mut waiting = self.queue.waiting.lock();
-                let n = waiting.len().min(N_BATCH_MAX);
+                let n = waiting.len().min(N_BATCH_MAX).min(n_left);
                 waiting.drain(..n).collect()
             };
             if batch.is_empty() {
                 return;
             }
+            n_left -= batch.len();
             let message = message(&self.config, &batch).to_string();
             let sent = env.timeout(TIMEOUT, self.post(env, message)).await;
             let Err(error) = sent.unwrap_or(Err(Error::TimedOut)) else {

@@ -251,3 +251,64 @@ async fn who_is_refused_in_the_middle_of_a_large_body_hears_why() {
     }
     assert!((400..600).contains(&n), "{n}");
 }
+
+/// Sends a POST of ten bytes, one after each pause.
+async fn post_slowly(world: &World, pause: Duration) -> String {
+    let mut stream = world.connect();
+    let head = b"POST / HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 10\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    for _ in 0..10 {
+        tokio::time::sleep(pause).await;
+        stream.write_all(b"x").await.unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_takes_no_time_from_its_server() {
+    let world = World::new(&format!("limits = {{ body_idle_timeout = \"1s\" }}\n{TWO}"));
+    for port in [1, 2] {
+        let slow = handler(|request| async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            says(body.len().to_string())
+        });
+        world.server(port, slow).await;
+    }
+    // Longer in all than a body may stand still, and most of the request's two seconds.
+    let answer = post_slowly(&world, Duration::from_millis(190)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("10"), "{answer}");
+    for _ in 0..10 {
+        let answer = post_slowly(&world, Duration::from_millis(210)).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    }
+    let service = world.gateway.state().backends["web"].upstream.handle.clone();
+    assert_eq!(service.lock().totals.n_failed, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_once_is_not_sent_to_who_stands_in() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [[routes]]
+        service = "web"
+        [services.web]
+        servers = ["10.0.0.1:1"]
+        fallback = { service = "other" }
+        [services.other]
+        servers = ["10.0.0.1:2"]
+        "#,
+    );
+    let (asked, _) = world.server(1, handler(|_| async { status(500) })).await;
+    let (other, _) = world.server(2, handler(|_| async { says("other") })).await;
+    let mut client = world.client().await;
+    assert_eq!(client.get("/").await.1, "other");
+    for body in ["x", ""] {
+        assert_eq!(client.post("/", body).await.0, 500);
+    }
+    // The GET three times, each POST once.
+    assert_eq!((asked.n(), other.n()), (5, 1));
+}

@@ -286,9 +286,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("zone = \"a\"\nzone = \"b\"", r#"2: this is not TOML: duplicate key, found "zone""#),
     (
         "[admin]\naddress = x1",
-        r#"2: this is not TOML: string values must be quoted, expected literal string, found "x1""#,
+        "2: this is not TOML: string values must be quoted, expected literal string",
     ),
-    // What is a secret is not shown.
+    // What may be a secret is not shown.
     (
         "[admin]\ntoken = x1",
         "2: this is not TOML: string values must be quoted, expected literal string",
@@ -437,7 +437,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "[services.api.fallback.answer]\ncontent_type = \"a\\u0000\"",
-        r#"2: content_type in [services.api.fallback.answer] must be a header's value: visible ASCII and spaces, in quotes, not "a\0""#,
+        r#"2: content_type in [services.api.fallback.answer] must be a header's value: visible ASCII and spaces, in quotes"#,
     ),
     (
         "access_log = [\"0123456789012345678901234567890123456789012345678901234567890123456789\"]",
@@ -643,7 +643,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "[[routes]]\nrequest_headers.set = { x-a = \"1\\n2\" }",
-        r#"2: x-a in [routes.request_headers.set] must be a header's value: visible ASCII and spaces, in quotes, not "1\n2""#,
+        r#"2: x-a in [routes.request_headers.set] must be a header's value: visible ASCII and spaces, in quotes"#,
     ),
 ];
 

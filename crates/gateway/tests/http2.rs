@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 use support::{FarNet, ONE, TWO, World, handler, says};
+use tokio::io::AsyncWriteExt;
 
 #[tokio::test(start_paused = true)]
 async fn http2_goes_in_and_out_with_trailers() {
@@ -236,10 +237,43 @@ async fn a_caller_in_a_hurry_does_not_make_servers_look_slow() {
         }
         let service = world.gateway.state().backends["web"].upstream.handle.clone();
         assert_eq!(service.lock().totals.n_failed, 0, "{name}");
-        // With all the time of the service it is the server's fault.
-        for _ in 0..50 {
-            call("1H").await;
+        // Long before the time is over, or with all the time of the service, it is the server's.
+        for timeout in ["10S", "1H"] {
+            let before = service.lock().totals.n_failed;
+            for _ in 0..9 {
+                call(timeout).await;
+            }
+            assert_eq!(service.lock().totals.n_failed, before + 9, "{name}");
         }
-        assert!(service.lock().totals.n_failed > 10, "{name}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_opened_for_all_who_wait_for_it() {
+    let config = ONE.replace("servers", "protocol = \"http2\"\nservers");
+    let all_ask = async |world: &World| {
+        // The first goes away before the connection stands.
+        let mut first = world.connect();
+        first.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let clients = futures::future::join_all((0..20).map(|_| world.client())).await;
+        let ask = |mut client: support::Client| async move { client.get("/").await.0 };
+        let answers = futures::future::join_all(clients.into_iter().map(ask));
+        let leaves = async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            drop(first);
+        };
+        futures::future::join(answers, leaves).await.0
+    };
+    let world = World::on(Arc::<FarNet>::default(), &config);
+    let connections = world.server2(1, handler(|_| async { says("") })).await;
+    assert!(all_ask(&world).await.iter().all(|status| *status == 200));
+    assert_eq!(connections.n(), 1);
+
+    // Nobody listens: that is one failure each time, and not one of each who waits.
+    let world = World::on(Arc::<FarNet>::default(), &config);
+    assert!(all_ask(&world).await.iter().all(|status| *status == 502));
+    let service = world.gateway.state().backends["web"].upstream.handle.clone();
+    let n_failed: u64 = service.lock().fleet.servers().map(|server| server.n_failed).sum();
+    assert!(n_failed <= 4, "{n_failed}");
 }

@@ -88,6 +88,14 @@ fn file(rng_seed: u64, left_out: Option<u16>) -> String {
         .collect();
     let is = |bit: u32| rng_seed >> bit & 1 == 1;
     let protocol = if is(0) { "protocol = \"http2\"" } else { "" };
+    let fallback = match is(3) {
+        true => format!(
+            "[services.web.fallback]\nservice = \"other\"\n\
+             [services.other]\n{protocol}\nservers = [{}]",
+            servers.join(", ")
+        ),
+        false => String::new(),
+    };
     let hedge = if is(1) { "hedge = true" } else { "" };
     let check =
         if is(2) { "[services.web.health]\npath = \"/health\"\ninterval = \"1s\"" } else { "" };
@@ -95,6 +103,7 @@ fn file(rng_seed: u64, left_out: Option<u16>) -> String {
         r#"
         zone = "a"
         listen = "127.0.0.1:1"
+        routes = [{{ service = "web" }}]
         [services.web]
         servers = [{}]
         timeout = "2s"
@@ -102,6 +111,7 @@ fn file(rng_seed: u64, left_out: Option<u16>) -> String {
         {protocol}
         {hedge}
         {check}
+        {fallback}
         "#,
         servers.join(", ")
     )
@@ -345,18 +355,21 @@ impl Sky {
                 gateway.n_connections()
             ));
         }
-        let handle = gateway.state().backends["web"].upstream.handle.clone();
-        let service = handle.lock();
-        for server in service.fleet.servers() {
-            if let Some(reason) = server.health.out() {
-                self.wrong(format!("{} is still out: {reason:?}", server.spec.address));
+        for backend in gateway.state().backends.values() {
+            let service = backend.upstream.handle.lock();
+            for server in service.fleet.servers() {
+                if let Some(reason) = server.health.out() {
+                    self.wrong(format!("{} is still out: {reason:?}", server.spec.address));
+                }
             }
-        }
-        let held: Vec<u32> = service.fleet.servers().map(|server| server.n_in_flight).collect();
-        let zones: Vec<u32> = service.fleet.zones().map(|zone| zone.n_in_flight).collect();
-        if service.bulkhead.n_in_flight() + held.iter().chain(&zones).sum::<u32>() > 0 {
-            let inside = service.bulkhead.n_in_flight();
-            self.wrong(format!("held: {inside} in the bulkhead, {held:?} at servers, {zones:?}"));
+            let held: Vec<u32> = service.fleet.servers().map(|server| server.n_in_flight).collect();
+            let zones: Vec<u32> = service.fleet.zones().map(|zone| zone.n_in_flight).collect();
+            if service.bulkhead.n_in_flight() + held.iter().chain(&zones).sum::<u32>() > 0 {
+                let inside = service.bulkhead.n_in_flight();
+                self.wrong(format!(
+                    "held: {inside} in the bulkhead, {held:?} at servers, {zones:?}"
+                ));
+            }
         }
     }
 }

@@ -50,6 +50,8 @@ pub enum Ended {
     Well(Duration),
     /// With an answer that says that the server failed.
     Failed,
+    /// With an answer that says that its caller gave it too little time: it is alive.
+    Late,
     /// No connection.
     Unreachable,
     /// No answer within the time it had.
@@ -347,6 +349,9 @@ impl Fleet {
     pub fn report(&mut self, now: Instant, attempt: Attempt, ended: Ended) {
         let Some((server, zone)) = self.at(attempt) else { return };
         zone.n_waiting = zone.n_waiting.saturating_sub(1);
+        if ended == Ended::Late {
+            return server.spoke(now);
+        }
         // A server that fails quickly is not quick.
         if let Ended::Well(latency) | Ended::TimedOut(latency) = ended {
             server.answered(now, latency);

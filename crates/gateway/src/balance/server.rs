@@ -113,6 +113,11 @@ impl Server {
             None => sample,
         });
         self.answered_at = now;
+        self.spoke(now);
+    }
+
+    /// It gave a sign of life.
+    pub fn spoke(&mut self, now: Instant) {
         self.owes_since = Some(now);
     }
 

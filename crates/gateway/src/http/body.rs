@@ -1,4 +1,4 @@
-//! Bodies on their way. Nothing is collected on the way but small requests that may be repeated,
+//! Bodies on their way. Nothing is collected on the way but small requests whose length is told,
 //! and answers that may be served stale.
 
 use crate::call::{Stay, Verdict};
@@ -238,7 +238,8 @@ impl Body for AnswerBody {
                 }
                 let trailers = frame.trailers_ref();
                 if let (Some(trailers), Some(ending)) = (trailers, &mut self.ending) {
-                    match headers::grpc_verdict(trailers, ending.is_full_time) {
+                    let is_late = ending.late_from.is_some_and(|from| ending.now() >= from);
+                    match headers::grpc_verdict(trailers, is_late) {
                         Verdict::Well => {}
                         Verdict::Failed => self.ended(false),
                         Verdict::Late => ending.stay.iter_mut().for_each(Stay::has_no_end),

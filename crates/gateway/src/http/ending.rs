@@ -30,8 +30,8 @@ pub struct Ending {
     pub backend: Option<Arc<Backend>>,
     pub record: Option<Box<Record>>,
     pub upload: Option<Arc<Upload>>,
-    /// The request had all the time that its service may take.
-    pub is_full_time: bool,
+    /// As the request's [`Ask`](crate::call::Ask) has it.
+    pub late_from: Option<Instant>,
     pub loan: Option<Loan>,
     pub stay: Option<Stay>,
     pub place: Option<Place>,

@@ -8,6 +8,8 @@ use crate::http::body::{self, RequestBody};
 use crate::tls::Connector;
 use base::env::{Env, Instant, Stream};
 use bytes::Bytes;
+use futures::channel::oneshot;
+use futures::future::{self, FutureExt};
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri, header};
 use hyper::body::Incoming;
@@ -51,19 +53,17 @@ struct Shelf {
     idle: Vec<Idle>,
     /// HTTP/2: most requests share the first.
     shared: Vec<Shared>,
-    /// HTTP/2: held by who opens a connection, so that the others wait for it and share it.
-    opening: Arc<tokio::sync::Mutex<()>>,
+    /// HTTP/2: tells those who wait for it how a connection's opening went.
+    opening: Option<Opening>,
 }
+
+type Opening = future::Shared<oneshot::Receiver<Result<(), String>>>;
 
 impl Pool {
     /// The shelf of the attempt's server; what another server at its place has left is closed.
     fn shelf(&mut self, attempt: Attempt) -> &mut Shelf {
-        let empty = |address| Shelf {
-            address,
-            idle: Vec::new(),
-            shared: Vec::new(),
-            opening: Arc::default(),
-        };
+        let empty =
+            |address| Shelf { address, idle: Vec::new(), shared: Vec::new(), opening: None };
         while self.shelves.len() <= attempt.place() {
             self.shelves.push(empty(attempt.address));
         }
@@ -140,37 +140,68 @@ impl Upstream {
         if let Some(sender) = self.take(now, lane, attempt) {
             return Ok(loan(sender, false, now));
         }
-        let limit = self.handle.lock().settings().connect_timeout;
         // Boxed: the usual request finds a connection, and should not carry room for making one.
-        let connected = Box::pin(env.timeout(limit, self.open(env, lane, attempt))).await;
-        match connected {
-            Some(Ok((sender, is_fresh))) => Ok(loan(sender, is_fresh, env.now())),
-            Some(Err(reason)) => Err(SendError::Unreachable(reason)),
-            None => Err(SendError::Unreachable(format!("no connection within {limit:?}"))),
-        }
+        let (sender, is_fresh) = match self.protocol {
+            Protocol::Http1 => {
+                let connected = Box::pin(self.connect(env, attempt.address)).await;
+                (connected.map_err(SendError::Unreachable)?, true)
+            }
+            Protocol::Http2 => Box::pin(self.share(env, lane, attempt)).await?,
+        };
+        Ok(loan(sender, is_fresh, env.now()))
     }
 
-    /// A connection where none was free, and whether it is new: one of HTTP/2 may have been opened
-    /// by somebody else meanwhile.
-    async fn open(
-        &self,
+    /// A place on an HTTP/2 connection where there was none, and whether it is new. One is opened
+    /// at a time, by a task of its own: who asked for it may go away.
+    async fn share(
+        self: &Arc<Self>,
         env: &Env,
         lane: usize,
         attempt: Attempt,
-    ) -> Result<(Sender, bool), String> {
-        if self.protocol == Protocol::Http1 {
-            return Ok((self.connect(env, attempt.address).await?, true));
+    ) -> Result<(Sender, bool), SendError> {
+        // Each time somebody else's connection was full at once; there are no more than these.
+        for _ in 0..N_SHARED_MAX {
+            let mut is_ours = false;
+            let opening = {
+                let mut pool = self.lanes[lane].lock();
+                let opening = &mut pool.shelf(attempt).opening;
+                opening
+                    .get_or_insert_with(|| {
+                        is_ours = true;
+                        self.start_opening(env, lane, attempt)
+                    })
+                    .clone()
+            };
+            match opening.await.unwrap_or_else(|_| Err("its opening broke off".into())) {
+                Ok(()) => {}
+                Err(reason) if is_ours => return Err(SendError::Unreachable(reason)),
+                Err(reason) => return Err(SendError::NotShared(reason)),
+            }
+            if let Some(sender) = self.take(env.now(), lane, attempt) {
+                return Ok((sender, is_ours));
+            }
         }
-        let opening = self.lanes[lane].lock().shelf(attempt).opening.clone();
-        let _opening = opening.lock().await;
-        if let Some(sender) = self.take(env.now(), lane, attempt) {
-            return Ok((sender, false));
-        }
-        let sender = self.connect(env, attempt.address).await?;
-        if let Sender::Http2(shared) = &sender {
-            self.lanes[lane].lock().shelf(attempt).shared.push(shared.clone());
-        }
-        Ok((sender, true))
+        Err(SendError::NotShared("each was closed, or full, at once".into()))
+    }
+
+    fn start_opening(self: &Arc<Self>, env: &Env, lane: usize, attempt: Attempt) -> Opening {
+        let (sender, opening) = oneshot::channel();
+        let (this, world) = (self.clone(), env.clone());
+        env.spawn("opening a connection", async move {
+            let connected = this.connect(&world, attempt.address).await;
+            let opened = {
+                let mut pool = this.lanes[lane].lock();
+                let shelf = pool.shelf(attempt);
+                shelf.opening = None;
+                connected.map(|sender| match sender {
+                    Sender::Http2(shared) => shelf.shared.push(shared),
+                    Sender::Http1(_) => {}
+                })
+            };
+            // They may all have gone.
+            sender.send(opened).unwrap_or_default();
+        });
+        opening.shared()
     }
 
     fn take(&self, now: Instant, lane: usize, attempt: Attempt) -> Option<Sender> {
@@ -199,6 +230,12 @@ impl Upstream {
     }
 
     async fn connect(&self, env: &Env, address: SocketAddr) -> Result<Sender, String> {
+        let limit = self.handle.lock().settings().connect_timeout;
+        let connected = env.timeout(limit, self.connect_at_last(env, address)).await;
+        connected.unwrap_or_else(|| Err(format!("no connection within {limit:?}")))
+    }
+
+    async fn connect_at_last(&self, env: &Env, address: SocketAddr) -> Result<Sender, String> {
         let stream = env.net().connect(address).await.map_err(|error| error.to_string())?;
         let stream: Stream = match &self.tls {
             Some(tls) => tls.connect(stream).await.map_err(|error| error.to_string())?,

@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::call::{self, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
-use crate::config::{self, Protocol, Route};
+use crate::config::{self, Limits, Protocol, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, RequestBody, Upload};
 use crate::http::ending::{Ending, Place};
@@ -15,13 +15,13 @@ use crate::route;
 use crate::service::Refused;
 use crate::stale::{self, Capture};
 use base::env::{Env, Instant};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
 use http::header::{self, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -33,7 +33,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-/// Bodies up to this are held: servers do not wait for slow clients, what may be repeated can be
+/// Bodies of HTTP/1.1 that are told to have up to this are held: servers do not wait for slow clients, what may be repeated can be
 /// sent again, and whoever is refused can ask again on the same connection.
 const HELD_BYTES_MAX: u64 = 64 << 10;
 /// How long the body of a request that is refused is waited for.
@@ -139,6 +139,8 @@ struct Outgoing {
     /// Taken by the attempt that sends it; small ones can be sent again.
     body: Mutex<Option<OutgoingBody>>,
     may_repeat: bool,
+    /// Its body was read whole before it is sent.
+    was_waited_for: bool,
 }
 
 enum OutgoingBody {
@@ -146,12 +148,18 @@ enum OutgoingBody {
     Stream(RequestBody),
 }
 
-/// Where a request goes.
+/// Where a request goes, and how much time it has.
 struct Way<'a> {
     host: String,
     route: &'a Route,
     backend: &'a Arc<Backend>,
     priority: Priority,
+    /// How long the service may take.
+    own_time: Duration,
+    /// How long the client gives it, when that is less.
+    given: Option<Duration>,
+    /// When the client's part must be here.
+    until: Instant,
 }
 
 /// What a request's answer needs to know of it.
@@ -162,7 +170,7 @@ struct Asked {
     trace: Trace,
     record: Option<Box<Record>>,
     upload: Option<Arc<Upload>>,
-    is_full_time: bool,
+    late_from: Option<Instant>,
     backend: Option<Arc<Backend>>,
     place: Option<Place>,
 }
@@ -188,7 +196,7 @@ impl Gateway {
             trace,
             record: Record::begin(trace, self.log(), traces),
             upload: None,
-            is_full_time: true,
+            late_from: None,
             backend: None,
             place: None,
         };
@@ -210,14 +218,15 @@ impl Gateway {
             backend: asked.backend,
             record: asked.record,
             upload: asked.upload,
-            is_full_time: asked.is_full_time,
+            late_from: asked.late_from,
             loan,
             stay,
             place: asked.place,
             under_way,
         };
         response.body_mut().hold(ending);
-        if version < Version::HTTP_2 && !client.pulse.is_read() {
+        let is_upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if version < Version::HTTP_2 && !client.pulse.is_read() && !is_upgraded {
             // What is left of the body is in the way of the next request.
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
@@ -236,42 +245,40 @@ impl Gateway {
         let way = match self.way(state, client, &parts, asked) {
             Ok(way) => way,
             Err(own) => {
-                self.discard(client, body).await;
+                self.discard(client, &parts, body).await;
                 return Err(own);
             }
         };
-        let Way { host, route, backend, priority } = way;
+        let Way { ref host, route, backend, priority, own_time, given, until } = way;
         asked.backend = Some(backend.clone());
 
         let upgrade = headers::wanted_upgrade(&parts.headers, parts.version);
         let on_upgrade = upgrade.as_ref().map(|_| parts.extensions.remove::<OnUpgrade>());
-        let asked_for = headers::asked_timeout(&parts.headers);
         if parts.method == Method::GET && backend.config.fallback.stale_for.is_some() {
             let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-            asked.stale_key = stale::key(&host, path, &parts.headers);
+            asked.stale_key = stale::key(host, path, &parts.headers);
         }
         headers::remove_hop_by_hop(&mut parts.headers);
         // RFC 9112, 3.2.2: what the target names is the host, whatever the field says.
         if parts.uri.authority().is_some()
-            && let Ok(host) = HeaderValue::from_str(&host)
+            && let Ok(host) = HeaderValue::from_str(host)
         {
             parts.headers.insert(header::HOST, host);
         }
         headers::forward(&mut parts.headers, &client.forwarded_for, client.is_tls);
         asked.trace.set(&mut parts.headers);
         headers::apply(&route.request_headers, &mut parts.headers);
-        let outgoing = self.outgoing(state, client, route, parts, upgrade, body).await?;
+        let outgoing = self.outgoing(state, client, &way, parts, upgrade, body).await?;
 
-        let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
-        let limit = asked_for.map_or(own_time, |asked_for| asked_for.min(own_time));
-        let ask = Ask {
-            priority,
-            deadline: asked.begun + limit,
-            is_full_time: limit == own_time,
-            may_repeat: outgoing.may_repeat,
+        // The service's own time begins when the request is there: a slow client is not its fault.
+        let deadline = match given {
+            None if outgoing.was_waited_for => self.env().now() + own_time,
+            _ => until,
         };
+        let late_from = Ask::late_from(deadline, given);
+        let ask = Ask { priority, deadline, late_from, may_repeat: outgoing.may_repeat };
         asked.upload = outgoing.upload();
-        asked.is_full_time = ask.is_full_time;
+        asked.late_from = late_from;
         let mut answer = self.ask(state, client, backend, &ask, &outgoing, asked).await?;
         headers::apply(&route.response_headers, answer.response.headers_mut());
         if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
@@ -335,19 +342,32 @@ impl Gateway {
             record.entry.route.clone_from(&route.name);
             record.entry.service = name.to_owned();
         }
-        Ok(Way { host, route, backend, priority })
+        let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
+        let asked_for = headers::asked_timeout(&parts.headers);
+        let given = asked_for.filter(|asked_for| *asked_for < own_time);
+        let until = asked.begun + given.unwrap_or(own_time);
+        Ok(Way { host, route, backend, priority, own_time, given, until })
     }
 
     /// Reads the rest of a small request that is refused, so that the next one can follow.
-    async fn discard(&self, client: &Client, body: Incoming) {
+    async fn discard(&self, client: &Client, parts: &request::Parts, mut body: Incoming) {
         let is_small = body.size_hint().exact().is_some_and(|n| n <= HELD_BYTES_MAX);
-        if body.is_end_stream() || !is_small {
+        // HTTP/2 needs no such thing; who expects to be told before it sends is told.
+        let is_wanted = parts.version < Version::HTTP_2
+            && !parts.headers.contains_key(header::EXPECT)
+            && !body.is_end_stream();
+        if !is_small || !is_wanted {
             return;
         }
-        let read = Box::pin(body.collect());
-        if let Some(Ok(_)) = self.env().timeout(DISCARD_WITHIN, read).await {
+        let read = async {
+            while let Some(frame) = body.frame().await {
+                if frame.is_err() {
+                    return;
+                }
+            }
             client.pulse.has_read();
-        }
+        };
+        Box::pin(self.env().timeout(DISCARD_WITHIN, read)).await;
     }
 
     fn draw(&self, route: &Route) -> f64 {
@@ -362,11 +382,12 @@ impl Gateway {
         &self,
         state: &State,
         client: &Client,
-        route: &Route,
+        way: &Way<'_>,
         parts: request::Parts,
         upgrade: Option<HeaderValue>,
         body: Incoming,
     ) -> Result<Outgoing, Own> {
+        let route = way.route;
         let path = match route::replaced(route, parts.uri.path()) {
             Some(path) => {
                 let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -384,28 +405,18 @@ impl Gateway {
             && n_told > n_max
         {
             let text = format!("the body has {n_told} bytes, {n_max} are allowed");
+            self.discard(client, &parts, body).await;
             return Err(Own::new(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
-        let is_small = n_told.is_some_and(|n_told| n_told <= HELD_BYTES_MAX);
+        // Of HTTP/2 as much waits for its reader as there is room for.
+        let is_held = is_harmless || parts.version < Version::HTTP_2;
+        let n_held = n_told.filter(|n_told| is_held && *n_told <= HELD_BYTES_MAX);
+        let mut was_waited_for = false;
         let body = if body.is_end_stream() {
             OutgoingBody::Held(Bytes::new())
-        } else if is_small && upgrade.is_none() {
-            let limit = usize::try_from(HELD_BYTES_MAX).unwrap_or(usize::MAX);
-            let read = Box::pin(Limited::new(body, limit).collect());
-            match self.env().timeout(limits.body_idle_timeout, read).await {
-                Some(Ok(body)) => {
-                    client.pulse.has_read();
-                    OutgoingBody::Held(body.to_bytes())
-                }
-                Some(Err(error)) => {
-                    self.counters.n_bad_requests.fetch_add(1, Relaxed);
-                    return Err(Own::new(StatusCode::BAD_REQUEST, format!("the body: {error}")));
-                }
-                None => {
-                    self.counters.n_stood_still.fetch_add(1, Relaxed);
-                    return Err(Own::new(StatusCode::REQUEST_TIMEOUT, "the body stood still"));
-                }
-            }
+        } else if let (Some(n_held), None) = (n_held, &upgrade) {
+            was_waited_for = true;
+            OutgoingBody::Held(Box::pin(self.hold(client, limits, body, n_held, way.until)).await?)
         } else {
             let idle = limits.body_idle_timeout;
             let upload = Upload::new(client.pulse.clone());
@@ -417,9 +428,53 @@ impl Gateway {
             path,
             headers: parts.headers,
             may_repeat: is_harmless && is_held && upgrade.is_none(),
+            was_waited_for,
             upgrade,
             body: Mutex::new(Some(body)),
         })
+    }
+
+    /// The whole of a small body, which may stand still for as long as any, and must have come
+    /// when the request's time is over.
+    async fn hold(
+        &self,
+        client: &Client,
+        limits: &Limits,
+        mut body: Incoming,
+        n_told: u64,
+        until: Instant,
+    ) -> Result<Bytes, Own> {
+        let too_slow = |text: &str| {
+            self.counters.n_stood_still.fetch_add(1, Relaxed);
+            Own::new(StatusCode::REQUEST_TIMEOUT, text)
+        };
+        // Copied, unless it came in one piece: each piece would hold the buffer that it is cut from.
+        let mut held = BytesMut::new();
+        loop {
+            let now = self.env().now();
+            if now >= until {
+                return Err(too_slow("the body did not come in time"));
+            }
+            let at = until.min(now + limits.body_idle_timeout);
+            let frame = match self.env().timeout_at(at, body.frame()).await {
+                None if at == until => continue,
+                None => return Err(too_slow("the body stood still")),
+                Some(None) => break,
+                Some(Some(Err(error))) => {
+                    self.counters.n_bad_requests.fetch_add(1, Relaxed);
+                    return Err(Own::new(StatusCode::BAD_REQUEST, format!("the body: {error}")));
+                }
+                Some(Some(Ok(frame))) => frame,
+            };
+            let Ok(bytes) = frame.into_data() else { continue };
+            if held.is_empty() && bytes.len() as u64 == n_told {
+                client.pulse.has_read();
+                return Ok(bytes);
+            }
+            held.extend_from_slice(&bytes);
+        }
+        client.pulse.has_read();
+        Ok(held.freeze())
     }
 
     /// Asks the service, and those that stand in for it where it has no good answer.
@@ -501,7 +556,7 @@ impl Gateway {
                 let request = outgoing.request(backend, left)?;
                 match loan.send(request).await {
                     Ok(response) => {
-                        let verdict = verdict(&response, ask.is_full_time);
+                        let verdict = verdict(&response, ask.is_late(env.now()));
                         return Ok(Sent { answer: (response, loan), verdict });
                     }
                     Err((error, request)) => {
@@ -657,7 +712,9 @@ impl Outgoing {
             let mut slot = self.body.lock();
             match slot.take().ok_or_else(gone)? {
                 OutgoingBody::Held(bytes) => {
-                    *slot = Some(OutgoingBody::Held(bytes.clone()));
+                    if self.may_repeat {
+                        *slot = Some(OutgoingBody::Held(bytes.clone()));
+                    }
                     RequestBody::bytes(bytes)
                 }
                 OutgoingBody::Stream(body) => body,
@@ -708,12 +765,12 @@ impl Outgoing {
 }
 
 /// Whether an answer is one of a server that works.
-fn verdict(response: &Response<Incoming>, is_full_time: bool) -> Verdict {
+fn verdict(response: &Response<Incoming>, is_late: bool) -> Verdict {
     match response.status() {
         StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Verdict::Well,
-        StatusCode::GATEWAY_TIMEOUT if !is_full_time => Verdict::Late,
+        StatusCode::GATEWAY_TIMEOUT if is_late => Verdict::Late,
         status if status.is_server_error() => Verdict::Failed,
-        _ => headers::grpc_verdict(response.headers(), is_full_time),
+        _ => headers::grpc_verdict(response.headers(), is_late),
     }
 }
 

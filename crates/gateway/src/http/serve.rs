@@ -564,13 +564,14 @@ impl Serving {
                     }
                 }) => match ended {
                     Some(ended) => {
-                        let is_well = ended.is_ok();
-                        if let Err(error) = ended {
-                            self.gateway.count_broken(&error);
-                        }
-                        if let Some(parts) = connection.into_parts()
-                            && !(is_well && self.pulse.is_read())
-                        {
+                        let is_told = match ended {
+                            Ok(()) => !self.pulse.is_read(),
+                            Err(error) => {
+                                self.gateway.count_broken(&error);
+                                error.is_parse()
+                            }
+                        };
+                        if let Some(parts) = connection.into_parts().filter(|_| is_told) {
                             Box::pin(self.linger(parts.io.into_inner())).await;
                         }
                         return None;
@@ -595,16 +596,22 @@ impl Serving {
         Some(io)
     }
 
-    /// Reads what a client sends that has not read its answer yet: a connection that is closed
-    /// before is reset, and the answer lost on its way.
+    /// Reads what a client sends that was told why it is not wanted: a connection that is closed
+    /// before that is reset, and what it was told lost on its way.
     async fn linger(&self, mut io: Watched) {
+        let mut stopping = self.gateway.stopping();
         let mut bytes = [0; 4096];
         let rest = async {
-            // What the client was told is complete.
             io.shutdown().await.ok();
             while io.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
         };
-        self.env.timeout(LINGER_FOR_REST, rest).await;
+        let end = async {
+            tokio::select! {
+                () = rest => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        };
+        self.env.timeout(LINGER_FOR_REST, end).await;
     }
 
     async fn http2(&self, io: Watched, requests: Requests) {

@@ -262,5 +262,10 @@ fn header_name_of(text: &str) -> Option<HeaderName> {
 
 pub fn header_value(value: &Value) -> Result<HeaderValue> {
     let text = value.get().as_str().and_then(|text| HeaderValue::from_str(text).ok());
-    text.ok_or_else(|| value.must("be a header's value: visible ASCII and spaces, in quotes"))
+    text.ok_or_else(|| {
+        // It may be a secret.
+        let subject = value.subject();
+        let must = "must be a header's value: visible ASCII and spaces, in quotes";
+        value.refuse(format_args!("{subject} {must}"))
+    })
 }
