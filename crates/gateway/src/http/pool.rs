@@ -172,16 +172,20 @@ impl Upstream {
                     })
                     .clone()
             };
-            match opening.await.unwrap_or_else(|_| Err("its opening broke off".into())) {
-                Ok(()) => {}
+            let opened = opening.await.unwrap_or_else(|_| Err("its opening broke off".into()));
+            let taken = opened.and_then(|()| {
+                let taken = self.take(env.now(), lane, attempt);
+                let is_closed = self.lanes[lane].lock().shelf(attempt).shared.is_empty();
+                if is_closed { Err("it was closed at once".into()) } else { Ok(taken) }
+            });
+            match taken {
+                Ok(Some(sender)) => return Ok((sender, is_ours)),
+                Ok(None) => {}
                 Err(reason) if is_ours => return Err(SendError::Unreachable(reason)),
                 Err(reason) => return Err(SendError::NotShared(reason)),
             }
-            if let Some(sender) = self.take(env.now(), lane, attempt) {
-                return Ok((sender, is_ours));
-            }
         }
-        Err(SendError::NotShared("each was closed, or full, at once".into()))
+        Err(SendError::NotShared("each was full at once".into()))
     }
 
     fn start_opening(self: &Arc<Self>, env: &Env, lane: usize, attempt: Attempt) -> Opening {

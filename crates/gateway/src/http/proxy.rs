@@ -33,8 +33,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-/// Bodies of HTTP/1.1 that are told to have up to this are held: servers do not wait for slow clients, what may be repeated can be
-/// sent again, and whoever is refused can ask again on the same connection.
+/// Bodies of HTTP/1.1 that are told to have up to this are held: servers do not wait for slow
+/// clients, what may be repeated can be sent again, and whoever is refused can ask again on the
+/// same connection.
 const HELD_BYTES_MAX: u64 = 64 << 10;
 /// How long the body of a request that is refused is waited for.
 const DISCARD_WITHIN: Duration = Duration::from_secs(1);
