@@ -136,11 +136,8 @@ impl Dependency {
                 for check in upkeep::step(&handle) {
                     let (handle, world) = (handle.clone(), env.clone());
                     env.spawn("check", async move {
-                        let begun = world.now();
-                        let is_well = connects(&world, &check).await;
-                        let now = world.now();
-                        let took = is_well.then(|| now.saturating_duration_since(begun));
-                        handle.lock().fleet.checked(now, &check, took);
+                        let took = upkeep::timed(&world, connects(&world, &check)).await;
+                        handle.lock().fleet.checked(world.now(), &check, took);
                     });
                 }
                 drop(handle);

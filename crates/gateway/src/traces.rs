@@ -2,7 +2,7 @@
 //! sampled is one span, whose parent is the client's and whose children are the servers'.
 //!
 //! Nobody who is served waits for the collector. What it does not take is kept for a while and
-//! sent again; what finds no room is dropped and counted.
+//! sent again; when there is no more room the oldest are dropped, and counted.
 
 use crate::config;
 use crate::record::Entry;

@@ -55,13 +55,16 @@ fn look_after(
     for check in checks {
         let (world, backend) = (env.clone(), backend.clone());
         env.spawn("check", async move {
-            let begun = world.now();
-            let is_well = look_at(&world, &backend, &check).await;
-            let now = world.now();
-            let took = is_well.then(|| now.saturating_duration_since(begun));
-            backend.upstream.handle.lock().fleet.checked(now, &check, took);
+            let took = timed(&world, look_at(&world, &backend, &check)).await;
+            backend.upstream.handle.lock().fleet.checked(world.now(), &check, took);
         });
     }
+}
+
+/// How long it took for a look at a server to go well; none: it did not.
+pub async fn timed(env: &Env, look: impl Future<Output = bool>) -> Option<Duration> {
+    let begun = env.now();
+    look.await.then(|| env.now().saturating_duration_since(begun))
 }
 
 async fn look_at(env: &Env, backend: &Backend, check: &Check) -> bool {

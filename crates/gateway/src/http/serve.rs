@@ -5,7 +5,7 @@
 //!             first bytes                    idle for a second
 //!   waiting ──────────────► HTTP/1.1 ────────────────────────────► waiting
 //!      └──────────────────► HTTP/2          (its buffers are given back: an idle
-//!         its preface                        connection costs 5 KiB and not 30)
+//!         its preface                        connection costs 5 to 10 KiB, not 30)
 //! ```
 //!
 //! Between two requests an HTTP/1.1 connection may move to another lane ([`crate::lanes`]). It is
@@ -543,14 +543,14 @@ impl Serving {
                 ended = poll_fn(|cx| {
                     let mut connection = Pin::new(&mut connection);
                     // A stop is looked for and not waited for: that would cost every request.
-                    let is_late = !is_stopping && self.gateway.is_stopping();
-                    if is_late && self.pulse.is_busy() {
+                    let must_stop = !is_stopping && self.gateway.is_stopping();
+                    if must_stop && self.pulse.is_busy() {
                         // The answer tells the client that the connection ends with it.
                         connection.as_mut().graceful_shutdown();
                         is_stopping = true;
                     }
                     let mut polled = connection.as_mut().poll(cx);
-                    if is_late && !is_stopping && polled.is_pending() {
+                    if must_stop && !is_stopping && polled.is_pending() {
                         // A request that had come has been read before hyper hears of the stop.
                         connection.as_mut().graceful_shutdown();
                         is_stopping = true;
@@ -602,6 +602,7 @@ impl Serving {
         let mut stopping = self.gateway.stopping();
         let mut bytes = [0; 4096];
         let rest = async {
+            // It may be gone already.
             io.shutdown().await.ok();
             while io.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
         };
