@@ -1,14 +1,22 @@
 //! HTTP on both sides. A request's way:
 //!
 //! * [`serve`]: a client's connection: HTTP/1.1 or HTTP/2, time-outs, draining
+//! * [`exchanges`]: request, answer, and the next one, where it is HTTP/1.1
+//! * [`pulse`]: what a client's connection is doing
 //! * [`proxy`]: a request: its route, its service, the answer, what is logged and counted
 //! * [`headers`]: what is removed, added and carried on
-//! * [`pool`]: connections to servers
+//! * [`outgoing`], [`pool`]: a request as servers get it, and connections to them
+//! * [`http1`]: both ends of HTTP/1.1
 //! * [`body`], [`ending`]: bodies on their way, and what is given back at their end
 
 pub mod body;
 pub mod ending;
+pub mod exchanges;
 pub mod headers;
+pub mod http1;
+pub mod outgoing;
 pub mod pool;
 pub mod proxy;
+pub mod pulse;
 pub mod serve;
+pub mod wire;

@@ -2,14 +2,17 @@
 //! and answers that may be served stale.
 
 use crate::call::{Stay, Verdict};
-use crate::http::ending::Ending;
+use crate::http::ending::{Ending, Place};
 use crate::http::headers;
-use crate::http::serve::Pulse;
+use crate::http::http1;
+use crate::http::http1::client::Failure;
+use crate::http::http1::io::Io;
+use crate::http::http1::server;
+use crate::http::pool::Loan;
 use crate::stale::Capture;
 use base::env::Env;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,30 +27,83 @@ pub enum Error {
     TooLarge(u64),
     #[error("the body stood still for {0:?}")]
     StoodStill(Duration),
+    #[error("it is not as long as it says")]
+    NotAsTold,
     #[error(transparent)]
     Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Http1(#[from] http1::Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        match failure {
+            Failure::Io(error) => error.into(),
+            Failure::Answer(error) => error.into(),
+            Failure::Body(error) => error,
+        }
+    }
+}
+
+/// A body as it comes.
+pub enum Incoming {
+    Empty,
+    Http1(server::Incoming),
+    Http2(hyper::body::Incoming),
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        match &mut *self {
+            Incoming::Empty => Poll::Ready(None),
+            Incoming::Http1(body) => Pin::new(body).poll_frame(cx),
+            Incoming::Http2(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| Some(frame?.map_err(Error::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Incoming::Empty => true,
+            Incoming::Http1(body) => body.is_end_stream(),
+            Incoming::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Incoming::Empty => SizeHint::with_exact(0),
+            Incoming::Http1(body) => body.size_hint(),
+            Incoming::Http2(body) => body.size_hint(),
+        }
+    }
 }
 
 type Polled = Poll<Option<Result<Frame<Bytes>, Error>>>;
 
-/// A stream of frames that must move.
-struct Moving {
-    incoming: Incoming,
+/// How long a body may stand still.
+struct Patience {
     env: Env,
     idle: Duration,
     /// Made when the body first stands still, so that most need none.
     alarm: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
-impl Moving {
-    fn new(env: &Env, incoming: Incoming, idle: Duration) -> Moving {
-        Moving { incoming, env: env.clone(), idle, alarm: None }
+impl Patience {
+    fn new(env: &Env, idle: Duration) -> Patience {
+        Patience { env: env.clone(), idle, alarm: None }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
-        if let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) {
+    fn poll(&mut self, cx: &mut Context<'_>, frame: Polled) -> Polled {
+        if frame.is_ready() {
             self.alarm = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(Error::from)));
+            return frame;
         }
         let (env, idle) = (&self.env, self.idle);
         let alarm = self.alarm.get_or_insert_with(|| {
@@ -62,7 +118,9 @@ impl Moving {
 /// What a message says: nothing more, a few bytes, or a stream.
 enum Content {
     Bytes(Option<Bytes>),
-    Stream(Moving),
+    Stream(Incoming, Patience),
+    /// What comes on the connection that the answer's [`Ending`] has on loan.
+    OnLoan(Patience),
 }
 
 impl Content {
@@ -70,24 +128,39 @@ impl Content {
         Content::Bytes(Some(bytes).filter(|bytes| !bytes.is_empty()))
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Polled {
+    fn poll_frame(&mut self, cx: &mut Context<'_>, loan: Option<&mut Loan>) -> Polled {
         match self {
             Content::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Content::Stream(moving) => moving.poll_frame(cx),
+            Content::Stream(incoming, patience) => {
+                let frame = Pin::new(incoming).poll_frame(cx);
+                patience.poll(cx, frame)
+            }
+            Content::OnLoan(patience) => match loan {
+                Some(loan) => {
+                    let frame = loan.poll_frame(cx);
+                    patience.poll(cx, frame)
+                }
+                None => Poll::Ready(None),
+            },
         }
     }
 
-    fn is_end_stream(&self) -> bool {
+    fn is_end_stream(&self, loan: Option<&Loan>) -> bool {
         match self {
             Content::Bytes(bytes) => bytes.is_none(),
-            Content::Stream(moving) => moving.incoming.is_end_stream(),
+            Content::Stream(incoming, _) => incoming.is_end_stream(),
+            Content::OnLoan(_) => loan.is_none_or(Loan::is_ended),
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    fn size_hint(&self, loan: Option<&Loan>) -> SizeHint {
         match self {
             Content::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, length)),
-            Content::Stream(moving) => moving.incoming.size_hint(),
+            Content::Stream(incoming, _) => incoming.size_hint(),
+            Content::OnLoan(_) => match loan.map_or(Some(0), Loan::n_left) {
+                Some(n_left) => SizeHint::with_exact(n_left),
+                None => SizeHint::default(),
+            },
         }
     }
 }
@@ -96,16 +169,10 @@ fn length(bytes: &Bytes) -> u64 {
     bytes.len() as u64
 }
 
-/// What becomes of a body that a client sends while it is passed on.
+/// What became of a body that a client sends while it is passed on.
+#[derive(Default)]
 pub struct Upload {
-    pulse: Arc<Pulse>,
     has_failed: AtomicBool,
-}
-
-impl Upload {
-    pub fn new(pulse: Arc<Pulse>) -> Arc<Upload> {
-        Arc::new(Upload { pulse, has_failed: AtomicBool::new(false) })
-    }
 }
 
 /// A request's body on its way to a server.
@@ -134,7 +201,7 @@ impl RequestBody {
         upload: Arc<Upload>,
     ) -> RequestBody {
         let n_max = n_max.unwrap_or(u64::MAX);
-        let content = Content::Stream(Moving::new(env, incoming, idle));
+        let content = Content::Stream(incoming, Patience::new(env, idle));
         RequestBody { content, n_left: n_max, n_max, upload: Some(upload) }
     }
 }
@@ -144,7 +211,7 @@ impl Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
-        let mut frame = ready!(self.content.poll_frame(cx));
+        let mut frame = ready!(self.content.poll_frame(cx, None));
         if let Some(Ok(data)) = &frame {
             let n = data.data_ref().map_or(0, length);
             match self.n_left.checked_sub(n) {
@@ -152,22 +219,18 @@ impl Body for RequestBody {
                 None => frame = Some(Err(Error::TooLarge(self.n_max))),
             }
         }
-        if let Some(upload) = &self.upload {
-            match &frame {
-                Some(Err(_)) => upload.has_failed.store(true, Relaxed),
-                Some(Ok(data)) if data.is_data() && !self.content.is_end_stream() => {}
-                _ => upload.pulse.has_read(),
-            }
+        if let (Some(upload), Some(Err(_))) = (&self.upload, &frame) {
+            upload.has_failed.store(true, Relaxed);
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.content.is_end_stream()
+        self.content.is_end_stream(None)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.content.size_hint()
+        self.content.size_hint(None)
     }
 }
 
@@ -177,22 +240,41 @@ pub struct AnswerBody {
     content: Content,
     ending: Option<Box<Ending>>,
     capture: Option<Box<Capture>>,
+    /// Of an answer behind which the connection is no longer one of HTTP.
+    pub tunnel: Option<Box<Tunnel>>,
+}
+
+/// A server's side of a connection that both sides use as they like, and what its request holds.
+pub struct Tunnel {
+    pub io: Io,
+    pub stay: Option<Stay>,
+    pub place: Option<Place>,
 }
 
 impl AnswerBody {
     pub fn bytes(bytes: Bytes) -> AnswerBody {
-        AnswerBody { content: Content::bytes(bytes), ending: None, capture: None }
+        AnswerBody { content: Content::bytes(bytes), ending: None, capture: None, tunnel: None }
     }
 
     pub fn stream(env: &Env, incoming: Incoming, idle: Duration) -> AnswerBody {
-        let content = Content::Stream(Moving::new(env, incoming, idle));
-        AnswerBody { content, ending: None, capture: None }
+        let content = Content::Stream(incoming, Patience::new(env, idle));
+        AnswerBody { content, ending: None, capture: None, tunnel: None }
+    }
+
+    /// The answer on the connection that its ending has.
+    pub fn on_loan(env: &Env, idle: Duration) -> AnswerBody {
+        let content = Content::OnLoan(Patience::new(env, idle));
+        AnswerBody { content, ending: None, capture: None, tunnel: None }
+    }
+
+    fn loan(&self) -> Option<&Loan> {
+        self.ending.as_ref()?.loan.as_ref()
     }
 
     pub fn hold(&mut self, ending: Ending) {
         self.ending = Some(Box::new(ending));
         // Nobody asks for what is not there.
-        if self.content.is_end_stream() {
+        if self.content.is_end_stream(self.loan()) {
             self.ended(true);
         }
     }
@@ -225,7 +307,9 @@ impl Body for AnswerBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
-        let frame = ready!(self.content.poll_frame(cx));
+        let this = &mut *self;
+        let loan = this.ending.as_mut().and_then(|ending| ending.loan.as_mut());
+        let frame = ready!(this.content.poll_frame(cx, loan));
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(bytes) = frame.data_ref() {
@@ -246,7 +330,7 @@ impl Body for AnswerBody {
                     }
                 }
                 // Whoever sees the end here asks no more.
-                if trailers.is_some() || self.content.is_end_stream() {
+                if trailers.is_some() || self.content.is_end_stream(self.loan()) {
                     self.ended(true);
                 }
             }
@@ -266,10 +350,10 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.content.is_end_stream()
+        self.content.is_end_stream(self.loan())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.content.size_hint()
+        self.content.size_hint(self.loan())
     }
 }

@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::call::Stay;
 use crate::http::body::Upload;
 use crate::http::pool::Loan;
-use crate::http::serve::UnderWay;
+use crate::http::pulse::UnderWay;
 use crate::record::Record;
 use base::env::Instant;
 use http::StatusCode;

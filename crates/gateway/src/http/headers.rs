@@ -9,6 +9,7 @@
 
 use crate::call::Verdict;
 use crate::config::HeaderRules;
+use crate::http::http1::head::Writer;
 use crate::isolate::bulkhead::Priority;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -115,13 +116,34 @@ pub fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
 
 /// Tells the server how long anyone will wait for it.
 pub fn set_timeout(headers: &mut HeaderMap, left: Duration) {
-    let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+    let ms = timeout_ms(left);
     headers.insert(TIMEOUT, HeaderValue::from(ms));
     if headers.contains_key(GRPC_TIMEOUT)
-        && let Ok(value) = HeaderValue::try_from(format!("{}m", ms.min(99_999_999)))
+        && let Ok(value) = HeaderValue::try_from(grpc_timeout(ms))
     {
         headers.insert(GRPC_TIMEOUT, value);
     }
+}
+
+pub fn is_timeout(name: &HeaderName) -> bool {
+    *name == TIMEOUT || *name == GRPC_TIMEOUT
+}
+
+/// As [`set_timeout`], where the head is written.
+pub fn write_timeout(to: &mut Writer<'_>, headers: &HeaderMap, left: Duration) {
+    let ms = timeout_ms(left);
+    to.number(TIMEOUT.as_str(), ms);
+    if headers.contains_key(GRPC_TIMEOUT) {
+        to.field(GRPC_TIMEOUT.as_str(), grpc_timeout(ms).as_bytes());
+    }
+}
+
+fn timeout_ms(left: Duration) -> u64 {
+    u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+fn grpc_timeout(ms: u64) -> String {
+    format!("{}m", ms.min(99_999_999))
 }
 
 pub fn asked_priority(headers: &HeaderMap) -> Option<Priority> {

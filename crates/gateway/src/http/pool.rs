@@ -5,20 +5,27 @@ use crate::balance::Attempt;
 use crate::call::{Fault, Handle, SendError};
 use crate::config::Protocol;
 use crate::http::body::{self, RequestBody};
+use crate::http::http1;
+use crate::http::http1::client::Connection;
+use crate::http::http1::io::Io;
+use crate::http::http1::length::Length;
+use crate::http::outgoing::Head;
 use crate::tls::Connector;
 use base::env::{Env, Instant, Stream};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::{self, FutureExt};
+use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri, header};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// Shorter than the five seconds after which common servers close an idle connection: what they
@@ -76,7 +83,7 @@ impl Pool {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Box<Connection>,
     since: Instant,
 }
 
@@ -106,7 +113,8 @@ pub struct Loan {
 }
 
 enum Sender {
-    Http1(http1::SendRequest<RequestBody>),
+    /// Boxed: it goes from hand to hand.
+    Http1(Box<Connection>),
     Http2(Shared),
 }
 
@@ -221,13 +229,13 @@ impl Upstream {
             return free.cloned().map(Sender::Http2);
         }
         // The one used last is the likeliest to be open still.
-        while let Some(Idle { sender, since }) = shelf.idle.pop() {
+        while let Some(Idle { mut connection, since }) = shelf.idle.pop() {
             if now.saturating_duration_since(since) > IDLE_MAX {
                 shelf.idle.clear();
                 return None;
             }
-            if sender.is_ready() {
-                return Some(Sender::Http1(sender));
+            if connection.is_ready() {
+                return Some(Sender::Http1(connection));
             }
         }
         None
@@ -245,25 +253,8 @@ impl Upstream {
             Some(tls) => tls.connect(stream).await.map_err(|error| error.to_string())?,
             None => stream,
         };
-        let io = TokioIo::new(stream);
         match self.protocol {
-            Protocol::Http1 => {
-                let (sender, connection) = http1::Builder::new()
-                    .max_buf_size(64 << 10)
-                    // One write of one piece: most requests are a head and nothing more.
-                    .writev(false)
-                    .handshake(io)
-                    .await
-                    .map_err(|error| error.to_string())?;
-                // Its end is seen by whoever uses it.
-                let connection = connection.with_upgrades();
-                env.spawn("connection to a server", async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%address, %error, "a connection ended");
-                    }
-                });
-                Ok(Sender::Http1(sender))
-            }
+            Protocol::Http1 => Ok(Sender::Http1(Box::new(Connection::new(stream.into())))),
             Protocol::Http2 => {
                 let (sender, connection) = http2::Builder::new(Spawn(env.clone()))
                     .timer(TokioTimer::new())
@@ -271,7 +262,7 @@ impl Upstream {
                     .keep_alive_timeout(Duration::from_secs(5))
                     .initial_stream_window_size(1 << 20)
                     .initial_connection_window_size(4 << 20)
-                    .handshake(io)
+                    .handshake(TokioIo::new(stream))
                     .await
                     .map_err(|error| error.to_string())?;
                 env.spawn("connection to a server", async move {
@@ -287,23 +278,14 @@ impl Upstream {
     /// Whether the server answers `GET path` with a 2xx or 3xx, on a connection of its own.
     pub async fn is_well(&self, env: &Env, address: SocketAddr, path: &str) -> bool {
         let Ok(path) = PathAndQuery::try_from(path) else { return false };
-        let host = address.to_string();
-        let uri = match self.protocol {
-            Protocol::Http1 => Uri::builder().path_and_query(path),
-            Protocol::Http2 => Uri::builder().scheme("http").authority(&*host).path_and_query(path),
-        };
-        let Ok(uri) = uri.build() else { return false };
-        let request = Request::get(uri).header(header::USER_AGENT, "atoll-health-check");
-        let request = match self.protocol {
-            Protocol::Http1 => request.header(header::HOST, host),
-            Protocol::Http2 => request,
-        };
-        let Ok(request) = request.body(RequestBody::bytes(Bytes::new())) else { return false };
-        let answer = match self.connect(env, address).await {
-            Ok(Sender::Http1(mut sender)) => sender.send_request(request).await,
-            Ok(Sender::Http2(mut shared)) => shared.sender.send_request(request).await,
-            Err(_) => return false,
-        };
+        let Ok(host) = HeaderValue::try_from(address.to_string()) else { return false };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, host);
+        headers.insert(header::USER_AGENT, HeaderValue::from_static("atoll-health-check"));
+        let method = &Method::GET;
+        let head = Head { method, path: &path, headers: &headers, upgrade: None, left: None };
+        let Ok(mut sender) = self.connect(env, address).await else { return false };
+        let answer = sender.send(&head, RequestBody::bytes(Bytes::new()), self.tls.is_some()).await;
         answer.is_ok_and(|answer| {
             let status = answer.status();
             status.is_success() || status.is_redirection()
@@ -314,9 +296,9 @@ impl Upstream {
     pub fn sweep(&self, now: Instant) {
         for lane in &self.lanes {
             for shelf in &mut lane.lock().shelves {
-                shelf.idle.retain(|idle| {
+                shelf.idle.retain_mut(|idle| {
                     now.saturating_duration_since(idle.since) <= IDLE_MAX
-                        && !idle.sender.is_closed()
+                        && idle.connection.is_ready()
                 });
                 let mut is_first = true;
                 shelf.shared.retain(|shared| {
@@ -328,60 +310,158 @@ impl Upstream {
     }
 }
 
+/// What of an answer is behind its head.
+pub enum Rest {
+    /// All of it.
+    Here(Bytes),
+    /// What comes on the connection that the request has: [`Loan::poll_frame`].
+    OnLoan,
+    Stream(hyper::body::Incoming),
+}
+
+/// Why there is no answer; where nothing was sent, the body comes back.
+type Unsent = (SendError, Option<RequestBody>);
+
+impl Sender {
+    async fn send(
+        &mut self,
+        head: &Head<'_>,
+        body: RequestBody,
+        is_tls: bool,
+    ) -> Result<Response<Rest>, Unsent> {
+        match self {
+            Sender::Http1(connection) => {
+                let length = body.size_hint().exact().map_or(Length::Chunked, Length::Told);
+                head.write(connection.head(), length);
+                let sent = connection.send(body, length, head.method == Method::HEAD).await;
+                let answer = sent.map_err(|failure| (failure.into(), None))?;
+                let is_switch = answer.status == StatusCode::SWITCHING_PROTOCOLS;
+                if is_switch && head.upgrade.is_none() {
+                    return Err((unasked(), None));
+                }
+                let rest = match (connection.is_ended(), connection.whole()) {
+                    (true, _) => Rest::Here(Bytes::new()),
+                    (false, Some(whole)) => Rest::Here(whole),
+                    (false, None) => Rest::OnLoan,
+                };
+                let mut response = Response::new(rest);
+                *response.status_mut() = answer.status;
+                *response.headers_mut() = answer.fields;
+                Ok(response)
+            }
+            Sender::Http2(shared) => {
+                let request = head.request(body, is_tls).map_err(|error| (error, None))?;
+                let sent = shared.sender.try_send_request(request).await;
+                let answer = sent.map_err(|mut error| {
+                    let body = error.take_message().map(Request::into_body);
+                    let kind = match body {
+                        Some(_) => SendError::Stale,
+                        None => kind_of(&error.into_error()),
+                    };
+                    (kind, body)
+                })?;
+                match answer.status() {
+                    StatusCode::SWITCHING_PROTOCOLS => Err((unasked(), None)),
+                    _ => Ok(answer.map(Rest::Stream)),
+                }
+            }
+        }
+    }
+}
+
 impl Loan {
-    /// Sends the request; where that failed before a byte was sent, it comes back.
+    /// Sends the request.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, (SendError, Option<Request<RequestBody>>)> {
-        let sent = match &mut self.sender {
-            Some(Sender::Http1(sender)) => sender.try_send_request(request).await,
-            Some(Sender::Http2(shared)) => shared.sender.try_send_request(request).await,
-            None => return Err((SendError::Stale, Some(request))),
-        };
-        sent.map_err(|mut error| {
-            let request = error.take_message();
-            let reason = error.into_error();
+        head: &Head<'_>,
+        body: RequestBody,
+    ) -> Result<Response<Rest>, Unsent> {
+        let Some(sender) = &mut self.sender else { return Err((SendError::Stale, Some(body))) };
+        let sent = sender.send(head, body, self.upstream.tls.is_some()).await;
+        if sent.is_err() {
             // A pooled connection may be given to nobody after this.
             self.sender = None;
-            let kind = match request {
-                Some(_) => SendError::Stale,
-                None => fault_of(&reason),
-            };
-            (kind, request)
-        })
+        }
+        sent
     }
 
-    /// The connection is no longer one of HTTP.
-    pub fn forget(&mut self) {
-        self.sender = None;
+    /// The rest of an answer that comes on this connection.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, body::Error>>> {
+        match &mut self.sender {
+            Some(Sender::Http1(connection)) => {
+                connection.poll_frame(cx).map(|frame| Some(frame?.map_err(body::Error::from)))
+            }
+            _ => Poll::Ready(None),
+        }
+    }
+
+    /// How much of it is to come, where that was told.
+    pub fn n_left(&self) -> Option<u64> {
+        match &self.sender {
+            Some(Sender::Http1(connection)) => connection.n_left(),
+            _ => Some(0),
+        }
+    }
+
+    pub fn is_ended(&self) -> bool {
+        match &self.sender {
+            Some(Sender::Http1(connection)) => connection.is_ended(),
+            _ => true,
+        }
+    }
+
+    /// The connection, when it is no longer one of HTTP.
+    pub fn into_upgraded(&mut self) -> Option<Io> {
+        match self.sender.take() {
+            Some(Sender::Http1(connection)) => Some(connection.into_io()),
+            _ => None,
+        }
     }
 
     pub fn give_back(&mut self, now: Instant) {
-        let Some(Sender::Http1(sender)) = self.sender.take() else { return };
-        if sender.is_closed() {
+        let Some(Sender::Http1(mut connection)) = self.sender.take() else { return };
+        if !connection.is_ready() {
             return;
         }
         let mut pool = self.upstream.lanes[self.lane].lock();
         let shelf = pool.shelf(self.attempt);
         if shelf.idle.len() < N_IDLE_MAX {
-            shelf.idle.push(Idle { sender, since: now });
+            shelf.idle.push(Idle { connection, since: now });
         }
     }
 }
 
+fn unasked() -> SendError {
+    SendError::Broken("the answer changes to a protocol that nobody asked for".into())
+}
+
+impl From<http1::client::Failure> for SendError {
+    fn from(failure: http1::client::Failure) -> SendError {
+        match failure {
+            http1::client::Failure::Body(error) => fault_of(&error),
+            other => SendError::Broken(other.to_string()),
+        }
+    }
+}
+
+fn fault_of(error: &body::Error) -> SendError {
+    let fault = match error {
+        body::Error::TooLarge(_) => Fault::TooLarge,
+        body::Error::StoodStill(_) => Fault::TooSlow,
+        _ => Fault::Malformed,
+    };
+    SendError::Request { fault, reason: error.to_string() }
+}
+
 /// What a failure of hyper's means: it is the request's where its body failed.
-fn fault_of(error: &hyper::Error) -> SendError {
+fn kind_of(error: &hyper::Error) -> SendError {
     let mut cause: &(dyn std::error::Error + 'static) = error;
     loop {
-        let fault = match cause.downcast_ref::<body::Error>() {
-            Some(body::Error::TooLarge(_)) => Some(Fault::TooLarge),
-            Some(body::Error::StoodStill(_)) => Some(Fault::TooSlow),
-            Some(body::Error::Http(_)) => Some(Fault::Malformed),
-            None => None,
-        };
-        if let Some(fault) = fault {
-            return SendError::Request { fault, reason: cause.to_string() };
+        if let Some(error) = cause.downcast_ref::<body::Error>() {
+            return fault_of(error);
         }
         match cause.source() {
             Some(source) => cause = source,

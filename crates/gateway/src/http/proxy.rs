@@ -2,13 +2,15 @@
 
 use crate::backend::Backend;
 use crate::call::{self, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
-use crate::config::{self, Limits, Protocol, Route};
+use crate::config::{self, Limits, Route};
 use crate::gateway::{Gateway, State};
-use crate::http::body::{AnswerBody, RequestBody, Upload};
+use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel, Upload};
 use crate::http::ending::{Ending, Place};
 use crate::http::headers::{self, Trace};
-use crate::http::pool::Loan;
-use crate::http::serve::Pulse;
+use crate::http::http1::io::Io;
+use crate::http::outgoing::{Outgoing, OutgoingBody};
+use crate::http::pool::{Loan, Rest};
+use crate::http::pulse::Pulse;
 use crate::isolate::bulkhead::Priority;
 use crate::record::Record;
 use crate::route;
@@ -18,13 +20,10 @@ use base::env::{Env, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
 use http::header::{self, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -131,24 +130,6 @@ fn percent(text: &str) -> String {
     out
 }
 
-/// A request on its way to a service: everything that does not change from attempt to attempt.
-struct Outgoing {
-    method: Method,
-    path: PathAndQuery,
-    headers: HeaderMap,
-    upgrade: Option<HeaderValue>,
-    /// Taken by the attempt that sends it; small ones can be sent again.
-    body: Mutex<Option<OutgoingBody>>,
-    may_repeat: bool,
-    /// Its body was read whole before it is sent.
-    was_waited_for: bool,
-}
-
-enum OutgoingBody {
-    Held(Bytes),
-    Stream(RequestBody),
-}
-
 /// Where a request goes, and how much time it has.
 struct Way<'a> {
     host: String,
@@ -183,9 +164,7 @@ impl Gateway {
         client: Client,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
-        let has_body = !request.body().is_end_stream();
-        let version = request.version();
-        let under_way = client.pulse.begin(version, has_body);
+        let under_way = client.pulse.begin(request.version());
         let state = self.state();
         let traces = state.traces.as_ref();
         let share = traces.map_or(0.0, |traces| traces.config.share);
@@ -226,12 +205,6 @@ impl Gateway {
             under_way,
         };
         response.body_mut().hold(ending);
-        let is_upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if version < Version::HTTP_2 && !client.pulse.is_read() && !is_upgraded {
-            // What is left of the body is in the way of the next request.
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
-        }
         response
     }
 
@@ -246,7 +219,7 @@ impl Gateway {
         let way = match self.way(state, client, &parts, asked) {
             Ok(way) => way,
             Err(own) => {
-                self.discard(client, &parts, body).await;
+                self.discard(&parts, body).await;
                 return Err(own);
             }
         };
@@ -254,7 +227,6 @@ impl Gateway {
         asked.backend = Some(backend.clone());
 
         let upgrade = headers::wanted_upgrade(&parts.headers, parts.version);
-        let on_upgrade = upgrade.as_ref().map(|_| parts.extensions.remove::<OnUpgrade>());
         if parts.method == Method::GET && backend.config.fallback.stale_for.is_some() {
             let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
             asked.stale_key = stale::key(host, path, &parts.headers);
@@ -269,7 +241,7 @@ impl Gateway {
         headers::forward(&mut parts.headers, &client.forwarded_for, client.is_tls);
         asked.trace.set(&mut parts.headers);
         headers::apply(&route.request_headers, &mut parts.headers);
-        let outgoing = self.outgoing(state, client, &way, parts, upgrade, body).await?;
+        let outgoing = self.outgoing(state, &way, parts, upgrade, body).await?;
 
         // The service's own time begins when the request is there: a slow client is not its fault.
         let deadline = match given {
@@ -282,8 +254,13 @@ impl Gateway {
         asked.late_from = late_from;
         let mut answer = self.ask(state, client, backend, &ask, &outgoing, asked).await?;
         headers::apply(&route.response_headers, answer.response.headers_mut());
-        if let (Some(Some(theirs)), Some(ours)) = (on_upgrade, answer.upgraded.take()) {
-            self.tunnel(theirs, ours, &mut answer, asked.place.take());
+        if let Some(io) = answer.upgraded.take() {
+            let mut stay = answer.stay.take();
+            if let Some(stay) = &mut stay {
+                stay.leave();
+            }
+            let tunnel = Tunnel { io, stay, place: asked.place.take() };
+            answer.response.body_mut().tunnel = Some(Box::new(tunnel));
         }
         Ok(answer)
     }
@@ -351,7 +328,7 @@ impl Gateway {
     }
 
     /// Reads the rest of a small request that is refused, so that the next one can follow.
-    async fn discard(&self, client: &Client, parts: &request::Parts, mut body: Incoming) {
+    async fn discard(&self, parts: &request::Parts, mut body: Incoming) {
         let is_small = body.size_hint().exact().is_some_and(|n| n <= HELD_BYTES_MAX);
         // HTTP/2 needs no such thing; who expects to be told before it sends is told.
         let is_wanted = parts.version < Version::HTTP_2
@@ -366,7 +343,6 @@ impl Gateway {
                     return;
                 }
             }
-            client.pulse.has_read();
         };
         Box::pin(self.env().timeout(DISCARD_WITHIN, read)).await;
     }
@@ -382,7 +358,6 @@ impl Gateway {
     async fn outgoing(
         &self,
         state: &State,
-        client: &Client,
         way: &Way<'_>,
         parts: request::Parts,
         upgrade: Option<HeaderValue>,
@@ -406,7 +381,7 @@ impl Gateway {
             && n_told > n_max
         {
             let text = format!("the body has {n_told} bytes, {n_max} are allowed");
-            self.discard(client, &parts, body).await;
+            self.discard(&parts, body).await;
             return Err(Own::new(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
         // Of HTTP/2 as much waits for its reader as there is room for.
@@ -417,10 +392,10 @@ impl Gateway {
             OutgoingBody::Held(Bytes::new())
         } else if let (Some(n_held), None) = (n_held, &upgrade) {
             was_waited_for = true;
-            OutgoingBody::Held(Box::pin(self.hold(client, limits, body, n_held, way.until)).await?)
+            OutgoingBody::Held(Box::pin(self.hold(limits, body, n_held, way.until)).await?)
         } else {
             let idle = limits.body_idle_timeout;
-            let upload = Upload::new(client.pulse.clone());
+            let upload = Arc::default();
             OutgoingBody::Stream(RequestBody::stream(self.env(), body, idle, n_max, upload))
         };
         let is_held = matches!(body, OutgoingBody::Held(_));
@@ -439,7 +414,6 @@ impl Gateway {
     /// when the request's time is over.
     async fn hold(
         &self,
-        client: &Client,
         limits: &Limits,
         mut body: Incoming,
         n_told: u64,
@@ -469,12 +443,10 @@ impl Gateway {
             };
             let Ok(bytes) = frame.into_data() else { continue };
             if held.is_empty() && bytes.len() as u64 == n_told {
-                client.pulse.has_read();
                 return Ok(bytes);
             }
             held.extend_from_slice(&bytes);
         }
-        client.pulse.has_read();
         Ok(held.freeze())
     }
 
@@ -547,23 +519,23 @@ impl Gateway {
         backend: &Arc<Backend>,
         ask: &Ask,
         outgoing: &Outgoing,
-    ) -> Result<Called<(Response<Incoming>, Loan)>, Failure> {
+    ) -> Result<Called<(Response<Rest>, Loan)>, Failure> {
         let upstream = &backend.upstream;
         let env = self.env();
         call(&upstream.handle, ask, |attempt: crate::balance::Attempt| async move {
             loop {
                 let mut loan = upstream.loan(env, client.lane, attempt).await?;
                 let left = ask.deadline.saturating_duration_since(loan.at);
-                let request = outgoing.request(backend, left)?;
-                match loan.send(request).await {
-                    Ok(response) => {
-                        let verdict = verdict(&response, ask.is_late(env.now()));
-                        return Ok(Sent { answer: (response, loan), verdict });
+                let body = outgoing.body()?;
+                match loan.send(&outgoing.head(left), body).await {
+                    Ok(answer) => {
+                        let verdict = verdict(&answer, ask.is_late(env.now()));
+                        return Ok(Sent { answer: (answer, loan), verdict });
                     }
-                    Err((error, request)) => {
+                    Err((error, body)) => {
                         let is_stale = matches!(error, SendError::Stale);
-                        if let Some(request) = request {
-                            outgoing.put_back(request);
+                        if let Some(body) = body {
+                            outgoing.put_back(body);
                         }
                         // It was closed while it was idle: the next one may be open.
                         if is_stale && !loan.is_fresh {
@@ -582,7 +554,7 @@ impl Gateway {
         &self,
         state: &State,
         backend: &Arc<Backend>,
-        called: Called<(Response<Incoming>, Loan)>,
+        called: Called<(Response<Rest>, Loan)>,
         asked: &mut Asked,
     ) -> Answer {
         let Called { answer: (response, mut loan), stay, .. } = called;
@@ -597,11 +569,17 @@ impl Gateway {
             if let Some(upgrade) = upgrade {
                 parts.headers.insert(header::UPGRADE, upgrade);
             }
-            upgraded = parts.extensions.remove::<OnUpgrade>();
-            loan.forget();
+            upgraded = loan.into_upgraded();
         }
         parts.extensions.clear();
-        let mut body = AnswerBody::stream(self.env(), body, state.limits.body_idle_timeout);
+        let idle = state.limits.body_idle_timeout;
+        let mut body = match body {
+            Rest::Here(bytes) => AnswerBody::bytes(bytes),
+            Rest::OnLoan => AnswerBody::on_loan(self.env(), idle),
+            Rest::Stream(incoming) => {
+                AnswerBody::stream(self.env(), Incoming::Http2(incoming), idle)
+            }
+        };
         if parts.status == StatusCode::OK
             && let Some(key) = asked.stale_key.take()
             && stale::may_keep(&parts.headers)
@@ -613,28 +591,14 @@ impl Gateway {
     }
 
     /// Carries bytes both ways until one side ends, with what the request holds.
-    fn tunnel(
-        self: &Arc<Self>,
-        theirs: OnUpgrade,
-        ours: OnUpgrade,
-        answer: &mut Answer,
-        place: Option<Place>,
-    ) {
-        if let Some(stay) = &mut answer.stay {
-            stay.leave();
-        }
-        let held = (answer.stay.take(), place, answer.loan.take());
+    pub fn tunnel(self: &Arc<Self>, theirs: Io, tunnel: Tunnel) {
         let mut stopping = self.stopping();
         let gateway = self.clone();
         self.env().spawn("tunnel", async move {
-            let _held = held;
-            let (Ok(theirs), Ok(ours)) = (theirs.await, ours.await) else {
-                gateway.counters.n_broken_connections.fetch_add(1, Relaxed);
-                return;
-            };
+            let Tunnel { io: ours, stay: _stay, place: _place } = tunnel;
             let state = gateway.state();
             let idle = state.limits.body_idle_timeout;
-            let carried = carry(gateway.env(), TokioIo::new(theirs), TokioIo::new(ours), idle);
+            let carried = carry(gateway.env(), theirs, ours, idle);
             let end = async {
                 // Fails only when the gateway is gone.
                 stopping.wait_for(|stopping| *stopping).await.map(|_| ()).unwrap_or_default();
@@ -678,7 +642,7 @@ struct Answer {
     response: Response<AnswerBody>,
     loan: Option<Loan>,
     stay: Option<call::Stay>,
-    upgraded: Option<OnUpgrade>,
+    upgraded: Option<Io>,
 }
 
 impl Answer {
@@ -694,79 +658,8 @@ fn static_answer(answer: &config::StaticAnswer) -> Response<AnswerBody> {
     response
 }
 
-impl Outgoing {
-    fn upload(&self) -> Option<Arc<Upload>> {
-        match &*self.body.lock() {
-            Some(OutgoingBody::Stream(body)) => body.upload.clone(),
-            _ => None,
-        }
-    }
-
-    fn request(
-        &self,
-        backend: &Backend,
-        left: Duration,
-    ) -> Result<Request<RequestBody>, SendError> {
-        let malformed = |reason: String| SendError::Request { fault: Fault::Malformed, reason };
-        let gone = || malformed("the body was sent already".into());
-        let body = {
-            let mut slot = self.body.lock();
-            match slot.take().ok_or_else(gone)? {
-                OutgoingBody::Held(bytes) => {
-                    if self.may_repeat {
-                        *slot = Some(OutgoingBody::Held(bytes.clone()));
-                    }
-                    RequestBody::bytes(bytes)
-                }
-                OutgoingBody::Stream(body) => body,
-            }
-        };
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.headers_mut() = self.headers.clone();
-        let headers = request.headers_mut();
-        headers::set_timeout(headers, left);
-        match backend.upstream.protocol {
-            Protocol::Http1 => {
-                if !headers.contains_key(header::HOST) {
-                    // HTTP/1.0 may name none.
-                    headers.insert(header::HOST, HeaderValue::from_static(""));
-                }
-                if let Some(upgrade) = &self.upgrade {
-                    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                    headers.insert(header::UPGRADE, upgrade.clone());
-                }
-                *request.uri_mut() = Uri::from(self.path.clone());
-            }
-            Protocol::Http2 => {
-                let host = headers.remove(header::HOST);
-                let host = host.as_ref().and_then(|host| host.to_str().ok());
-                let authority = Authority::try_from(host.unwrap_or_default())
-                    .map_err(|error| malformed(error.to_string()))?;
-                let is_tls = backend.upstream.tls.is_some();
-                let mut uri = http::uri::Parts::default();
-                uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
-                uri.authority = Some(authority);
-                uri.path_and_query = Some(self.path.clone());
-                *request.uri_mut() =
-                    Uri::from_parts(uri).map_err(|error| malformed(error.to_string()))?;
-                *request.version_mut() = Version::HTTP_2;
-            }
-        }
-        Ok(request)
-    }
-
-    /// Nothing of it was sent.
-    fn put_back(&self, request: Request<RequestBody>) {
-        let mut slot = self.body.lock();
-        if slot.is_none() {
-            *slot = Some(OutgoingBody::Stream(request.into_body()));
-        }
-    }
-}
-
 /// Whether an answer is one of a server that works.
-fn verdict(response: &Response<Incoming>, is_late: bool) -> Verdict {
+fn verdict(response: &Response<Rest>, is_late: bool) -> Verdict {
     match response.status() {
         StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Verdict::Well,
         StatusCode::GATEWAY_TIMEOUT if is_late => Verdict::Late,

@@ -12,23 +12,26 @@
 //! between two only when the last one's body was read to its end and its answer is sent: what
 //! parses anew must never begin in the middle of a body.
 //!
-//! hyper parses, and refuses what is malformed; what it cannot tell apart is looked after here: a
-//! connection that is idle between requests may stay for `idle_timeout`, one that has begun a
-//! request's head and does not finish it (slow-loris) for `header_timeout`.
+//! A connection that is idle between requests may stay for `idle_timeout`, one that has begun a
+//! request's head and does not finish it (slow-loris) for `header_timeout`, one whose client does
+//! not read its answer for `body_idle_timeout`.
 
 use crate::config::Limits;
 use crate::gateway::{Gateway, Open};
-use crate::http::body::AnswerBody;
+use crate::http::body::{AnswerBody, Incoming};
+use crate::http::exchanges;
+use crate::http::http1::io::Io;
 use crate::http::pool::Spawn;
 use crate::http::proxy::Client;
+use crate::http::pulse::Pulse;
+use crate::http::wire::Wire;
 use crate::lanes::Moved;
-use base::env::{Duplex, Env, Instant, Stream};
+use base::env::Env;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::{HeaderValue, Request, Response, Version};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use http::{HeaderValue, Request, Response};
+use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
@@ -37,201 +40,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// How an HTTP/2 client begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An HTTP/1.1 connection that has been idle for this long gives its buffers back.
-const PARK_AFTER: Duration = Duration::from_secs(1);
+pub const PARK_AFTER: Duration = Duration::from_secs(1);
 /// How long a connection that has ended is read, where its client still sends.
-const LINGER_FOR_REST: Duration = Duration::from_secs(5);
+pub const LINGER_FOR_REST: Duration = Duration::from_secs(5);
 /// How long a gateway that stops waits for the first request of who has just come.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// What a connection is doing, for the alarm that ends it.
-pub struct Pulse {
-    env: Env,
-    origin: Instant,
-    n_under_way: AtomicU32,
-    /// When the head that is arriving began, in microseconds since `origin`, plus one; 0: none is.
-    head_us: AtomicU64,
-    idle_us: AtomicU64,
-    is_http2: AtomicBool,
-    /// Answers wait for the client to read.
-    is_blocked: AtomicBool,
-    /// The last request was read to its body's end.
-    is_read: AtomicBool,
-    /// Whether another lane can have it.
-    can_move: bool,
-    gateway: Arc<Gateway>,
-    lane: usize,
-    /// The lane that it had better move to; [`STAY`]: none.
-    to: AtomicUsize,
-}
-
-const STAY: usize = usize::MAX;
-
-impl Pulse {
-    fn new(gateway: &Arc<Gateway>, lane: usize, can_move: bool) -> Arc<Pulse> {
-        let env = gateway.env();
-        Arc::new(Pulse {
-            env: env.clone(),
-            origin: env.now(),
-            n_under_way: AtomicU32::new(0),
-            head_us: AtomicU64::new(1),
-            idle_us: AtomicU64::new(0),
-            is_http2: AtomicBool::new(false),
-            is_blocked: AtomicBool::new(false),
-            is_read: AtomicBool::new(true),
-            can_move,
-            gateway: gateway.clone(),
-            lane,
-            to: AtomicUsize::new(STAY),
-        })
-    }
-
-    fn now_us(&self) -> u64 {
-        self.us_at(self.env.now())
-    }
-
-    fn us_at(&self, now: Instant) -> u64 {
-        micros(now.saturating_duration_since(self.origin))
-    }
-
-    /// Bytes came.
-    fn read(&self) {
-        if !self.is_busy() && self.head_us.load(Relaxed) == 0 {
-            self.head_us.store(self.now_us() + 1, Relaxed);
-        }
-    }
-
-    /// A request's head is complete; it is under way until what this returns is dropped.
-    pub fn begin(self: &Arc<Self>, version: Version, has_body: bool) -> UnderWay {
-        self.is_read.store(!has_body, Relaxed);
-        self.n_under_way.fetch_add(1, Relaxed);
-        self.gateway.lanes.begin(self.lane);
-        self.head_us.store(0, Relaxed);
-        if version == Version::HTTP_2 {
-            self.is_http2.store(true, Relaxed);
-        }
-        UnderWay { pulse: self.clone(), is_over: false }
-    }
-
-    /// The request's body has been read to its end.
-    pub fn has_read(&self) {
-        self.is_read.store(true, Relaxed);
-    }
-
-    pub fn is_read(&self) -> bool {
-        self.is_read.load(Relaxed)
-    }
-
-    /// Whether nothing is under way, or begun, or to be read by either side: what follows is a
-    /// request. The rest of a body that nobody wants would be taken for one.
-    fn is_between(&self) -> bool {
-        !self.is_busy()
-            && self.is_read()
-            && self.head_us.load(Relaxed) == 0
-            && !self.is_blocked.load(Relaxed)
-    }
-
-    /// Whether that has been so for this long.
-    fn is_idle(&self, span: Duration) -> bool {
-        self.is_between()
-            && self.now_us().saturating_sub(self.idle_us.load(Relaxed)) >= micros(span)
-    }
-
-    fn is_busy(&self) -> bool {
-        self.n_under_way.load(Relaxed) > 0
-    }
-
-    /// Whether the next request had better come elsewhere.
-    fn is_leaving(&self) -> bool {
-        self.to.load(Relaxed) != STAY && self.is_between()
-    }
-
-    /// How much longer the connection may stay as it is; none: it is to end.
-    fn left(&self, header: Duration, idle: Duration) -> Option<Duration> {
-        if self.is_busy() {
-            return Some(header.min(idle));
-        }
-        let head_us = self.head_us.load(Relaxed);
-        let ends_us = if head_us > 0 && !self.is_http2.load(Relaxed) {
-            head_us - 1 + micros(header)
-        } else {
-            self.idle_us.load(Relaxed) + micros(idle)
-        };
-        let left_us = ends_us.saturating_sub(self.now_us());
-        (left_us > 0).then(|| Duration::from_micros(left_us))
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// A request under way on a connection, until it is ended or dropped.
-pub struct UnderWay {
-    pulse: Arc<Pulse>,
-    is_over: bool,
-}
-
-impl UnderWay {
-    pub fn now(&self) -> Instant {
-        self.pulse.env.now()
-    }
-
-    pub fn end(&mut self, now: Instant) {
-        if std::mem::replace(&mut self.is_over, true) {
-            return;
-        }
-        let pulse = &self.pulse;
-        pulse.idle_us.store(pulse.us_at(now), Relaxed);
-        pulse.head_us.store(0, Relaxed);
-        pulse.n_under_way.fetch_sub(1, Relaxed);
-        let to = pulse.gateway.lanes.end(now, pulse.lane, pulse.can_move);
-        pulse.to.store(to.unwrap_or(STAY), Relaxed);
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        if !self.is_over {
-            self.end(self.now());
-        }
-    }
-}
-
-/// How the client is reached.
-pub enum Wire {
-    Tcp(TcpStream),
-    Other(Stream),
-}
-
-impl From<TcpStream> for Wire {
-    fn from(stream: TcpStream) -> Wire {
-        Wire::Tcp(stream)
-    }
-}
-
-impl From<Stream> for Wire {
-    fn from(stream: Stream) -> Wire {
-        Wire::Other(stream)
-    }
-}
-
-impl Wire {
-    fn get(&mut self) -> Pin<&mut dyn Duplex> {
-        match self {
-            Wire::Tcp(stream) => Pin::new(stream),
-            Wire::Other(stream) => Pin::new(&mut **stream),
-        }
-    }
-}
 
 /// The client's stream: tells the pulse of bytes that come, and holds those that were read to see
 /// which protocol they are of.
@@ -271,7 +93,7 @@ impl Watched {
                 return Poll::Ready(First::Http1);
             }
             let mut buffer = ReadBuf::new(&mut self.ahead[self.n_ahead..]);
-            if ready!(self.wire.get().poll_read(cx, &mut buffer)).is_err() {
+            if ready!(Pin::new(&mut self.wire).poll_read(cx, &mut buffer)).is_err() {
                 return Poll::Ready(First::Nothing);
             }
             match buffer.filled().len() {
@@ -305,7 +127,7 @@ impl AsyncRead for Watched {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        let polled = self.wire.get().poll_read(cx, buffer);
+        let polled = Pin::new(&mut self.wire).poll_read(cx, buffer);
         if buffer.filled().len() > before {
             self.pulse.read();
         }
@@ -319,9 +141,7 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = self.wire.get().poll_write(cx, bytes);
-        self.pulse.is_blocked.store(polled.is_pending(), Relaxed);
-        polled
+        Pin::new(&mut self.wire).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -329,55 +149,47 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = self.wire.get().poll_write_vectored(cx, parts);
-        self.pulse.is_blocked.store(polled.is_pending(), Relaxed);
-        polled
+        Pin::new(&mut self.wire).poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.wire {
-            Wire::Tcp(stream) => stream.is_write_vectored(),
-            Wire::Other(stream) => stream.is_write_vectored(),
-        }
+        self.wire.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What TLS holds back is sent by its flush.
-        let polled = self.wire.get().poll_flush(cx);
-        self.pulse.is_blocked.store(polled.is_pending(), Relaxed);
-        polled
+        Pin::new(&mut self.wire).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.wire.get().poll_shutdown(cx)
+        Pin::new(&mut self.wire).poll_shutdown(cx)
     }
 }
 
-/// One client's requests, as hyper hands them over.
+/// One client's requests.
 #[derive(Clone)]
-struct Requests {
-    gateway: Arc<Gateway>,
-    client: Client,
+pub struct Requests {
+    pub gateway: Arc<Gateway>,
+    pub client: Client,
 }
 
-impl Service<Request<Incoming>> for Requests {
+impl Service<Request<hyper::body::Incoming>> for Requests {
     type Response = Response<AnswerBody>;
     type Error = Infallible;
-    /// Boxed: hyper keeps room for it as long as the connection is open, idle or not.
     type Future = BoxFuture<'static, Result<Response<AnswerBody>, Infallible>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<hyper::body::Incoming>) -> Self::Future {
         // An async block around it would hold it twice.
+        let request = request.map(Incoming::Http2);
         Box::pin(self.gateway.clone().answer(self.client.clone(), request).map(Ok))
     }
 }
 
 /// What a connection is served with.
-struct Serving {
-    gateway: Arc<Gateway>,
-    env: Env,
-    limits: Limits,
-    pulse: Arc<Pulse>,
+pub struct Serving {
+    pub gateway: Arc<Gateway>,
+    pub env: Env,
+    pub limits: Limits,
+    pub pulse: Arc<Pulse>,
 }
 
 /// Serves one client until it leaves, stands still, or the gateway stops.
@@ -426,7 +238,9 @@ pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
         Ok(stream) => {
             let pulse = Pulse::new(&gateway, lane, true);
             // It is between two requests.
-            pulse.head_us.store(u64::from(!rest.is_empty()), Relaxed);
+            if !rest.is_empty() {
+                pulse.has_begun();
+            }
             let io = Watched::new(stream.into(), pulse, rest);
             serve(gateway, io, Visit { open, from, is_tls: false, linger: LINGER }).await;
         }
@@ -461,10 +275,18 @@ async fn serve(gateway: Arc<Gateway>, mut io: Watched, mut visit: Visit) {
         match first {
             First::Nothing => return,
             First::Http2 => return Box::pin(serving.http2(io, requests)).await,
-            First::Http1 => match Box::pin(serving.http1(io, requests.clone())).await {
-                Some(back) => io = back,
-                None => return,
-            },
+            First::Http1 => {
+                let Watched { wire, pulse, ahead, n_ahead, rest } = io;
+                let came =
+                    if rest.is_empty() { Bytes::copy_from_slice(&ahead[..n_ahead]) } else { rest };
+                match Box::pin(exchanges::serve(&serving, Io::new(wire, came), &requests)).await {
+                    Some(back) => {
+                        let (wire, rest) = back.into_parts();
+                        io = Watched::new(wire, pulse, rest);
+                    }
+                    None => return,
+                }
+            }
         }
         (io, visit) = match serving.move_on(io, visit) {
             Some(stays) => stays,
@@ -495,8 +317,8 @@ impl Serving {
     }
 
     /// How much longer the connection may stay as it is; counts it when that is over.
-    fn left(&self) -> Option<Duration> {
-        let left = self.pulse.left(self.limits.header_timeout, self.limits.idle_timeout);
+    pub fn left(&self) -> Option<Duration> {
+        let left = self.pulse.left(&self.limits);
         if left.is_none() {
             self.gateway.counters.n_stood_still.fetch_add(1, Relaxed);
         }
@@ -505,9 +327,9 @@ impl Serving {
 
     /// Hands the connection to the lane that it had better be in; it comes back if it stays.
     fn move_on(&self, io: Watched, visit: Visit) -> Option<(Watched, Visit)> {
-        let to = self.pulse.to.swap(STAY, Relaxed);
-        let room = if to == STAY { None } else { self.gateway.lanes.room(to) };
-        let (Some(room), 0) = (room, io.n_ahead) else { return Some((io, visit)) };
+        let to = self.pulse.take_to();
+        let room = to.and_then(|to| Some((to, self.gateway.lanes.room(to)?)));
+        let (Some((to, room)), 0) = (room, io.n_ahead) else { return Some((io, visit)) };
         let Watched { wire, pulse, ahead, n_ahead, rest } = io;
         let wire = match wire {
             Wire::Tcp(stream) => {
@@ -523,96 +345,6 @@ impl Serving {
             other => other,
         };
         Some((Watched { wire, pulse, ahead, n_ahead, rest }, visit))
-    }
-
-    /// Serves until the connection ends, or is idle, or had better move: then it comes back.
-    async fn http1(&self, io: Watched, requests: Requests) -> Option<Watched> {
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            // The pulse does this: hyper's would end idle connections too.
-            .header_read_timeout(None)
-            .max_headers(self.limits.n_headers_max)
-            .max_buf_size(self.limits.header_bytes_max.max(8192));
-        let mut connection = builder.serve_connection(TokioIo::new(io), requests).with_upgrades();
-        let mut is_stopping = false;
-        let mut alarm = pin!(self.env.sleep(PARK_AFTER));
-        loop {
-            tokio::select! {
-                biased;
-                ended = poll_fn(|cx| {
-                    let mut connection = Pin::new(&mut connection);
-                    // A stop is looked for and not waited for: that would cost every request.
-                    let must_stop = !is_stopping && self.gateway.is_stopping();
-                    if must_stop && self.pulse.is_busy() {
-                        // The answer tells the client that the connection ends with it.
-                        connection.as_mut().graceful_shutdown();
-                        is_stopping = true;
-                    }
-                    let mut polled = connection.as_mut().poll(cx);
-                    if must_stop && !is_stopping && polled.is_pending() {
-                        // A request that had come has been read before hyper hears of the stop.
-                        connection.as_mut().graceful_shutdown();
-                        is_stopping = true;
-                        polled = connection.poll(cx);
-                    }
-                    match polled {
-                        Poll::Pending if !is_stopping && self.pulse.is_leaving() => {
-                            Poll::Ready(None)
-                        }
-                        polled => polled.map(Some),
-                    }
-                }) => match ended {
-                    Some(ended) => {
-                        let is_told = match ended {
-                            Ok(()) => !self.pulse.is_read(),
-                            Err(error) => {
-                                self.gateway.count_broken(&error);
-                                error.is_parse()
-                            }
-                        };
-                        if let Some(parts) = connection.into_parts().filter(|_| is_told) {
-                            Box::pin(self.linger(parts.io.into_inner())).await;
-                        }
-                        return None;
-                    }
-                    None => break,
-                },
-                () = alarm.as_mut() => {
-                    let left = self.left()?;
-                    if self.pulse.is_idle(PARK_AFTER) && !is_stopping {
-                        break;
-                    }
-                    alarm.set(self.env.sleep(left.min(PARK_AFTER)));
-                }
-            }
-        }
-        let parts = connection.into_parts()?;
-        let mut io = parts.io.into_inner();
-        // An empty one would still hold the buffer that it was cut from.
-        if !parts.read_buf.is_empty() {
-            io.rest = parts.read_buf;
-        }
-        Some(io)
-    }
-
-    /// Reads what a client sends that was told why it is not wanted: a connection that is closed
-    /// before that is reset, and what it was told lost on its way.
-    async fn linger(&self, mut io: Watched) {
-        let mut stopping = self.gateway.stopping();
-        let mut bytes = [0; 4096];
-        let rest = async {
-            // It may be gone already.
-            io.shutdown().await.ok();
-            while io.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
-        };
-        let end = async {
-            tokio::select! {
-                () = rest => {}
-                _ = stopping.wait_for(|stopping| *stopping) => {}
-            }
-        };
-        self.env.timeout(LINGER_FOR_REST, end).await;
     }
 
     async fn http2(&self, io: Watched, requests: Requests) {

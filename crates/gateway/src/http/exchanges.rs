@@ -1,0 +1,218 @@
+//! A client's HTTP/1.1 connection: request, answer, and the next one, until it ends, is idle, or had
+//! better be served elsewhere.
+
+use crate::http::body::{AnswerBody, Incoming, Tunnel};
+use crate::http::http1::io::Io;
+use crate::http::http1::server::{Connection, Failure};
+use crate::http::http1::{self, head};
+use crate::http::serve::{LINGER_FOR_REST, PARK_AFTER, Requests, Serving};
+use base::env::Env;
+use futures::FutureExt;
+use http::{Request, Response};
+use http_body::Body;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Why no more requests are served here.
+enum Left {
+    /// Between two requests.
+    Between,
+    Ended,
+    /// Its client was told that it ends, and may still send.
+    Told,
+    /// It is no longer one of HTTP.
+    Switched(Box<Tunnel>),
+}
+
+/// Serves the connection; it comes back when it is idle, or had better move.
+pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io> {
+    let limits = head::Limits {
+        n_bytes_max: serving.limits.header_bytes_max.max(8192),
+        n_fields_max: serving.limits.n_headers_max,
+    };
+    let mut connection = Connection::new(io, limits);
+    let left = {
+        let mut exchanges = pin!(exchanges(serving, &mut connection, requests));
+        let mut alarm = pin!(serving.env.sleep(PARK_AFTER));
+        loop {
+            tokio::select! {
+                biased;
+                left = exchanges.as_mut() => break left,
+                () = alarm.as_mut() => {
+                    let left = serving.left()?;
+                    if serving.pulse.is_idle(PARK_AFTER) {
+                        break Left::Between;
+                    }
+                    alarm.set(serving.env.sleep(left.min(PARK_AFTER)));
+                }
+            }
+        }
+    };
+    let io = connection.into_io()?;
+    match left {
+        Left::Between => return Some(io),
+        Left::Ended => end(serving, io).await,
+        Left::Told => linger(serving, io).await,
+        Left::Switched(tunnel) => serving.gateway.tunnel(io, *tunnel),
+    }
+    None
+}
+
+async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Requests) -> Left {
+    loop {
+        let came = poll_fn(|cx| {
+            let polled = connection.poll_request(cx, || serving.pulse.read());
+            match polled {
+                Poll::Pending if serving.pulse.is_leaving() => Poll::Ready(Err(Left::Between)),
+                // A stop is looked for and not waited for: that would cost every request.
+                Poll::Pending if serving.gateway.is_stopping() && serving.pulse.is_between() => {
+                    Poll::Ready(Err(Left::Ended))
+                }
+                polled => polled.map(Ok),
+            }
+        });
+        let (head, body) = match came.await {
+            Ok(Ok(Some(came))) => came,
+            Ok(Ok(None)) => return Left::Ended,
+            Ok(Err(failure)) => return refuse(serving, connection, &failure).await,
+            Err(left) => return left,
+        };
+        let answer = {
+            let request = request(head, body);
+            let (gateway, client) = (requests.gateway.clone(), requests.client.clone());
+            // Boxed: it is large, and there is none while the connection is idle.
+            let mut answering = Box::pin(gateway.answer(client, request));
+            poll_fn(|cx| match answering.poll_unpin(cx) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Pending => connection.poll_gone(cx).map(|()| None),
+            })
+            .await
+        };
+        let Some(answer) = answer else {
+            serving.gateway.counters.n_broken_connections.fetch_add(1, Relaxed);
+            return Left::Ended;
+        };
+        match send(serving, connection, answer).await {
+            Ok(Some(tunnel)) => return Left::Switched(tunnel),
+            Ok(None) if connection.is_kept() => {}
+            Ok(None) if connection.is_read() && !connection.has_more() => return Left::Ended,
+            Ok(None) => return Left::Told,
+            Err(failure) => {
+                tracing::debug!(%failure, "a connection broke");
+                serving.gateway.counters.n_broken_connections.fetch_add(1, Relaxed);
+                return Left::Ended;
+            }
+        }
+    }
+}
+
+fn request(head: head::Request, body: Option<http1::server::Incoming>) -> Request<Incoming> {
+    let mut request = Request::new(body.map_or(Incoming::Empty, Incoming::Http1));
+    *request.method_mut() = head.method;
+    *request.uri_mut() = head.target;
+    *request.version_mut() = head.version;
+    *request.headers_mut() = head.fields;
+    request
+}
+
+/// Sends an answer to its end, as far as the client reads it.
+async fn send(
+    serving: &Serving,
+    connection: &mut Connection,
+    answer: Response<AnswerBody>,
+) -> Result<Option<Box<Tunnel>>, Failure> {
+    let (parts, mut body) = answer.into_parts();
+    let is_last = serving.gateway.is_stopping();
+    let size = body.size_hint();
+    connection.begin(parts.status, &parts.headers, &size, is_last, || date(&serving.env));
+    drop(parts);
+    let tunnel = body.tunnel.take();
+    let mut n_sent = None;
+    // For how long the client has not read: it may be slow, and must not stand still.
+    let mut watch = |connection: &Connection, is_pending: bool| {
+        let now = if is_pending { connection.is_blocked() } else { None };
+        if now != n_sent {
+            n_sent = now;
+            serving.pulse.block(now.is_some());
+        }
+    };
+    let sent = poll_fn(|cx| {
+        let polled = connection.poll_body(cx, &mut body);
+        watch(connection, polled.is_pending());
+        match polled {
+            Poll::Pending => {
+                connection.poll_gone(cx).map(|()| Err(Failure::Request(http1::Error::Cut)))
+            }
+            polled => polled,
+        }
+    })
+    .await;
+    // What there is of a broken answer is sent all the same.
+    let flushed = poll_fn(|cx| Poll::Ready(connection.poll_flush(cx))).await;
+    // The server and its place are free before a slow client has read all.
+    drop(body);
+    sent?;
+    match flushed {
+        Poll::Ready(flushed) => flushed?,
+        Poll::Pending => {
+            poll_fn(|cx| {
+                let polled = connection.poll_flush(cx);
+                watch(connection, polled.is_pending());
+                polled
+            })
+            .await?;
+        }
+    }
+    Ok(tunnel)
+}
+
+/// Answers what cannot be read, if anything can be said to it.
+async fn refuse(serving: &Serving, connection: &mut Connection, failure: &Failure) -> Left {
+    let counters = &serving.gateway.counters;
+    match failure {
+        Failure::Request(error) if *error != http1::Error::Cut => {
+            counters.n_bad_requests.fetch_add(1, Relaxed);
+            connection.refuse(*error, date(&serving.env));
+            match poll_fn(|cx| connection.poll_flush(cx)).await {
+                Ok(()) => Left::Told,
+                Err(_) => Left::Ended,
+            }
+        }
+        _ => {
+            tracing::debug!(%failure, "a connection broke");
+            counters.n_broken_connections.fetch_add(1, Relaxed);
+            Left::Ended
+        }
+    }
+}
+
+fn date(env: &Env) -> String {
+    httpdate::fmt_http_date(env.wall())
+}
+
+async fn end(serving: &Serving, mut io: Io) {
+    // It may be gone already, or not read what TLS has to say.
+    serving.env.timeout(LINGER_FOR_REST, io.shutdown()).await;
+}
+
+/// Reads what a client sends that was told why it is not wanted: a connection that is closed
+/// before that is reset, and what it was told lost on its way.
+async fn linger(serving: &Serving, mut io: Io) {
+    let mut stopping = serving.gateway.stopping();
+    let mut bytes = [0; 4096];
+    let rest = async {
+        // It may be gone already.
+        io.shutdown().await.ok();
+        while io.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+    };
+    let end = async {
+        tokio::select! {
+            () = rest => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+        }
+    };
+    serving.env.timeout(LINGER_FOR_REST, end).await;
+}

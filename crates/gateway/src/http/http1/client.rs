@@ -1,0 +1,255 @@
+//! A connection to a server: one request at a time, and its answer.
+//!
+//! ```text
+//!   idle ── begin ──► sending, waiting ── head ──► (sending,) reading ── its end ──► idle
+//! ```
+//!
+//! A request's body is sent while its answer is read: a server may answer before it has all of it.
+//! A connection that is dropped on the way is closed.
+
+use super::Error;
+use super::head::{self, Answer};
+use super::io::Io;
+use super::length::{Decoder, Encoder, Length, Piece};
+use crate::http::body::{self, RequestBody};
+use crate::http::wire::Wire;
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+pub struct Connection {
+    io: Io,
+    upload: Option<Upload>,
+    /// Of the answer that is being read.
+    decoder: Option<Decoder>,
+    is_head: bool,
+    /// Another request may follow.
+    is_kept: bool,
+    /// A request has begun, and its answer has not.
+    is_waiting: bool,
+    /// Why nothing more can be sent; an answer may still come.
+    broken: Option<std::io::Error>,
+}
+
+/// A body on its way to the server.
+struct Upload {
+    body: RequestBody,
+    encoder: Encoder,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("the answer: {0}")]
+    Answer(#[from] Error),
+    /// The request's body failed: it is not the server's fault.
+    #[error(transparent)]
+    Body(#[from] body::Error),
+}
+
+impl Connection {
+    pub fn new(wire: Wire) -> Connection {
+        Connection {
+            io: Io::new(wire, Bytes::new()),
+            upload: None,
+            decoder: None,
+            is_head: false,
+            is_kept: true,
+            is_waiting: false,
+            broken: None,
+        }
+    }
+
+    /// Whether a request can be sent: nothing is under way, and the server has not closed it.
+    pub fn is_ready(&mut self) -> bool {
+        let is_idle = self.upload.is_none() && self.decoder.is_none() && !self.is_waiting;
+        if !is_idle || !self.is_kept || !self.io.input.is_empty() {
+            return false;
+        }
+        // An end would have been told, and so would be what nobody has asked for.
+        self.io.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    /// Where a request's head is to be written.
+    pub fn head(&mut self) -> head::Writer<'_> {
+        head::Writer(&mut self.io.output)
+    }
+
+    /// Sends the request whose head was written, and waits for the answer's.
+    pub async fn send(
+        &mut self,
+        body: RequestBody,
+        length: Length,
+        is_head: bool,
+    ) -> Result<Answer, Failure> {
+        self.is_waiting = true;
+        self.is_head = is_head;
+        if !body.is_end_stream() {
+            self.upload = Some(Upload { body, encoder: Encoder::new(length) });
+        }
+        let mut n_seen = 0;
+        let answer = poll_fn(|cx| {
+            // Pending or not: an answer may come before the request is through.
+            if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
+                return Poll::Ready(Err(failure));
+            }
+            loop {
+                while head::may_be_whole(&self.io.input, n_seen) && !self.io.input.is_empty() {
+                    let found = Answer::read(&mut self.io.input, self.is_head)?;
+                    let Some(answer) = found else { break };
+                    n_seen = 0;
+                    if !answer.status.is_informational() || answer.status.as_u16() == 101 {
+                        return Poll::Ready(Ok(answer));
+                    }
+                }
+                n_seen = self.io.input.len();
+                match ready!(self.io.poll_fill(cx)) {
+                    Ok(0) => return Poll::Ready(Err(self.cut())),
+                    Ok(_) => {}
+                    Err(error) => {
+                        let first = self.broken.take();
+                        return Poll::Ready(Err(first.unwrap_or(error).into()));
+                    }
+                }
+            }
+        })
+        .await?;
+        self.is_waiting = false;
+        self.is_kept &= answer.is_kept;
+        self.decoder = Some(Decoder::new(answer.length));
+        self.end_if_ended();
+        Ok(answer)
+    }
+
+    fn cut(&mut self) -> Failure {
+        match self.broken.take() {
+            Some(error) => error.into(),
+            None => Error::Cut.into(),
+        }
+    }
+
+    /// Sends what there is of the request.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        while self.broken.is_none() {
+            let gathered = self.gather(cx);
+            if gathered.is_err() {
+                self.give_up();
+            }
+            let is_moving = gathered?;
+            match ready!(self.io.poll_send(cx)) {
+                Ok(()) if self.upload.is_none() => break,
+                Ok(()) if is_moving => {}
+                Ok(()) => return Poll::Pending,
+                Err(error) => {
+                    self.broken = Some(error);
+                    self.give_up();
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Puts what there is of the request's body behind its head; false: it stands still.
+    fn gather(&mut self, cx: &mut Context<'_>) -> Result<bool, Failure> {
+        while self.io.has_room()
+            && let Some(Upload { body, encoder }) = &mut self.upload
+        {
+            let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else { return Ok(false) };
+            let is_told = match frame.transpose()?.map(Frame::into_data) {
+                Some(Ok(data)) if data.is_empty() => true,
+                Some(Ok(data)) => {
+                    let is_told = encoder.before(&mut self.io.output, data.len());
+                    self.io.put(data, encoder.after());
+                    is_told
+                }
+                Some(Err(other)) => {
+                    let trailers = other.into_trailers().ok();
+                    let is_told = encoder.end(&mut self.io.output, trailers.as_ref());
+                    self.upload = None;
+                    is_told
+                }
+                None => {
+                    let is_told = encoder.end(&mut self.io.output, None);
+                    self.upload = None;
+                    is_told
+                }
+            };
+            if !is_told {
+                return Err(body::Error::NotAsTold.into());
+            }
+        }
+        Ok(true)
+    }
+
+    fn give_up(&mut self) {
+        self.upload = None;
+        self.is_kept = false;
+    }
+
+    /// How much of the answer's body is to come, where that was told.
+    pub fn n_left(&self) -> Option<u64> {
+        self.decoder.as_ref().map_or(Some(0), Decoder::n_left)
+    }
+
+    /// Whether the answer is at its end.
+    pub fn is_ended(&self) -> bool {
+        self.decoder.is_none()
+    }
+
+    /// The whole of the answer's body, if it has come already.
+    pub fn whole(&mut self) -> Option<Bytes> {
+        let n_left = self.decoder.as_ref()?.n_left()?;
+        let n_left = usize::try_from(n_left).ok().filter(|n| *n <= self.io.input.len())?;
+        self.decoder = Some(Decoder::new(Length::Told(0)));
+        let whole = self.io.input.split_to(n_left);
+        self.end_if_ended();
+        Some(whole)
+    }
+
+    /// The answer's body, piece by piece.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
+            return Poll::Ready(Some(Err(failure)));
+        }
+        loop {
+            let Some(decoder) = &mut self.decoder else { return Poll::Ready(None) };
+            if let Some(piece) = decoder.next(&mut self.io.input)? {
+                self.end_if_ended();
+                let frame = match piece {
+                    Piece::Data(data) => Frame::data(data),
+                    Piece::Trailers(trailers) => Frame::trailers(trailers),
+                };
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            if !decoder.is_ended() && ready!(self.io.poll_fill(cx))? == 0 {
+                decoder.close()?;
+            }
+            self.end_if_ended();
+        }
+    }
+
+    /// After an answer that is at its end.
+    fn end_if_ended(&mut self) {
+        if !self.decoder.as_ref().is_some_and(Decoder::is_ended) {
+            return;
+        }
+        self.decoder = None;
+        if self.upload.is_some() || !self.io.is_written() {
+            // The server does not want the rest.
+            self.give_up();
+        }
+        self.io.rest();
+    }
+
+    /// The stream, when it is no longer one of HTTP.
+    pub fn into_io(self) -> Io {
+        self.io
+    }
+}

@@ -1,0 +1,187 @@
+//! A stream with what was read ahead of it and what is to be written. While nothing is under way
+//! it holds no memory.
+
+use crate::http::wire::Wire;
+use bytes::{Bytes, BytesMut};
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+/// Small reads go by the stack: most messages fit, and whoever waits needs no buffer.
+const SMALL_BYTES: usize = 2048;
+const READ_BYTES_MAX: usize = 64 << 10;
+/// Content up to this is copied behind its head; more is written from where it is.
+const COPIED_BYTES_MAX: usize = 4 << 10;
+
+pub struct Io {
+    wire: Wire,
+    /// Read, and not yet understood.
+    pub input: Bytes,
+    /// How much the next read may bring, by what the last ones did.
+    n_expected: usize,
+    /// To be written, in this order.
+    pub output: Vec<u8>,
+    content: Bytes,
+    tail: &'static [u8],
+    /// Of all three.
+    n_written: usize,
+    /// Of all there ever was.
+    pub n_sent: u64,
+    is_flushed: bool,
+}
+
+impl Io {
+    pub fn new(wire: Wire, input: Bytes) -> Io {
+        Io {
+            wire,
+            input,
+            n_expected: SMALL_BYTES,
+            output: Vec::new(),
+            content: Bytes::new(),
+            tail: b"",
+            n_written: 0,
+            n_sent: 0,
+            is_flushed: true,
+        }
+    }
+
+    /// The stream, and what was read of it and not used.
+    pub fn into_parts(self) -> (Wire, Bytes) {
+        (self.wire, self.input)
+    }
+
+    /// Reads what there is, once; how many bytes, none at the stream's end.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let n_room = self.n_expected;
+        let n = if n_room <= SMALL_BYTES {
+            let mut small = [MaybeUninit::uninit(); SMALL_BYTES];
+            let mut buffer = ReadBuf::uninit(&mut small);
+            ready!(Pin::new(&mut self.wire).poll_read(cx, &mut buffer))?;
+            let filled = buffer.filled();
+            match self.input.is_empty() {
+                true => self.input = Bytes::copy_from_slice(filled),
+                false => self.extend(filled),
+            }
+            filled.len()
+        } else {
+            let mut large = BytesMut::with_capacity(n_room);
+            let n = ready!(pin!(self.wire.read_buf(&mut large)).poll(cx))?;
+            match self.input.is_empty() {
+                true => self.input = large.freeze(),
+                false => self.extend(&large),
+            }
+            n
+        };
+        if n == n_room {
+            self.n_expected = (n_room * 4).min(READ_BYTES_MAX);
+        } else if n < n_room / 4 {
+            self.n_expected = (n_room / 2).max(SMALL_BYTES);
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn extend(&mut self, more: &[u8]) {
+        // Copied only where something cut from it is still in use.
+        let mut whole = BytesMut::from(std::mem::take(&mut self.input));
+        whole.extend_from_slice(more);
+        self.input = whole.freeze();
+    }
+
+    /// Content, and what stands behind it, behind what is in `output`. There must be room.
+    pub fn put(&mut self, content: Bytes, tail: &'static [u8]) {
+        if content.len() > COPIED_BYTES_MAX {
+            (self.content, self.tail) = (content, tail);
+        } else {
+            self.output.extend_from_slice(&content);
+            self.output.extend_from_slice(tail);
+        }
+    }
+
+    /// Whether more can be put behind without a write in between.
+    pub fn has_room(&self) -> bool {
+        self.content.is_empty() && self.output.len() < COPIED_BYTES_MAX
+    }
+
+    pub fn is_written(&self) -> bool {
+        self.output.is_empty() && self.content.is_empty() && self.is_flushed
+    }
+
+    /// Writes all there is.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut n_skipped = self.n_written;
+            let left = [&self.output[..], &self.content[..], self.tail].map(|part| {
+                let n = n_skipped.min(part.len());
+                n_skipped -= n;
+                &part[n..]
+            });
+            let wire = Pin::new(&mut self.wire);
+            let polled = match left {
+                [b"", b"", b""] => break,
+                [only, b"", b""] | [b"", only, b""] | [b"", b"", only] => wire.poll_write(cx, only),
+                parts => wire.poll_write_vectored(cx, &parts.map(io::IoSlice::new)),
+            };
+            self.is_flushed = false;
+            match ready!(polled)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => {
+                    self.n_written += n;
+                    self.n_sent += n as u64;
+                }
+            }
+        }
+        if self.n_written > 0 {
+            self.output.clear();
+            self.content = Bytes::new();
+            self.tail = b"";
+            self.n_written = 0;
+        }
+        if !self.is_flushed {
+            // What TLS holds back is sent by its flush.
+            ready!(Pin::new(&mut self.wire).poll_flush(cx))?;
+            self.is_flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives back what memory is held; for who will be idle.
+    pub fn rest(&mut self) {
+        self.output = Vec::new();
+    }
+}
+
+/// As a stream of bytes: first what was read already.
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.input.is_empty() {
+            return Pin::new(&mut self.wire).poll_read(cx, buffer);
+        }
+        let n = self.input.len().min(buffer.remaining());
+        buffer.put_slice(&self.input.split_to(n));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.wire).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.wire).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.wire).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,377 @@
+//! A client's connection: one request after the other, and our answers.
+//!
+//! ```text
+//!   poll_request ──► (body …) ──► begin ──► poll_answer … ──► poll_request
+//! ```
+//!
+//! A request's body is read by whoever wants it, in whatever task; until it is at its end nobody
+//! else reads. A body that was not read to its end is in the way of the next request: the
+//! connection ends behind such an answer, and says so.
+
+use super::Error;
+use super::head::{self, Limits, Writer};
+use super::io::Io;
+use super::length::{Decoder, Encoder, Length, Piece};
+use crate::http::body;
+use bytes::Bytes;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, Method, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+pub struct Connection {
+    shared: Arc<Mutex<Shared>>,
+    limits: Limits,
+    /// Of the input, without the end of a head in it.
+    n_seen: usize,
+    asked: Asked,
+    /// Of the answer that is being sent.
+    encoder: Option<Encoder>,
+}
+
+/// What is shared with the body of the request under way.
+struct Shared {
+    /// None when the connection has ended, or is no longer served here.
+    io: Option<Io>,
+    decoder: Decoder,
+    /// Its client waits to be told before it sends it.
+    is_waiting: bool,
+    /// Which request it is of: who holds an older one's reads nothing.
+    nth: u64,
+}
+
+/// What an answer needs to know of its request.
+struct Asked {
+    is_head: bool,
+    is_old: bool,
+    is_kept: bool,
+    takes_trailers: bool,
+}
+
+/// A request's body.
+pub struct Incoming {
+    shared: Arc<Mutex<Shared>>,
+    nth: u64,
+}
+
+/// A request, and its body where it has one.
+pub type Came = (head::Request, Option<Incoming>);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Request(#[from] Error),
+    #[error("the answer broke off: {0}")]
+    Answer(#[from] body::Error),
+}
+
+impl Connection {
+    pub fn new(io: Io, limits: Limits) -> Connection {
+        let decoder = Decoder::new(Length::Told(0));
+        let shared = Shared { io: Some(io), decoder, is_waiting: false, nth: 0 };
+        Connection {
+            shared: Arc::new(Mutex::new(shared)),
+            limits,
+            n_seen: 0,
+            asked: Asked { is_head: false, is_old: false, is_kept: true, takes_trailers: false },
+            encoder: None,
+        }
+    }
+
+    /// The stream, when there is nothing more to do with it here.
+    pub fn into_io(self) -> Option<Io> {
+        self.shared.lock().io.take()
+    }
+
+    /// The next request; none: the client said goodbye. `came` is told of bytes.
+    pub fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        came: impl Fn(),
+    ) -> Poll<Result<Option<Came>, Failure>> {
+        let mut shared = self.shared.lock();
+        let Shared { io: Some(io), decoder, is_waiting, nth } = &mut *shared else {
+            return Poll::Ready(Ok(None));
+        };
+        loop {
+            if !io.input.is_empty() && head::may_be_whole(&io.input, self.n_seen) {
+                came();
+                if let Some(request) = head::Request::read(&mut io.input, self.limits)? {
+                    self.n_seen = 0;
+                    self.asked = Asked {
+                        is_head: request.method == Method::HEAD,
+                        is_old: request.version < Version::HTTP_11,
+                        is_kept: request.is_kept,
+                        takes_trailers: takes_trailers(&request.fields),
+                    };
+                    *decoder = Decoder::new(request.length);
+                    *is_waiting = request.is_waiting;
+                    *nth += 1;
+                    let body = (!decoder.is_ended())
+                        .then(|| Incoming { shared: self.shared.clone(), nth: *nth });
+                    return Poll::Ready(Ok(Some((request, body))));
+                }
+            }
+            self.n_seen = io.input.len();
+            if self.n_seen >= self.limits.n_bytes_max {
+                return Poll::Ready(Err(Error::HeadTooLarge.into()));
+            }
+            match ready!(io.poll_fill(cx))? {
+                0 if io.input.is_empty() => return Poll::Ready(Ok(None)),
+                0 => return Poll::Ready(Err(Error::Cut.into())),
+                _ => came(),
+            }
+        }
+    }
+
+    /// Ready when the client leaves while its request is under way.
+    pub fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut shared = self.shared.lock();
+        let Shared { io: Some(io), decoder, .. } = &mut *shared else { return Poll::Ready(()) };
+        // A body's reader sees it; what comes behind the body is the next request.
+        if !decoder.is_ended() || !io.input.is_empty() {
+            return Poll::Pending;
+        }
+        match ready!(io.poll_fill(cx)) {
+            Ok(n) if n > 0 => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
+    }
+
+    /// Whether the request was read to its end.
+    pub fn is_read(&self) -> bool {
+        self.shared.lock().decoder.is_ended()
+    }
+
+    /// Whether something came behind the request.
+    pub fn has_more(&self) -> bool {
+        self.shared.lock().io.as_ref().is_some_and(|io| !io.input.is_empty())
+    }
+
+    /// Writes an answer's head. `is_last`: no other request is wanted on this connection. `date` is
+    /// the time, for an answer that has none.
+    pub fn begin(
+        &mut self,
+        status: StatusCode,
+        fields: &HeaderMap,
+        size: &SizeHint,
+        is_last: bool,
+        date: impl FnOnce() -> String,
+    ) {
+        let mut shared = self.shared.lock();
+        let Shared { io: Some(io), decoder, is_waiting, .. } = &mut *shared else { return };
+        // It is told now, and need not send the rest.
+        *is_waiting = false;
+        let is_read = decoder.is_ended();
+        let is_switch = status == StatusCode::SWITCHING_PROTOCOLS;
+        let is_bare = self.asked.is_head
+            || is_switch
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let length = match size.exact() {
+            Some(n) => Length::Told(n),
+            None if self.asked.is_old => Length::UntilClosed,
+            None => Length::Chunked,
+        };
+        let says_close = fields.get(header::CONNECTION).is_some_and(|value| value == "close");
+        let is_kept = self.asked.is_kept
+            && is_read
+            && !is_last
+            && !says_close
+            && (is_bare || length != Length::UntilClosed);
+        self.asked.is_kept = is_kept;
+
+        let mut to = Writer(&mut io.output);
+        to.status(status);
+        // Of an answer to HEAD it is the length that another one would have.
+        let keeps_length = is_bare && status != StatusCode::NO_CONTENT;
+        to.fields(fields, |name: &HeaderName| {
+            (name == header::CONTENT_LENGTH && !keeps_length)
+                || (name == header::CONNECTION && !is_switch)
+        });
+        if !fields.contains_key(header::DATE) {
+            to.field("date", date().as_bytes());
+        }
+        let is_known = fields.contains_key(header::CONTENT_LENGTH);
+        if !is_bare || (self.asked.is_head && !is_known && length != Length::Told(0)) {
+            to.length(length);
+        }
+        match is_kept {
+            _ if is_switch => {}
+            false => to.field("connection", b"close"),
+            true if self.asked.is_old => to.field("connection", b"keep-alive"),
+            true => {}
+        }
+        to.end();
+        self.encoder = (!is_bare).then(|| Encoder::new(length));
+    }
+
+    /// Sends what there is of an answer's body; `None` where it has been. Ready when there is no
+    /// more of it; what was put but not written yet goes with [`Connection::poll_flush`].
+    pub fn poll_body<B>(&mut self, cx: &mut Context<'_>, body: &mut B) -> Poll<Result<(), Failure>>
+    where
+        B: Body<Data = Bytes, Error = body::Error> + Unpin,
+    {
+        loop {
+            let is_moving = self.gather(cx, body)?;
+            if self.encoder.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(io) = &mut self.shared.lock().io {
+                ready!(io.poll_send(cx))?;
+            }
+            if !is_moving {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Puts what there is of an answer's body behind its head; false: it stands still.
+    fn gather<B>(&mut self, cx: &mut Context<'_>, body: &mut B) -> Result<bool, Failure>
+    where
+        B: Body<Data = Bytes, Error = body::Error> + Unpin,
+    {
+        while let Some(encoder) = &mut self.encoder {
+            if !self.shared.lock().io.as_ref().is_some_and(Io::has_room) {
+                return Ok(true);
+            }
+            // Not locked: it may be on its way while the request's is, which reads here.
+            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else { return Ok(false) };
+            let mut shared = self.shared.lock();
+            let Some(io) = &mut shared.io else { return Err(Error::Cut.into()) };
+            let is_told = match frame.transpose()?.map(Frame::into_data) {
+                Some(Ok(data)) if data.is_empty() => true,
+                Some(Ok(data)) => {
+                    let is_told = encoder.before(&mut io.output, data.len());
+                    io.put(data, encoder.after());
+                    is_told
+                }
+                Some(Err(other)) => {
+                    let trailers = other.into_trailers().ok();
+                    let trailers = trailers.filter(|_| self.asked.takes_trailers);
+                    let is_told = encoder.end(&mut io.output, trailers.as_ref());
+                    self.encoder = None;
+                    is_told
+                }
+                None => {
+                    let is_told = encoder.end(&mut io.output, None);
+                    self.encoder = None;
+                    is_told
+                }
+            };
+            if !is_told {
+                return Err(body::Error::NotAsTold.into());
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes what there is.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut shared = self.shared.lock();
+        let Some(io) = &mut shared.io else { return Poll::Ready(Ok(())) };
+        ready!(io.poll_send(cx))?;
+        io.rest();
+        Poll::Ready(Ok(()))
+    }
+
+    /// How much was sent, where more waits to be.
+    pub fn is_blocked(&self) -> Option<u64> {
+        let shared = self.shared.lock();
+        shared.io.as_ref().filter(|io| !io.is_written()).map(|io| io.n_sent)
+    }
+
+    /// Whether another request may follow the answer.
+    pub fn is_kept(&self) -> bool {
+        self.asked.is_kept
+    }
+
+    /// Writes the answer to what cannot be read; the connection ends with it.
+    pub fn refuse(&mut self, error: Error, date: String) {
+        let status = match error {
+            Error::Malformed(_) => StatusCode::BAD_REQUEST,
+            Error::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Error::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Error::Cut => return,
+        };
+        let mut shared = self.shared.lock();
+        let Some(io) = &mut shared.io else { return };
+        let mut to = Writer(&mut io.output);
+        to.status(status);
+        to.field("date", date.as_bytes());
+        to.length(Length::Told(0));
+        to.field("connection", b"close");
+        to.end();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Whoever still holds a body does not hold the connection.
+        self.shared.lock().io = None;
+    }
+}
+
+/// Whether whoever asks reads what stands behind a body (RFC 9110, 6.5.1).
+fn takes_trailers(fields: &HeaderMap) -> bool {
+    fields.get_all(header::TE).iter().any(|value| {
+        let mut codings = value.as_bytes().split(|byte| *byte == b',');
+        codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    })
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = body::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, body::Error>>> {
+        let mut shared = self.shared.lock();
+        let cut = Poll::Ready(Some(Err(Error::Cut.into())));
+        let Shared { io: Some(io), decoder, is_waiting, nth } = &mut *shared else { return cut };
+        if *nth != self.nth {
+            return cut;
+        }
+        if std::mem::take(is_waiting) {
+            io.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            // What does not go out now goes with the answer.
+            if let Poll::Ready(sent) = io.poll_send(cx) {
+                sent?;
+            }
+        }
+        loop {
+            if let Some(piece) = decoder.next(&mut io.input)? {
+                return Poll::Ready(Some(Ok(match piece {
+                    Piece::Data(data) => Frame::data(data),
+                    Piece::Trailers(trailers) => Frame::trailers(trailers),
+                })));
+            }
+            if decoder.is_ended() {
+                return Poll::Ready(None);
+            }
+            if ready!(io.poll_fill(cx))? == 0 {
+                return cut;
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let shared = self.shared.lock();
+        shared.nth == self.nth && shared.decoder.is_ended()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let shared = self.shared.lock();
+        match shared.decoder.n_left().filter(|_| shared.nth == self.nth) {
+            Some(n_left) => SizeHint::with_exact(n_left),
+            None => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! A request on its way to a service: everything that does not change from attempt to attempt.
+
+use crate::call::{Fault, SendError};
+use crate::http::body::{RequestBody, Upload};
+use crate::http::headers;
+use crate::http::http1::head::Writer;
+use crate::http::http1::length::Length;
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Request, Uri, Version};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub struct Outgoing {
+    pub method: Method,
+    pub path: PathAndQuery,
+    pub headers: HeaderMap,
+    pub upgrade: Option<HeaderValue>,
+    /// Taken by the attempt that sends it; small ones can be sent again.
+    pub body: Mutex<Option<OutgoingBody>>,
+    pub may_repeat: bool,
+    /// Its body was read whole before it is sent.
+    pub was_waited_for: bool,
+}
+
+pub enum OutgoingBody {
+    Held(Bytes),
+    Stream(RequestBody),
+}
+
+impl Outgoing {
+    pub fn upload(&self) -> Option<Arc<Upload>> {
+        match &*self.body.lock() {
+            Some(OutgoingBody::Stream(body)) => body.upload.clone(),
+            _ => None,
+        }
+    }
+
+    /// The body, for one attempt.
+    pub fn body(&self) -> Result<RequestBody, SendError> {
+        let mut slot = self.body.lock();
+        let body = slot.take().ok_or_else(|| malformed("the body was sent already".into()))?;
+        Ok(match body {
+            OutgoingBody::Held(bytes) => {
+                if self.may_repeat {
+                    *slot = Some(OutgoingBody::Held(bytes.clone()));
+                }
+                RequestBody::bytes(bytes)
+            }
+            OutgoingBody::Stream(body) => body,
+        })
+    }
+
+    /// Nothing of it was sent.
+    pub fn put_back(&self, body: RequestBody) {
+        let mut slot = self.body.lock();
+        if slot.is_none() {
+            *slot = Some(OutgoingBody::Stream(body));
+        }
+    }
+
+    /// The head, for an attempt that has so much time left.
+    pub fn head(&self, left: Duration) -> Head<'_> {
+        let Outgoing { method, path, headers, upgrade, .. } = self;
+        Head { method, path, headers, upgrade: upgrade.as_ref(), left: Some(left) }
+    }
+}
+
+/// What is asked of a server.
+pub struct Head<'a> {
+    pub method: &'a Method,
+    pub path: &'a PathAndQuery,
+    pub headers: &'a HeaderMap,
+    pub upgrade: Option<&'a HeaderValue>,
+    /// How long anyone will wait for the answer.
+    pub left: Option<Duration>,
+}
+
+impl Head<'_> {
+    /// As HTTP/1.1 has it.
+    pub fn write(&self, mut to: Writer<'_>, length: Length) {
+        to.request(self.method, self.path.as_str());
+        let is_ours = |name: &http::HeaderName| {
+            name == header::CONTENT_LENGTH || (self.left.is_some() && headers::is_timeout(name))
+        };
+        to.fields(self.headers, is_ours);
+        if !self.headers.contains_key(header::HOST) {
+            // HTTP/1.0 may name none.
+            to.field("host", b"");
+        }
+        if let Some(left) = self.left {
+            headers::write_timeout(&mut to, self.headers, left);
+        }
+        if let Some(upgrade) = self.upgrade {
+            to.field("connection", b"upgrade");
+            to.field("upgrade", upgrade.as_bytes());
+        }
+        let has_none = length == Length::Told(0)
+            && !self.headers.contains_key(header::CONTENT_LENGTH)
+            && !matches!(*self.method, Method::POST | Method::PUT | Method::PATCH);
+        if !has_none {
+            to.length(length);
+        }
+        to.end();
+    }
+
+    /// As HTTP/2 has it.
+    pub fn request(
+        &self,
+        body: RequestBody,
+        is_tls: bool,
+    ) -> Result<Request<RequestBody>, SendError> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = self.headers.clone();
+        let headers = request.headers_mut();
+        if let Some(left) = self.left {
+            headers::set_timeout(headers, left);
+        }
+        let host = headers.remove(header::HOST);
+        let host = host.as_ref().and_then(|host| host.to_str().ok());
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
+        let authority = Authority::try_from(host.unwrap_or_default());
+        uri.authority = Some(authority.map_err(|error| malformed(error.to_string()))?);
+        uri.path_and_query = Some(self.path.clone());
+        *request.uri_mut() = Uri::from_parts(uri).map_err(|error| malformed(error.to_string()))?;
+        Ok(request)
+    }
+}
+
+fn malformed(reason: String) -> SendError {
+    SendError::Request { fault: Fault::Malformed, reason }
+}
