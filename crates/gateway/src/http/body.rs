@@ -322,7 +322,7 @@ impl Body for AnswerBody {
                 }
                 let trailers = frame.trailers_ref();
                 if let (Some(trailers), Some(ending)) = (trailers, &mut self.ending) {
-                    let is_late = ending.late_from.is_some_and(|from| ending.now() >= from);
+                    let is_late = || ending.late_from.is_some_and(|from| ending.now() >= from);
                     match headers::grpc_verdict(trailers, is_late) {
                         Verdict::Well => {}
                         Verdict::Failed => self.ended(false),

@@ -54,8 +54,9 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
     let io = connection.into_io()?;
     match left {
         Left::Between => return Some(io),
-        Left::Ended => end(serving, io).await,
-        Left::Told => linger(serving, io).await,
+        // Boxed: few need the room.
+        Left::Ended => Box::pin(end(serving, io)).await,
+        Left::Told => Box::pin(linger(serving, io)).await,
         Left::Switched(tunnel) => serving.gateway.tunnel(io, *tunnel),
     }
     None

@@ -236,10 +236,10 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// What headers or trailers say of a gRPC server; not that it failed when the request is wrong.
 /// `is_late`: its caller gave it little time, which is over.
-pub fn grpc_verdict(headers: &HeaderMap, is_late: bool) -> Verdict {
+pub fn grpc_verdict(headers: &HeaderMap, is_late: impl Fn() -> bool) -> Verdict {
     match headers.get("grpc-status").map(HeaderValue::as_bytes) {
         // DEADLINE_EXCEEDED
-        Some(b"4") if is_late => Verdict::Late,
+        Some(b"4") if is_late() => Verdict::Late,
         // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, and a full server's RESOURCE_EXHAUSTED.
         Some(b"14" | b"4" | b"13" | b"8") => Verdict::Failed,
         _ => Verdict::Well,

@@ -529,7 +529,7 @@ impl Gateway {
                 let body = outgoing.body()?;
                 match loan.send(&outgoing.head(left), body).await {
                     Ok(answer) => {
-                        let verdict = verdict(&answer, ask.is_late(env.now()));
+                        let verdict = verdict(&answer, || ask.is_late(env.now()));
                         return Ok(Sent { answer: (answer, loan), verdict });
                     }
                     Err((error, body)) => {
@@ -659,10 +659,10 @@ fn static_answer(answer: &config::StaticAnswer) -> Response<AnswerBody> {
 }
 
 /// Whether an answer is one of a server that works.
-fn verdict(response: &Response<Rest>, is_late: bool) -> Verdict {
+fn verdict(response: &Response<Rest>, is_late: impl Fn() -> bool) -> Verdict {
     match response.status() {
         StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Verdict::Well,
-        StatusCode::GATEWAY_TIMEOUT if is_late => Verdict::Late,
+        StatusCode::GATEWAY_TIMEOUT if is_late() => Verdict::Late,
         status if status.is_server_error() => Verdict::Failed,
         _ => headers::grpc_verdict(response.headers(), is_late),
     }

@@ -9,7 +9,7 @@
 
 use super::Error;
 use super::head::{self, Answer};
-use super::io::Io;
+use super::io::{HEAD_BYTES, Io};
 use super::length::{Decoder, Encoder, Length, Piece};
 use crate::http::body::{self, RequestBody};
 use crate::http::wire::Wire;
@@ -76,6 +76,7 @@ impl Connection {
 
     /// Where a request's head is to be written.
     pub fn head(&mut self) -> head::Writer<'_> {
+        self.io.output.reserve(HEAD_BYTES);
         head::Writer(&mut self.io.output)
     }
 

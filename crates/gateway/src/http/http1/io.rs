@@ -15,6 +15,9 @@ const READ_BYTES_MAX: usize = 64 << 10;
 /// Content up to this is copied behind its head; more is written from where it is.
 const COPIED_BYTES_MAX: usize = 4 << 10;
 
+/// What most heads need, with a little content behind them.
+pub const HEAD_BYTES: usize = 1024;
+
 pub struct Io {
     wire: Wire,
     /// Read, and not yet understood.

@@ -10,7 +10,7 @@
 
 use super::Error;
 use super::head::{self, Limits, Writer};
-use super::io::Io;
+use super::io::{HEAD_BYTES, Io};
 use super::length::{Decoder, Encoder, Length, Piece};
 use crate::http::body;
 use bytes::Bytes;
@@ -89,43 +89,47 @@ impl Connection {
         self.shared.lock().io.take()
     }
 
-    /// The next request; none: the client said goodbye. `came` is told of bytes.
+    /// The next request; none: the client said goodbye. `has_begun` is told that a
+    /// head is here in part.
     pub fn poll_request(
         &mut self,
         cx: &mut Context<'_>,
-        came: impl Fn(),
+        has_begun: impl Fn(),
     ) -> Poll<Result<Option<Came>, Failure>> {
         let mut shared = self.shared.lock();
         let Shared { io: Some(io), decoder, is_waiting, nth } = &mut *shared else {
             return Poll::Ready(Ok(None));
         };
         loop {
-            if !io.input.is_empty() && head::may_be_whole(&io.input, self.n_seen) {
-                came();
-                if let Some(request) = head::Request::read(&mut io.input, self.limits)? {
-                    self.n_seen = 0;
-                    self.asked = Asked {
-                        is_head: request.method == Method::HEAD,
-                        is_old: request.version < Version::HTTP_11,
-                        is_kept: request.is_kept,
-                        takes_trailers: takes_trailers(&request.fields),
-                    };
-                    *decoder = Decoder::new(request.length);
-                    *is_waiting = request.is_waiting;
-                    *nth += 1;
-                    let body = (!decoder.is_ended())
-                        .then(|| Incoming { shared: self.shared.clone(), nth: *nth });
-                    return Poll::Ready(Ok(Some((request, body))));
-                }
+            if !io.input.is_empty()
+                && head::may_be_whole(&io.input, self.n_seen)
+                && let Some(request) = head::Request::read(&mut io.input, self.limits)?
+            {
+                self.n_seen = 0;
+                self.asked = Asked {
+                    is_head: request.method == Method::HEAD,
+                    is_old: request.version < Version::HTTP_11,
+                    is_kept: request.is_kept,
+                    takes_trailers: takes_trailers(&request.fields),
+                };
+                *decoder = Decoder::new(request.length);
+                *is_waiting = request.is_waiting;
+                *nth += 1;
+                let body = (!decoder.is_ended())
+                    .then(|| Incoming { shared: self.shared.clone(), nth: *nth });
+                return Poll::Ready(Ok(Some((request, body))));
             }
             self.n_seen = io.input.len();
+            if self.n_seen > 0 {
+                has_begun();
+            }
             if self.n_seen >= self.limits.n_bytes_max {
                 return Poll::Ready(Err(Error::HeadTooLarge.into()));
             }
             match ready!(io.poll_fill(cx))? {
                 0 if io.input.is_empty() => return Poll::Ready(Ok(None)),
                 0 => return Poll::Ready(Err(Error::Cut.into())),
-                _ => came(),
+                _ => {}
             }
         }
     }
@@ -186,6 +190,7 @@ impl Connection {
             && (is_bare || length != Length::UntilClosed);
         self.asked.is_kept = is_kept;
 
+        io.output.reserve(HEAD_BYTES);
         let mut to = Writer(&mut io.output);
         to.status(status);
         // Of an answer to HEAD it is the length that another one would have.

@@ -229,6 +229,11 @@ defaults
 frontend clients
     bind 127.0.0.1:{port} backlog 4096
     default_backend web
+    unique-id-format %[uuid()]
+    unique-id-header X-Request-Id
+    option forwardfor
+    http-request set-header X-Forwarded-Proto http
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
 backend web
     balance {balance}
     default-server check inter 1s fall 2 rise 2 observe layer4 error-limit 5 on-error mark-down
@@ -280,6 +285,11 @@ http {{
             proxy_pass http://web;
             proxy_http_version 1.1;
             proxy_set_header Connection \"\";
+            proxy_set_header Host $host;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_set_header X-Forwarded-Host $host;
+            proxy_set_header X-Request-Id $request_id;
             proxy_connect_timeout 1s;
             proxy_read_timeout 30s;
             proxy_send_timeout 30s;
@@ -339,7 +349,7 @@ fn envoy(setup: &Setup, port: u16) -> Value {
                 "filters.network.http_connection_manager.v3.HttpConnectionManager"
             ),
             "stat_prefix": "bench",
-            "generate_request_id": false,
+            "use_remote_address": true,
             "route_config": { "virtual_hosts": [
                 { "name": "bench", "domains": ["*"], "routes": [route] },
             ] },
