@@ -267,6 +267,13 @@ impl AnswerBody {
         AnswerBody { content, ending: None, capture: None, tunnel: None }
     }
 
+    /// Goes on with the request while nobody reads its answer.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Some(loan) = self.ending.as_mut().and_then(|ending| ending.loan.as_mut()) {
+            loan.poll_upload(cx);
+        }
+    }
+
     fn loan(&self) -> Option<&Loan> {
         self.ending.as_ref()?.loan.as_ref()
     }

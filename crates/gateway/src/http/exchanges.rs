@@ -21,6 +21,8 @@ enum Left {
     /// Between two requests.
     Between,
     Ended,
+    /// In the middle of an answer: its client must not take it for whole.
+    Broken,
     /// Its client was told that it ends, and may still send.
     Told,
     /// It is no longer one of HTTP.
@@ -54,6 +56,7 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
     let io = connection.into_io()?;
     match left {
         Left::Between => return Some(io),
+        Left::Broken => {}
         // Boxed: few need the room.
         Left::Ended => Box::pin(end(serving, io)).await,
         Left::Told => Box::pin(linger(serving, io)).await,
@@ -104,7 +107,7 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
             Err(failure) => {
                 tracing::debug!(%failure, "a connection broke");
                 serving.gateway.counters.n_broken_connections.fetch_add(1, Relaxed);
-                return Left::Ended;
+                return Left::Broken;
             }
         }
     }
@@ -139,12 +142,17 @@ async fn send(
             n_sent = now;
             serving.pulse.block(now.is_some());
         }
+        now.is_some()
     };
     let sent = poll_fn(|cx| {
         let polled = connection.poll_body(cx, &mut body);
-        watch(connection, polled.is_pending());
+        let is_blocked = watch(connection, polled.is_pending());
         match polled {
             Poll::Pending => {
+                if is_blocked {
+                    // Whoever does not read may write.
+                    body.poll_upload(cx);
+                }
                 connection.poll_gone(cx).map(|()| Err(Failure::Request(http1::Error::Cut)))
             }
             polled => polled,
@@ -173,6 +181,8 @@ async fn send(
 /// Answers what cannot be read, if anything can be said to it.
 async fn refuse(serving: &Serving, connection: &mut Connection, failure: &Failure) -> Left {
     let counters = &serving.gateway.counters;
+    // It is not between two requests, however long it takes to tell.
+    serving.pulse.read();
     match failure {
         Failure::Request(error) if *error != http1::Error::Cut => {
             counters.n_bad_requests.fetch_add(1, Relaxed);

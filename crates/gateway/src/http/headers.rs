@@ -52,7 +52,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
-    if headers.get(header::TE).is_some_and(|te| te.as_bytes() != b"trailers") {
+    if headers.get_all(header::TE).iter().any(|te| te.as_bytes() != b"trailers") {
         headers.remove(header::TE);
     }
 }
@@ -225,7 +225,9 @@ pub fn wanted_upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderVal
     });
     let upgrade = headers.get(header::UPGRADE).filter(|_| names_upgrade)?;
     // HTTP/2 in clear text by upgrade is deprecated, and would pass us by.
-    (!upgrade.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| upgrade.clone())
+    let mut protocols = upgrade.as_bytes().split(|byte| *byte == b',');
+    let is_h2c = protocols.any(|name| name.trim_ascii().eq_ignore_ascii_case(b"h2c"));
+    (!is_h2c).then(|| upgrade.clone())
 }
 
 pub fn is_grpc(headers: &HeaderMap) -> bool {
@@ -334,5 +336,6 @@ mod tests {
         assert!(asks("keep-alive, Upgrade", "websocket"));
         assert!(!asks("keep-alive", "websocket"));
         assert!(!asks("Upgrade", "h2c"));
+        assert!(!asks("Upgrade", "websocket, H2C"));
     }
 }

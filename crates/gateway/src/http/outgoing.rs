@@ -81,7 +81,7 @@ pub struct Head<'a> {
 impl Head<'_> {
     /// As HTTP/1.1 has it.
     pub fn write(&self, mut to: Writer<'_>, length: Length) {
-        to.request(self.method, self.path.as_str());
+        to.request(self.method, self.path);
         let is_ours = |name: &http::HeaderName| {
             name == header::CONTENT_LENGTH || (self.left.is_some() && headers::is_timeout(name))
         };

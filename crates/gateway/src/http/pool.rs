@@ -398,6 +398,13 @@ impl Loan {
         }
     }
 
+    /// Sends what there is of the request while nobody reads the answer.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Some(Sender::Http1(connection)) = &mut self.sender {
+            connection.poll_upload(cx);
+        }
+    }
+
     /// How much of it is to come, where that was told.
     pub fn n_left(&self) -> Option<u64> {
         match &self.sender {

@@ -226,7 +226,9 @@ impl Gateway {
         let Way { ref host, route, backend, priority, own_time, given, until } = way;
         asked.backend = Some(backend.clone());
 
+        // What has a body to send first is an ordinary request, as servers may take it (RFC 9110, 7.8).
         let upgrade = headers::wanted_upgrade(&parts.headers, parts.version);
+        let upgrade = upgrade.filter(|_| body.is_end_stream());
         if parts.method == Method::GET && backend.config.fallback.stale_for.is_some() {
             let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
             asked.stale_key = stale::key(host, path, &parts.headers);
@@ -390,7 +392,7 @@ impl Gateway {
         let mut was_waited_for = false;
         let body = if body.is_end_stream() {
             OutgoingBody::Held(Bytes::new())
-        } else if let (Some(n_held), None) = (n_held, &upgrade) {
+        } else if let Some(n_held) = n_held {
             was_waited_for = true;
             OutgoingBody::Held(Box::pin(self.hold(limits, body, n_held, way.until)).await?)
         } else {

@@ -24,6 +24,16 @@ impl From<Stream> for Wire {
     }
 }
 
+impl Wire {
+    /// Ready when a read may bring something, where that can be told.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Wire::Tcp(stream) => stream.poll_read_ready(cx),
+            Wire::Other(_) => Poll::Ready(Ok(())),
+        }
+    }
+}
+
 impl AsyncRead for Wire {
     fn poll_read(
         self: Pin<&mut Self>,

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 pub struct Connection {
     io: Io,
@@ -27,10 +27,14 @@ pub struct Connection {
     is_head: bool,
     /// Another request may follow.
     is_kept: bool,
+    /// The server took the request: it gets the rest, even behind its answer.
+    is_taken: bool,
     /// A request has begun, and its answer has not.
     is_waiting: bool,
     /// Why nothing more can be sent; an answer may still come.
     broken: Option<std::io::Error>,
+    /// Why the request's body ended before its end, until that is told.
+    failed: Option<Failure>,
 }
 
 /// A body on its way to the server.
@@ -59,19 +63,18 @@ impl Connection {
             decoder: None,
             is_head: false,
             is_kept: true,
+            is_taken: false,
             is_waiting: false,
             broken: None,
+            failed: None,
         }
     }
 
     /// Whether a request can be sent: nothing is under way, and the server has not closed it.
     pub fn is_ready(&mut self) -> bool {
-        let is_idle = self.upload.is_none() && self.decoder.is_none() && !self.is_waiting;
-        if !is_idle || !self.is_kept || !self.io.input.is_empty() {
-            return false;
-        }
+        let is_idle = self.decoder.is_none() && !self.is_uploading() && !self.is_waiting;
         // An end would have been told, and so would be what nobody has asked for.
-        self.io.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
+        is_idle && self.is_kept && self.io.is_quiet()
     }
 
     /// Where a request's head is to be written.
@@ -89,7 +92,7 @@ impl Connection {
     ) -> Result<Answer, Failure> {
         self.is_waiting = true;
         self.is_head = is_head;
-        if !body.is_end_stream() {
+        if length != Length::Told(0) {
             self.upload = Some(Upload { body, encoder: Encoder::new(length) });
         }
         let mut n_seen = 0;
@@ -121,6 +124,7 @@ impl Connection {
         .await?;
         self.is_waiting = false;
         self.is_kept &= answer.is_kept;
+        self.is_taken = answer.status.is_success() && self.is_kept;
         self.decoder = Some(Decoder::new(answer.length));
         self.end_if_ended();
         Ok(answer)
@@ -164,7 +168,9 @@ impl Connection {
                 Some(Ok(data)) if data.is_empty() => true,
                 Some(Ok(data)) => {
                     let is_told = encoder.before(&mut self.io.output, data.len());
-                    self.io.put(data, encoder.after());
+                    if is_told {
+                        self.io.put(data, encoder.after());
+                    }
                     is_told
                 }
                 Some(Err(other)) => {
@@ -186,9 +192,21 @@ impl Connection {
         Ok(true)
     }
 
+    fn is_uploading(&self) -> bool {
+        self.upload.is_some() || !self.io.is_written()
+    }
+
     fn give_up(&mut self) {
         self.upload = None;
         self.is_kept = false;
+        self.io.rest();
+    }
+
+    /// Sends what there is of the request while nobody reads the answer.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
+            self.failed = Some(failure);
+        }
     }
 
     /// How much of the answer's body is to come, where that was told.
@@ -196,14 +214,15 @@ impl Connection {
         self.decoder.as_ref().map_or(Some(0), Decoder::n_left)
     }
 
-    /// Whether the answer is at its end.
+    /// Whether the answer is at its end, and the request too.
     pub fn is_ended(&self) -> bool {
-        self.decoder.is_none()
+        self.decoder.is_none() && !self.is_uploading()
     }
 
     /// The whole of the answer's body, if it has come already.
     pub fn whole(&mut self) -> Option<Bytes> {
-        let n_left = self.decoder.as_ref()?.n_left()?;
+        let decoder = self.decoder.as_ref().filter(|_| !self.is_uploading())?;
+        let n_left = decoder.n_left()?;
         let n_left = usize::try_from(n_left).ok().filter(|n| *n <= self.io.input.len())?;
         self.decoder = Some(Decoder::new(Length::Told(0)));
         let whole = self.io.input.split_to(n_left);
@@ -211,16 +230,28 @@ impl Connection {
         Some(whole)
     }
 
-    /// The answer's body, piece by piece.
+    /// The answer's body, piece by piece. Its end waits for the request's, where the server takes
+    /// that.
     pub fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
+        if let Some(failure) = self.failed.take() {
             return Poll::Ready(Some(Err(failure)));
         }
+        // Behind an answer that is at its end nothing is sent but what the server takes.
+        if self.decoder.is_some() || self.is_uploading() {
+            match self.poll_send(cx) {
+                Poll::Ready(Err(failure)) => return Poll::Ready(Some(Err(failure))),
+                Poll::Pending if self.decoder.is_none() => return Poll::Pending,
+                _ => {}
+            }
+        }
         loop {
-            let Some(decoder) = &mut self.decoder else { return Poll::Ready(None) };
+            let Some(decoder) = &mut self.decoder else {
+                self.io.rest();
+                return Poll::Ready(None);
+            };
             if let Some(piece) = decoder.next(&mut self.io.input)? {
                 self.end_if_ended();
                 let frame = match piece {
@@ -242,11 +273,12 @@ impl Connection {
             return;
         }
         self.decoder = None;
-        if self.upload.is_some() || !self.io.is_written() {
+        match self.is_uploading() {
+            true if self.is_taken => {}
             // The server does not want the rest.
-            self.give_up();
+            true => self.give_up(),
+            false => self.io.rest(),
         }
-        self.io.rest();
     }
 
     /// The stream, when it is no longer one of HTTP.

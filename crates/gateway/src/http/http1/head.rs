@@ -4,6 +4,7 @@ use super::Error;
 use super::length::Length;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 use httparse::{Header, Status};
 use std::mem::MaybeUninit;
@@ -54,9 +55,12 @@ impl Request {
     /// Takes a head from the input, if it is all there.
     pub fn read(input: &mut Bytes, limits: Limits) -> Result<Option<Request>, Error> {
         // RFC 9112, 2.2: empty lines before a request are not seen.
-        let n_empty = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-        if n_empty > 0 && n_empty < input.len() {
-            drop(input.split_to(n_empty));
+        loop {
+            match &input[..] {
+                [b'\r', b'\n', ..] => drop(input.split_to(2)),
+                [b'\n', ..] => drop(input.split_to(1)),
+                _ => break,
+            }
         }
         let (n_bytes, method, target, version, fields, framing) = {
             let mut usual = [const { MaybeUninit::uninit() }; N_USUAL];
@@ -235,10 +239,13 @@ impl From<httparse::Error> for Error {
 pub struct Writer<'a>(pub &'a mut Vec<u8>);
 
 impl Writer<'_> {
-    pub fn request(&mut self, method: &Method, target: &str) {
+    pub fn request(&mut self, method: &Method, target: &PathAndQuery) {
         self.text(method.as_str());
         self.text(" ");
-        self.text(target);
+        if target.as_str().starts_with('?') {
+            self.text("/");
+        }
+        self.text(target.as_str());
         self.text(" HTTP/1.1\r\n");
     }
 
@@ -503,7 +510,7 @@ mod tests {
     fn a_head_is_written_line_by_line() {
         let mut out = Vec::new();
         let mut to = Writer(&mut out);
-        to.request(&Method::GET, "/a?b");
+        to.request(&Method::GET, &PathAndQuery::from_static("?a"));
         let mut fields = HeaderMap::new();
         fields.insert(header::HOST, HeaderValue::from_static("h"));
         fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("7"));
@@ -517,7 +524,7 @@ mod tests {
         let lines: Vec<&str> = text.split("\r\n").collect();
         let length = "content-length: 18446744073709551615";
         let chunked = "transfer-encoding: chunked";
-        assert_eq!(lines, ["GET /a?b HTTP/1.1", "host: h", length, "x: 0", chunked, "", ""]);
+        assert_eq!(lines, ["GET /?a HTTP/1.1", "host: h", length, "x: 0", chunked, "", ""]);
         let mut out = Vec::new();
         for code in [200, 404, 799] {
             Writer(&mut out).status(StatusCode::from_u16(code).unwrap());

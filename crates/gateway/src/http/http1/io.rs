@@ -3,10 +3,11 @@
 
 use crate::http::wire::Wire;
 use bytes::{Bytes, BytesMut};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 /// Small reads go by the stack: most messages fit, and whoever waits needs no buffer.
@@ -55,9 +56,32 @@ impl Io {
         (self.wire, self.input)
     }
 
+    /// Whether nothing has come, neither bytes nor an end.
+    pub fn is_quiet(&mut self) -> bool {
+        if !self.input.is_empty() {
+            return false;
+        }
+        let look = poll_fn(|cx| {
+            let mut byte = [0];
+            let mut buffer = ReadBuf::new(&mut byte);
+            Poll::Ready(Pin::new(&mut self.wire).poll_read(cx, &mut buffer).is_pending())
+        });
+        // Whoever has done much in this turn would be told that nothing has come.
+        let look = pin!(tokio::task::unconstrained(look));
+        look.poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(true)
+    }
+
     /// Reads what there is, once; how many bytes, none at the stream's end.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let n_room = self.n_expected;
+        self.poll_fill_with(cx, self.n_expected)
+    }
+
+    /// As [`Io::poll_fill`], where nothing is expected.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_fill_with(cx, SMALL_BYTES)
+    }
+
+    fn poll_fill_with(&mut self, cx: &mut Context<'_>, n_room: usize) -> Poll<io::Result<usize>> {
         let n = if n_room <= SMALL_BYTES {
             let mut small = [MaybeUninit::uninit(); SMALL_BYTES];
             let mut buffer = ReadBuf::uninit(&mut small);
@@ -69,6 +93,8 @@ impl Io {
             }
             filled.len()
         } else {
+            // Asked for before there is anything to read, the memory would be for nothing.
+            ready!(self.wire.poll_readable(cx))?;
             let mut large = BytesMut::with_capacity(n_room);
             let n = ready!(pin!(self.wire.read_buf(&mut large)).poll(cx))?;
             match self.input.is_empty() {
@@ -149,9 +175,13 @@ impl Io {
         Poll::Ready(Ok(()))
     }
 
-    /// Gives back what memory is held; for who will be idle.
+    /// Gives back what memory is held, and what was to be written, if anything was.
     pub fn rest(&mut self) {
         self.output = Vec::new();
+        self.content = Bytes::new();
+        self.tail = b"";
+        self.n_written = 0;
+        self.is_flushed = true;
     }
 }
 

@@ -7,7 +7,7 @@
 //! ```
 
 use super::Error;
-use super::head::Writer;
+use super::head::{Writer, may_be_whole};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
@@ -39,6 +39,8 @@ pub enum Piece {
 pub struct Decoder {
     state: State,
     n_extension_bytes: u64,
+    /// Of the trailers, without their end.
+    n_seen: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +54,8 @@ enum State {
     Trailers,
     UntilClosed,
     Ended,
+    /// What came cannot be read, and nothing behind it is.
+    Broken,
 }
 
 impl Decoder {
@@ -62,7 +66,7 @@ impl Decoder {
             Length::Chunked => State::ChunkSize,
             Length::UntilClosed => State::UntilClosed,
         };
-        Decoder { state, n_extension_bytes: 0 }
+        Decoder { state, n_extension_bytes: 0, n_seen: 0 }
     }
 
     /// Nothing more comes.
@@ -81,8 +85,16 @@ impl Decoder {
 
     /// The next piece of what has come; none: more must come, or it is at its end.
     pub fn next(&mut self, input: &mut Bytes) -> Result<Option<Piece>, Error> {
+        let next = self.read(input);
+        if next.is_err() {
+            self.state = State::Broken;
+        }
+        next
+    }
+
+    fn read(&mut self, input: &mut Bytes) -> Result<Option<Piece>, Error> {
         loop {
-            if self.state == State::Ended || (input.is_empty()) {
+            if self.state == State::Ended || input.is_empty() {
                 return Ok(None);
             }
             match self.state {
@@ -119,11 +131,19 @@ impl Decoder {
                         self.state = State::Ended;
                         return Ok(None);
                     }
-                    let Some(fields) = trailers(input)? else { return Ok(None) };
+                    if !may_be_whole(input, self.n_seen) && input.len() < TRAILER_BYTES_MAX {
+                        self.n_seen = input.len();
+                        return Ok(None);
+                    }
+                    let Some(fields) = trailers(input)? else {
+                        self.n_seen = input.len();
+                        return Ok(None);
+                    };
                     self.state = State::Ended;
                     return Ok(Some(Piece::Trailers(fields)));
                 }
                 State::Ended => return Ok(None),
+                State::Broken => return Err(Error::Malformed("what comes behind a wrong chunk")),
             }
         }
     }
@@ -169,7 +189,8 @@ fn size(line: &[u8]) -> Result<(u64, usize), Error> {
     let n_digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let (digits, rest) = line.split_at(n_digits);
     // RFC 9112, 7.1.1: space before an extension is bad, and old.
-    let is_plain = rest.trim_ascii_start().is_empty() || rest.trim_ascii_start()[0] == b';';
+    let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t');
+    let is_plain = matches!(rest.iter().find(|byte| !is_space(byte)), None | Some(b';'));
     let n = std::str::from_utf8(digits).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
     match n {
         Some(n) if is_plain && n_digits <= 16 => Ok((n, n_digits)),
@@ -183,6 +204,11 @@ fn trailers(input: &mut Bytes) -> Result<Option<HeaderMap>, Error> {
     let (n_bytes, fields) = match httparse::parse_headers(input, &mut room)? {
         Status::Partial if input.len() < TRAILER_BYTES_MAX => return Ok(None),
         Status::Complete((n_bytes, parsed)) if n_bytes <= TRAILER_BYTES_MAX => {
+            // Chunks end in whole lines; who looks for those must not find another end.
+            let mut lines = input[..n_bytes].split_inclusive(|byte| *byte == b'\n');
+            if !lines.all(|line| line.ends_with(b"\r\n")) {
+                return Err(Error::Malformed("a trailer's line does not end in CR LF"));
+            }
             let mut fields = HeaderMap::with_capacity(parsed.len());
             for field in parsed {
                 let name = HeaderName::from_bytes(field.name.as_bytes());
@@ -300,10 +326,10 @@ mod tests {
                     Some(piece) => input = [&input, piece].concat().into(),
                     None => match decoder.close() {
                         Ok(()) => break,
-                        Err(error) => return (format!("{content} {error:?}"), input),
+                        Err(error) => return (format!("{content} refused: {error:?}"), input),
                     },
                 },
-                Err(error) => return (format!("{content} {error}"), input),
+                Err(error) => return (format!("{content} refused: {error}"), input),
             }
         }
         for piece in pieces {
@@ -317,7 +343,7 @@ mod tests {
         let cases: [(Length, &[u8], &str, &[u8]); 9] = [
             (Length::Told(0), b"next", "", b"next"),
             (Length::Told(5), b"hellonext", "hello", b"next"),
-            (Length::Told(5), b"hell", "hell Cut", b""),
+            (Length::Told(5), b"hell", "hell refused: Cut", b""),
             (Length::UntilClosed, b"hello", "hello", b""),
             (Length::Chunked, b"5\r\nhello\r\n0\r\n\r\nnext", "hello", b"next"),
             (Length::Chunked, b"5;a=\"b\"\r\nhello\r\n00\r\n\r\n", "hello", b""),
@@ -328,7 +354,7 @@ mod tests {
                 b"",
             ),
             (Length::Chunked, b"1\r\nx\r\n0\r\nA: b\r\n\r\nnext", "x {\"a\": \"b\"}", b"next"),
-            (Length::Chunked, b"5\r\nhel", "hel Cut", b""),
+            (Length::Chunked, b"5\r\nhel", "hel refused: Cut", b""),
         ];
         for (length, text, content, rest) in cases {
             for n_piece in 1..=text.len() {
@@ -357,10 +383,14 @@ mod tests {
             "10000000000000000\r\n",
             "0\r\na: b\r\n c\r\n\r\n",
             "0\r\nno colon\r\n\r\n",
+            "0\r\n\n",
+            "0\r\na: b\n\r\n",
+            "0\r\na: b\r\n\n",
+            "1\x0c\r\nx\r\n",
         ] {
             for n_piece in 1..=text.len() {
                 let (outcome, _) = read(Length::Chunked, text.as_bytes(), n_piece);
-                let is_refused = !outcome.contains("Cut") && outcome.trim_start().len() > 1;
+                let is_refused = outcome.contains("refused") && !outcome.contains("Cut");
                 assert!(is_refused, "{text:?}, by {n_piece}: {outcome:?}");
             }
         }

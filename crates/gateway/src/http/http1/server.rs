@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 pub struct Connection {
     shared: Arc<Mutex<Shared>>,
@@ -40,8 +40,22 @@ struct Shared {
     decoder: Decoder,
     /// Its client waits to be told before it sends it.
     is_waiting: bool,
+    /// The client is being told, in front of all else.
+    is_telling: bool,
     /// Which request it is of: who holds an older one's reads nothing.
     nth: u64,
+    /// Who waits for more of it, perhaps another task than the connection's.
+    reader: Option<Waker>,
+}
+
+impl Shared {
+    /// The connection is no longer served here.
+    fn end(&mut self) -> Option<Io> {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        self.io.take()
+    }
 }
 
 /// What an answer needs to know of its request.
@@ -74,7 +88,14 @@ pub enum Failure {
 impl Connection {
     pub fn new(io: Io, limits: Limits) -> Connection {
         let decoder = Decoder::new(Length::Told(0));
-        let shared = Shared { io: Some(io), decoder, is_waiting: false, nth: 0 };
+        let shared = Shared {
+            io: Some(io),
+            decoder,
+            is_waiting: false,
+            is_telling: false,
+            nth: 0,
+            reader: None,
+        };
         Connection {
             shared: Arc::new(Mutex::new(shared)),
             limits,
@@ -86,7 +107,7 @@ impl Connection {
 
     /// The stream, when there is nothing more to do with it here.
     pub fn into_io(self) -> Option<Io> {
-        self.shared.lock().io.take()
+        self.shared.lock().end()
     }
 
     /// The next request; none: the client said goodbye. `has_begun` is told that a
@@ -97,7 +118,7 @@ impl Connection {
         has_begun: impl Fn(),
     ) -> Poll<Result<Option<Came>, Failure>> {
         let mut shared = self.shared.lock();
-        let Shared { io: Some(io), decoder, is_waiting, nth } = &mut *shared else {
+        let Shared { io: Some(io), decoder, is_waiting, nth, .. } = &mut *shared else {
             return Poll::Ready(Ok(None));
         };
         loop {
@@ -142,7 +163,7 @@ impl Connection {
         if !decoder.is_ended() || !io.input.is_empty() {
             return Poll::Pending;
         }
-        match ready!(io.poll_fill(cx)) {
+        match ready!(io.poll_peek(cx)) {
             Ok(n) if n > 0 => Poll::Pending,
             _ => Poll::Ready(()),
         }
@@ -169,9 +190,11 @@ impl Connection {
         date: impl FnOnce() -> String,
     ) {
         let mut shared = self.shared.lock();
-        let Shared { io: Some(io), decoder, is_waiting, .. } = &mut *shared else { return };
+        let Shared { io: Some(io), decoder, is_waiting, is_telling, .. } = &mut *shared else {
+            return;
+        };
         // It is told now, and need not send the rest.
-        *is_waiting = false;
+        (*is_waiting, *is_telling) = (false, false);
         let is_read = decoder.is_ended();
         let is_switch = status == StatusCode::SWITCHING_PROTOCOLS;
         let is_bare = self.asked.is_head
@@ -194,7 +217,7 @@ impl Connection {
         let mut to = Writer(&mut io.output);
         to.status(status);
         // Of an answer to HEAD it is the length that another one would have.
-        let keeps_length = is_bare && status != StatusCode::NO_CONTENT;
+        let keeps_length = self.asked.is_head || status == StatusCode::NOT_MODIFIED;
         to.fields(fields, |name: &HeaderName| {
             (name == header::CONTENT_LENGTH && !keeps_length)
                 || (name == header::CONNECTION && !is_switch)
@@ -253,7 +276,9 @@ impl Connection {
                 Some(Ok(data)) if data.is_empty() => true,
                 Some(Ok(data)) => {
                     let is_told = encoder.before(&mut io.output, data.len());
-                    io.put(data, encoder.after());
+                    if is_told {
+                        io.put(data, encoder.after());
+                    }
                     is_told
                 }
                 Some(Err(other)) => {
@@ -318,7 +343,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // Whoever still holds a body does not hold the connection.
-        self.shared.lock().io = None;
+        self.shared.lock().end();
     }
 }
 
@@ -340,16 +365,20 @@ impl Body for Incoming {
     ) -> Poll<Option<Result<Frame<Bytes>, body::Error>>> {
         let mut shared = self.shared.lock();
         let cut = Poll::Ready(Some(Err(Error::Cut.into())));
-        let Shared { io: Some(io), decoder, is_waiting, nth } = &mut *shared else { return cut };
+        let Shared { io: Some(io), decoder, is_waiting, is_telling, nth, reader } = &mut *shared
+        else {
+            return cut;
+        };
         if *nth != self.nth {
             return cut;
         }
         if std::mem::take(is_waiting) {
             io.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            // What does not go out now goes with the answer.
-            if let Poll::Ready(sent) = io.poll_send(cx) {
-                sent?;
-            }
+            *is_telling = true;
+        }
+        if *is_telling && let Poll::Ready(sent) = io.poll_send(cx) {
+            sent?;
+            *is_telling = false;
         }
         loop {
             if let Some(piece) = decoder.next(&mut io.input)? {
@@ -361,7 +390,11 @@ impl Body for Incoming {
             if decoder.is_ended() {
                 return Poll::Ready(None);
             }
-            if ready!(io.poll_fill(cx))? == 0 {
+            let Poll::Ready(filled) = io.poll_fill(cx) else {
+                *reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            };
+            if filled? == 0 {
                 return cut;
             }
         }
