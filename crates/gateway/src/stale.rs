@@ -16,6 +16,8 @@ use std::time::Duration;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// All of one service's answers together.
 const BYTES_MAX: usize = 64 << 20;
+/// What one takes beside its content, about: places in the map and in the order.
+const COPY_BYTES: usize = 512;
 
 #[derive(Default)]
 pub struct Stale {
@@ -36,6 +38,8 @@ pub struct Copy {
     pub body: Bytes,
     pub stored_at: Instant,
     number: u64,
+    /// All that it takes: empty ones take room too.
+    n_bytes: usize,
 }
 
 impl Stale {
@@ -49,10 +53,15 @@ impl Stale {
         let inner = &mut *self.inner.lock();
         inner.n_stored += 1;
         let number = inner.n_stored;
-        inner.n_bytes += body.len();
-        let copy = Arc::new(Copy { headers, body, stored_at: now, number });
+        let n_field_bytes = |(name, value): (&HeaderName, &HeaderValue)| {
+            name.as_str().len() + value.len() + size_of::<(HeaderName, HeaderValue)>()
+        };
+        let n_fields: usize = headers.iter().map(n_field_bytes).sum();
+        let n_bytes = COPY_BYTES + 2 * key.len() + n_fields + body.len();
+        inner.n_bytes += n_bytes;
+        let copy = Arc::new(Copy { headers, body, stored_at: now, number, n_bytes });
         if let Some(old) = inner.copies.insert(key.clone(), copy) {
-            inner.n_bytes -= old.body.len();
+            inner.n_bytes -= old.n_bytes;
         }
         inner.order.push_back((key, number));
         while inner.n_bytes > BYTES_MAX || inner.order.len() > 2 * inner.copies.len() + 16 {
@@ -64,7 +73,7 @@ impl Stale {
                 // Still the newest of its key: it only moves to the back.
                 inner.order.push_back((key, number));
             } else if let Some(old) = inner.copies.remove(&key) {
-                inner.n_bytes -= old.body.len();
+                inner.n_bytes -= old.n_bytes;
             }
         }
     }
@@ -109,7 +118,11 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub fn new(stale: Arc<Stale>, key: String, headers: HeaderMap) -> Capture {
+    pub fn new(stale: Arc<Stale>, key: String, headers: &HeaderMap) -> Capture {
+        // Copied: as they came they hold all that was read along with them.
+        let own = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+        let headers = headers.iter().filter_map(|(name, value)| Some((name.clone(), own(value)?)));
+        let headers = headers.collect();
         Capture { stale, key, headers, body: BytesMut::new(), is_too_large: false }
     }
 
@@ -172,5 +185,12 @@ mod tests {
         assert!(inner.n_bytes <= BYTES_MAX && inner.order.len() <= 2 * inner.copies.len() + 16);
         drop(inner);
         assert!(stale.get(now + hour * 2, "99", hour).is_none());
+        // Empty ones are not for nothing.
+        for n in 0..200_000 {
+            stale.put(format!("empty {n}"), HeaderMap::new(), Bytes::new(), now);
+        }
+        assert!(stale.get(now, "empty 0", hour).is_none());
+        assert!(stale.get(now, "empty 199999", hour).is_some());
+        assert!(stale.inner.lock().copies.len() < BYTES_MAX / COPY_BYTES);
     }
 }

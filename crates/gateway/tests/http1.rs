@@ -300,6 +300,33 @@ async fn what_is_uploaded_reaches_a_server_that_has_answered() {
     assert_eq!(heard.n_connections(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_upload_goes_on_while_its_client_does_not_read() {
+    const N: usize = 1_000_000;
+    let world = World::new(ONE);
+    let mut listener = world.env.net().listen(SocketAddr::from(([10, 0, 0, 1], 1))).await.unwrap();
+    let env = world.env.clone();
+    world.env.spawn("server", async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (mut reads, mut writes) = tokio::io::split(stream);
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {N}\r\n\r\n");
+        env.spawn("server", async move {
+            writes.write_all(head.as_bytes()).await.unwrap();
+            writes.write_all(&vec![b'x'; N]).await.unwrap();
+        });
+        tokio::io::copy(&mut reads, &mut tokio::io::sink()).await.unwrap();
+    });
+    let mut client = world.connect();
+    let head = format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {N}\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    let upload = vec![b'y'; N];
+    let written = world.env.timeout(Duration::from_secs(5), client.write_all(&upload)).await;
+    assert!(written.is_some(), "it stands still");
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.len() > N && answer.ends_with(b"xxx"));
+}
+
 /// What a server gets that refuses an upload when all buffers on the way to it are full, and reads
 /// on when its refusal has been read. The upload's chunks have so many bytes.
 async fn refused_upload(chunks: &[usize]) -> Vec<u8> {

@@ -586,7 +586,7 @@ impl Gateway {
             && let Some(key) = asked.stale_key.take()
             && stale::may_keep(&parts.headers)
         {
-            body.capture(Capture::new(backend.stale.clone(), key, parts.headers.clone()));
+            body.capture(Capture::new(backend.stale.clone(), key, &parts.headers));
         }
         let response = Response::from_parts(parts, body);
         Answer { response, loan: Some(loan), stay: Some(stay), upgraded }

@@ -4,8 +4,8 @@
 //! ```text
 //!             first bytes                    idle for a second
 //!   waiting ──────────────► HTTP/1.1 ────────────────────────────► waiting
-//!      └──────────────────► HTTP/2          (its buffers are given back: an idle
-//!         its preface                        connection costs 5 to 10 KiB, not 30)
+//!      └──────────────────► HTTP/2          (what serves it is given back: an idle
+//!         its preface                        connection costs 3 to 4 KiB)
 //! ```
 //!
 //! Between two requests an HTTP/1.1 connection may move to another lane ([`crate::lanes`]). It is
