@@ -277,27 +277,78 @@ async fn a_connection_that_was_closed_while_idle_is_not_asked() {
     }
 }
 
+/// Answers of a server that takes the request, before it has read all of it.
+const EARLY: [&str; 5] = [
+    "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "HTTP/1.1 204 No Content\r\n\r\n",
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-sum: 1\r\n\r\n",
+];
+
 #[tokio::test(start_paused = true)]
 async fn what_is_uploaded_reaches_a_server_that_has_answered() {
-    let world = World::new(ONE);
-    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-    let heard = server(&world, Box::leak(Box::new([answer]))).await;
-    let mut stream = world.connect();
-    let head = "PUT / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n";
-    stream.write_all(head.as_bytes()).await.unwrap();
-    let early = hear(&world, &mut stream).await;
-    assert!(early.ends_with("\r\n\r\nok"), "{early}");
-    stream.write_all(b"4\r\nlast\r\n0\r\n\r\n").await.unwrap();
-    hear(&world, &mut stream).await;
-    assert!(heard.on(0).ends_with("4\r\nlast\r\n0\r\n\r\n"), "{}", heard.on(0));
-    // It was told so before its body was read.
-    assert!(early.contains("connection: close\r\n"));
-    assert_eq!(world.gateway.n_connections(), 0);
-    assert!(
-        ask(&world, "GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.is_empty(),
-        "it is kept, and mute"
-    );
-    assert_eq!(heard.n_connections(), 1);
+    for answer in EARLY {
+        let world = World::new(ONE);
+        let heard = server(&world, Box::leak(Box::new([answer]))).await;
+        let mut stream = world.connect();
+        let head =
+            "PUT / HTTP/1.1\r\nhost: h\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n";
+        stream.write_all(format!("{head}5\r\nfirst\r\n").as_bytes()).await.unwrap();
+        let early = hear(&world, &mut stream).await;
+        // It was told so before its body was read.
+        assert!(early.starts_with("HTTP/1.1 20") && early.contains("connection: close\r\n"));
+        // Slowly, and longer than anything may stand still.
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_secs(40)).await;
+            stream.write_all(b"4\r\nmore\r\n").await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        let end = hear(&world, &mut stream).await;
+        assert_eq!((early + &end).contains("x-sum: 1"), answer.contains("x-sum"));
+        assert!(heard.on(0).ends_with("4\r\nmore\r\n0\r\n\r\n"), "{answer}: {}", heard.on(0));
+        assert_eq!(heard.on(0).matches("more").count(), 4);
+        assert_eq!(world.gateway.n_connections(), 0);
+        let mute = ask(&world, "GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        assert_eq!((mute.as_str(), heard.n_connections()), ("", 1), "it is kept, and mute");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_uploaded_all_may_go() {
+    const N: usize = 600_000;
+    for answer in EARLY {
+        let world = World::new(ONE);
+        let mut listener =
+            world.env.net().listen(SocketAddr::from(([10, 0, 0, 1], 1))).await.unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let (told, env) = (heard.clone(), world.env.clone());
+        world.env.spawn("server", async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let told = told.clone();
+                env.spawn("server", async move {
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    // All pipes are full when it begins, and it is slower than its client.
+                    let mut bytes = vec![0; 10_000];
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+                        told.lock().extend_from_slice(&bytes[..n]);
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                });
+            }
+        });
+        let mut client = world.connect();
+        let head = format!("PUT / HTTP/1.1\r\nhost: h\r\ncontent-length: {N}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&vec![b'y'; N]).await.unwrap();
+        drop(client);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let heard = std::mem::take(&mut *heard.lock());
+        let n_head = heard.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        assert_eq!(heard.len() - n_head, N, "{answer}");
+        assert_eq!((world.gateway.n_connections(), world.gateway.n_requests()), (0, 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]

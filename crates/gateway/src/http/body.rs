@@ -119,8 +119,9 @@ impl Patience {
 enum Content {
     Bytes(Option<Bytes>),
     Stream(Incoming, Patience),
-    /// What comes on the connection that the answer's [`Ending`] has on loan.
-    OnLoan(Patience),
+    /// What comes on the connection that the answer's [`Ending`] has on loan, of which so much was
+    /// sent: while its request moves it does not stand still.
+    OnLoan(Patience, u64),
 }
 
 impl Content {
@@ -135,9 +136,12 @@ impl Content {
                 let frame = Pin::new(incoming).poll_frame(cx);
                 patience.poll(cx, frame)
             }
-            Content::OnLoan(patience) => match loan {
+            Content::OnLoan(patience, n_sent) => match loan {
                 Some(loan) => {
                     let frame = loan.poll_frame(cx);
+                    if std::mem::replace(n_sent, loan.n_sent()) != loan.n_sent() {
+                        patience.alarm = None;
+                    }
                     patience.poll(cx, frame)
                 }
                 None => Poll::Ready(None),
@@ -149,7 +153,7 @@ impl Content {
         match self {
             Content::Bytes(bytes) => bytes.is_none(),
             Content::Stream(incoming, _) => incoming.is_end_stream(),
-            Content::OnLoan(_) => loan.is_none_or(Loan::is_ended),
+            Content::OnLoan(..) => loan.is_none_or(Loan::is_ended),
         }
     }
 
@@ -157,7 +161,7 @@ impl Content {
         match self {
             Content::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, length)),
             Content::Stream(incoming, _) => incoming.size_hint(),
-            Content::OnLoan(_) => match loan.map_or(Some(0), Loan::n_left) {
+            Content::OnLoan(..) => match loan.map_or(Some(0), Loan::n_left) {
                 Some(n_left) => SizeHint::with_exact(n_left),
                 None => SizeHint::default(),
             },
@@ -263,7 +267,7 @@ impl AnswerBody {
 
     /// The answer on the connection that its ending has.
     pub fn on_loan(env: &Env, idle: Duration) -> AnswerBody {
-        let content = Content::OnLoan(Patience::new(env, idle));
+        let content = Content::OnLoan(Patience::new(env, idle), 0);
         AnswerBody { content, ending: None, capture: None, tunnel: None }
     }
 

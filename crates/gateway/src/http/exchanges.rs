@@ -148,6 +148,8 @@ async fn send(
         let polled = connection.poll_body(cx, &mut body);
         let is_blocked = watch(connection, polled.is_pending());
         match polled {
+            // The client has its answer, and only its request is still on its way: it may go.
+            Poll::Pending if !is_blocked && body.size_hint().exact() == Some(0) => Poll::Pending,
             Poll::Pending => {
                 if is_blocked {
                     // Whoever does not read may write.

@@ -405,6 +405,14 @@ impl Loan {
         }
     }
 
+    /// How much was sent on this connection.
+    pub fn n_sent(&self) -> u64 {
+        match &self.sender {
+            Some(Sender::Http1(connection)) => connection.n_sent(),
+            _ => 0,
+        }
+    }
+
     /// How much of it is to come, where that was told.
     pub fn n_left(&self) -> Option<u64> {
         match &self.sender {

@@ -14,6 +14,7 @@ use super::length::{Decoder, Encoder, Length, Piece};
 use crate::http::body::{self, RequestBody};
 use crate::http::wire::Wire;
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame};
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -35,6 +36,8 @@ pub struct Connection {
     broken: Option<std::io::Error>,
     /// Why the request's body ended before its end, until that is told.
     failed: Option<Failure>,
+    /// Of the answer, until they are told.
+    trailers: Option<HeaderMap>,
 }
 
 /// A body on its way to the server.
@@ -67,6 +70,7 @@ impl Connection {
             is_waiting: false,
             broken: None,
             failed: None,
+            trailers: None,
         }
     }
 
@@ -92,6 +96,7 @@ impl Connection {
     ) -> Result<Answer, Failure> {
         self.is_waiting = true;
         self.is_head = is_head;
+        self.trailers = None;
         if length != Length::Told(0) {
             self.upload = Some(Upload { body, encoder: Encoder::new(length) });
         }
@@ -216,7 +221,12 @@ impl Connection {
 
     /// Whether the answer is at its end, and the request too.
     pub fn is_ended(&self) -> bool {
-        self.decoder.is_none() && !self.is_uploading()
+        self.decoder.is_none() && !self.is_uploading() && self.trailers.is_none()
+    }
+
+    /// How much was sent on this connection.
+    pub fn n_sent(&self) -> u64 {
+        self.io.n_sent
     }
 
     /// The whole of the answer's body, if it has come already.
@@ -239,29 +249,34 @@ impl Connection {
         if let Some(failure) = self.failed.take() {
             return Poll::Ready(Some(Err(failure)));
         }
-        // Behind an answer that is at its end nothing is sent but what the server takes.
-        if self.decoder.is_some() || self.is_uploading() {
-            match self.poll_send(cx) {
-                Poll::Ready(Err(failure)) => return Poll::Ready(Some(Err(failure))),
-                Poll::Pending if self.decoder.is_none() => return Poll::Pending,
-                _ => {}
-            }
+        if self.decoder.is_some()
+            && let Poll::Ready(Err(failure)) = self.poll_send(cx)
+        {
+            return Poll::Ready(Some(Err(failure)));
         }
         loop {
             let Some(decoder) = &mut self.decoder else {
+                // Behind an answer that is at its end nothing is sent but what the server takes.
+                if self.is_uploading()
+                    && let Err(failure) = ready!(self.poll_send(cx))
+                {
+                    return Poll::Ready(Some(Err(failure)));
+                }
                 self.io.rest();
-                return Poll::Ready(None);
+                return Poll::Ready(self.trailers.take().map(|fields| Ok(Frame::trailers(fields))));
             };
-            if let Some(piece) = decoder.next(&mut self.io.input)? {
-                self.end_if_ended();
-                let frame = match piece {
-                    Piece::Data(data) => Frame::data(data),
-                    Piece::Trailers(trailers) => Frame::trailers(trailers),
-                };
-                return Poll::Ready(Some(Ok(frame)));
-            }
-            if !decoder.is_ended() && ready!(self.io.poll_fill(cx))? == 0 {
-                decoder.close()?;
+            match decoder.next(&mut self.io.input)? {
+                Some(Piece::Data(data)) => {
+                    self.end_if_ended();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Piece::Trailers(trailers)) => self.trailers = Some(trailers),
+                None if decoder.is_ended() => {}
+                None => {
+                    if ready!(self.io.poll_fill(cx))? == 0 {
+                        decoder.close()?;
+                    }
+                }
             }
             self.end_if_ended();
         }

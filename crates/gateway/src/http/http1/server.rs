@@ -236,7 +236,8 @@ impl Connection {
             true => {}
         }
         to.end();
-        self.encoder = (!is_bare).then(|| Encoder::new(length));
+        // What has no body is waited for all the same: its end may be that of an upload.
+        self.encoder = (!is_bare || length == Length::Told(0)).then(|| Encoder::new(length));
     }
 
     /// Sends what there is of an answer's body; `None` where it has been. Ready when there is no
