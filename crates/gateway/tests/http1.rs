@@ -241,6 +241,16 @@ async fn what_a_server_says_unasked_is_nobodys_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_head_without_end_is_not_waited_for() {
+    let world = World::new(ONE);
+    let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(100_000));
+    server(&world, Box::leak(Box::new([&*endless.leak()]))).await;
+    let answer = ask(&world, "POST / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    assert!(answer.contains("the head is too large"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn answers_on_the_way_are_skipped() {
     let world = World::new(ONE);
     let hints = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n\

@@ -25,7 +25,6 @@ pub struct Connection {
     upload: Option<Upload>,
     /// Of the answer that is being read.
     decoder: Option<Decoder>,
-    is_head: bool,
     /// Another request may follow.
     is_kept: bool,
     /// The server took the request: it gets the rest, even behind its answer.
@@ -64,7 +63,6 @@ impl Connection {
             io: Io::new(wire, Bytes::new()),
             upload: None,
             decoder: None,
-            is_head: false,
             is_kept: true,
             is_taken: false,
             is_waiting: false,
@@ -95,7 +93,6 @@ impl Connection {
         is_head: bool,
     ) -> Result<Answer, Failure> {
         self.is_waiting = true;
-        self.is_head = is_head;
         self.trailers = None;
         if length != Length::Told(0) {
             self.upload = Some(Upload { body, encoder: Encoder::new(length) });
@@ -108,7 +105,7 @@ impl Connection {
             }
             loop {
                 while head::may_be_whole(&self.io.input, n_seen) && !self.io.input.is_empty() {
-                    let found = Answer::read(&mut self.io.input, self.is_head)?;
+                    let found = Answer::read(&mut self.io.input, is_head)?;
                     let Some(answer) = found else { break };
                     n_seen = 0;
                     if !answer.status.is_informational() || answer.status.as_u16() == 101 {
@@ -116,6 +113,9 @@ impl Connection {
                     }
                 }
                 n_seen = self.io.input.len();
+                if n_seen >= head::ANSWER_BYTES_MAX {
+                    return Poll::Ready(Err(Error::HeadTooLarge.into()));
+                }
                 match ready!(self.io.poll_fill(cx)) {
                     Ok(0) => return Poll::Ready(Err(self.cut())),
                     Ok(_) => {}

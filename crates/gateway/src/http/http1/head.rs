@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 /// Fields for which there is room without asking for memory; a server's answer may have as many.
 const N_USUAL: usize = 128;
 /// Bytes of a head, of a server's answer.
-const ANSWER_BYTES_MAX: usize = 64 << 10;
+pub const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// What is allowed to whoever sends.
 #[derive(Clone, Copy, Debug)]
