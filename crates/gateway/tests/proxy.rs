@@ -3,6 +3,8 @@
 mod support;
 
 use bytes::Bytes;
+use gateway::http::serve;
+use gateway::lanes::Moved;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use std::sync::atomic::Ordering::SeqCst;
@@ -368,6 +370,22 @@ async fn who_stands_still_is_sent_away() {
     assert_eq!(begun.elapsed().as_secs(), 60);
     let n = world.gateway.counters.n_stood_still.load(SeqCst);
     assert_eq!(n, 2);
+    assert_eq!(world.gateway.n_connections(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_from_another_lane_may_be_idle_as_long_as_any() {
+    let world = World::new(ONE);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (stream, from) = listener.accept().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let open = world.gateway.open_connection().unwrap();
+    let moved = Moved { stream, from, rest: Bytes::new(), open };
+    world.env.spawn("connection", serve::moved(world.gateway.clone(), 0, moved));
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(world.gateway.n_connections(), 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(world.gateway.n_connections(), 0);
 }
 

@@ -55,9 +55,9 @@ impl Pulse {
         micros(now.saturating_duration_since(self.origin))
     }
 
-    /// A head has begun to arrive, of which this came along.
-    pub fn has_begun(&self) {
-        self.head_us.store(1, Relaxed);
+    /// Nothing has begun: a connection that is not new may be idle before its next request.
+    pub fn wait(&self) {
+        self.head_us.store(0, Relaxed);
     }
 
     /// Bytes came.

@@ -238,8 +238,8 @@ pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
         Ok(stream) => {
             let pulse = Pulse::new(&gateway, lane, true);
             // It is between two requests.
-            if !rest.is_empty() {
-                pulse.has_begun();
+            if rest.is_empty() {
+                pulse.wait();
             }
             let io = Watched::new(stream.into(), pulse, rest);
             serve(gateway, io, Visit { open, from, is_tls: false, linger: LINGER }).await;
