@@ -119,7 +119,7 @@ pub struct Capture {
 
 impl Capture {
     pub fn new(stale: Arc<Stale>, key: String, headers: &HeaderMap) -> Capture {
-        // Copied: as they came they hold all that was read along with them.
+        // Copied: as they came they hold all that was read along with them. Each was a value already.
         let own = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
         let headers = headers.iter().filter_map(|(name, value)| Some((name.clone(), own(value)?)));
         let headers = headers.collect();

@@ -3,14 +3,13 @@
 
 mod support;
 
-use http::StatusCode;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
-use support::{ONE, World, handler, says, status};
+use support::{ONE, World, handler, says};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 /// What a server was sent, connection by connection.
@@ -29,7 +28,8 @@ impl Heard {
 
 /// A server at `10.0.0.1:1` that says these bytes after each read of its connections, one after the
 /// other, and keeps them open; an empty answer closes.
-async fn server(world: &World, answers: &'static [&'static str]) -> Heard {
+async fn server(world: &World, answers: &[&str]) -> Heard {
+    let answers: Vec<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
     let mut listener = world.env.net().listen(SocketAddr::from(([10, 0, 0, 1], 1))).await.unwrap();
     let heard = Heard::default();
     let (told, env) = (heard.clone(), world.env.clone());
@@ -37,14 +37,14 @@ async fn server(world: &World, answers: &'static [&'static str]) -> Heard {
         while let Ok((mut stream, _)) = listener.accept().await {
             let nth = told.0.lock().len();
             told.0.lock().push(String::new());
-            let told = told.clone();
+            let (told, answers) = (told.clone(), answers.clone());
             env.spawn("server", async move {
                 let mut bytes = [0; 4096];
                 let mut answers = answers.iter();
                 while let Ok(n @ 1..) = stream.read(&mut bytes).await {
                     told.0.lock()[nth] += &String::from_utf8_lossy(&bytes[..n]);
                     match answers.next() {
-                        Some(&"") => return,
+                        Some(answer) if answer.is_empty() => return,
                         Some(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
                         None => {}
                     }
@@ -186,7 +186,7 @@ async fn answers_without_a_body_have_none() {
 async fn a_request_reaches_its_server_with_its_own_framing() {
     let world = World::new(ONE);
     let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-    let heard = server(&world, Box::leak(Box::new([ok; 8]))).await;
+    let heard = server(&world, &[ok; 8]).await;
     ask(&world, "GET http://h?x=1 HTTP/1.1\r\nhost: other\r\n\r\n").await;
     assert!(heard.on(0).starts_with("GET /?x=1 HTTP/1.1\r\n"), "{}", heard.on(0));
     assert!(!heard.on(0).contains("content-length"), "{}", heard.on(0));
@@ -194,7 +194,6 @@ async fn a_request_reaches_its_server_with_its_own_framing() {
     let text = heard.on(0);
     let second = &text[text.find("POST").unwrap()..];
     assert_eq!(second.matches("content-length: 0\r\n").count(), 1, "{second}");
-    // Each frame of an answer is read by itself, so that the rest is on a connection of its own.
     let chunked = "PUT /chunks HTTP/1.1\r\nhost: h\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n\
                    3;x=y\r\nabc\r\n0\r\nx-sum: 1\r\nhost: evil\r\n\r\n";
     ask(&world, chunked).await;
@@ -209,7 +208,7 @@ async fn trailers_reach_who_reads_them() {
     let world = World::new(ONE);
     let chunks =
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx-sum: 1\r\n\r\n";
-    server(&world, Box::leak(Box::new([chunks; 2]))).await;
+    server(&world, &[chunks; 2]).await;
     let reads = ask(&world, "GET / HTTP/1.1\r\nhost: h\r\nte: gzip, trailers\r\n\r\n").await;
     assert!(reads.ends_with("\r\n\r\n2\r\nhi\r\n0\r\nx-sum: 1\r\n\r\n"), "{reads}");
     let does_not = ask(&world, "GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
@@ -224,7 +223,7 @@ async fn what_a_server_says_unasked_is_nobodys_answer() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nevil",
     ] {
         let world = World::new(ONE);
-        let heard = server(&world, Box::leak(Box::new([unasked]))).await;
+        let heard = server(&world, &[unasked]).await;
         let get = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
         for n in 1..=3 {
             let answer = ask(&world, get).await;
@@ -235,7 +234,7 @@ async fn what_a_server_says_unasked_is_nobodys_answer() {
     let world = World::new(ONE);
     let switch =
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nevil";
-    server(&world, Box::leak(Box::new([switch]))).await;
+    server(&world, &[switch]).await;
     let answer = ask(&world, "POST / HTTP/1.1\r\nhost: h\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 502 ") && !answer.contains("evil"), "{answer}");
 }
@@ -244,7 +243,7 @@ async fn what_a_server_says_unasked_is_nobodys_answer() {
 async fn a_head_without_end_is_not_waited_for() {
     let world = World::new(ONE);
     let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(100_000));
-    server(&world, Box::leak(Box::new([&*endless.leak()]))).await;
+    server(&world, &[&endless]).await;
     let answer = ask(&world, "POST / HTTP/1.1\r\nhost: h\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
     assert!(answer.contains("the head is too large"), "{answer}");
@@ -255,7 +254,7 @@ async fn answers_on_the_way_are_skipped() {
     let world = World::new(ONE);
     let hints = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n\
                  HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
-    server(&world, Box::leak(Box::new([hints]))).await;
+    server(&world, &[hints]).await;
     let answer = ask(&world, "GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
     assert!(
         answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nhi"),
@@ -300,7 +299,7 @@ const EARLY: [&str; 5] = [
 async fn what_is_uploaded_reaches_a_server_that_has_answered() {
     for answer in EARLY {
         let world = World::new(ONE);
-        let heard = server(&world, Box::leak(Box::new([answer]))).await;
+        let heard = server(&world, &[answer]).await;
         let mut stream = world.connect();
         let head =
             "PUT / HTTP/1.1\r\nhost: h\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -443,7 +442,7 @@ async fn what_is_uploaded_is_not_sent_behind_a_refusal() {
 async fn an_answer_that_breaks_off_has_no_end() {
     let world = World::new(ONE);
     let cut = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\nno chunk\r\n";
-    server(&world, Box::leak(Box::new([cut]))).await;
+    server(&world, &[cut]).await;
     let answer = ask(&world, "GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
     assert!(answer.ends_with("2\r\nhi\r\n"), "{answer}");
     assert_eq!(world.gateway.counters.n_broken_connections.load(SeqCst), 1);
@@ -498,7 +497,7 @@ async fn a_websockets_first_words_are_not_lost() {
     let world = World::new(ONE);
     let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
                   content-length: 9\r\n\r\nfrom the server";
-    let heard = server(&world, Box::leak(Box::new([switch, "and again"]))).await;
+    let heard = server(&world, &[switch, "and again"]).await;
     let mut stream = world.connect();
     let ask = "GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nfrom the client";
     stream.write_all(ask.as_bytes()).await.unwrap();
@@ -511,5 +510,4 @@ async fn a_websockets_first_words_are_not_lost() {
     // One with a body is an ordinary request.
     let posted = world.raw(b"POST / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 1\r\n\r\nx").await;
     assert!(posted.starts_with("HTTP/1.1 502 "), "{posted}");
-    assert_eq!(status(502).status(), StatusCode::BAD_GATEWAY);
 }

@@ -5,7 +5,7 @@ use crate::http::body::{AnswerBody, Incoming, Tunnel};
 use crate::http::http1::io::Io;
 use crate::http::http1::server::{Connection, Failure};
 use crate::http::http1::{self, head};
-use crate::http::serve::{LINGER_FOR_REST, PARK_AFTER, Requests, Serving};
+use crate::http::serve::{Requests, Serving};
 use base::env::Env;
 use futures::FutureExt;
 use http::{Request, Response};
@@ -14,7 +14,13 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A connection that has been idle for this long goes back, so that what serves it is given up.
+const PARK_AFTER: Duration = Duration::from_secs(1);
+/// How long a connection that has ended is read, where its client still sends.
+const LINGER_FOR_REST: Duration = Duration::from_secs(5);
 
 /// Why no more requests are served here.
 enum Left {

@@ -36,35 +36,18 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// How an HTTP/2 client begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// An HTTP/1.1 connection that has been idle for this long gives its buffers back.
-pub const PARK_AFTER: Duration = Duration::from_secs(1);
-/// How long a connection that has ended is read, where its client still sends.
-pub const LINGER_FOR_REST: Duration = Duration::from_secs(5);
 /// How long a gateway that stops waits for the first request of who has just come.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// The client's stream: tells the pulse of bytes that come, and holds those that were read to see
-/// which protocol they are of.
-struct Watched {
-    wire: Wire,
-    pulse: Arc<Pulse>,
-    ahead: [u8; PREFACE.len()],
-    n_ahead: usize,
-    /// What was read of a request before its connection was parked.
-    rest: Bytes,
-}
 
 /// What the first bytes are of.
 enum First {
@@ -74,94 +57,21 @@ enum First {
     Nothing,
 }
 
-impl Watched {
-    fn new(wire: Wire, pulse: Arc<Pulse>, rest: Bytes) -> Watched {
-        Watched { wire, pulse, ahead: [0; PREFACE.len()], n_ahead: 0, rest }
-    }
-
-    /// Waits for bytes, as many as it takes to tell the protocol.
-    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<First> {
-        loop {
-            let known = &self.ahead[..self.n_ahead];
-            if !self.rest.is_empty() {
-                return Poll::Ready(First::Http1);
-            }
-            if known.len() == PREFACE.len() && known == PREFACE {
-                return Poll::Ready(First::Http2);
-            }
-            if !PREFACE.starts_with(known) {
-                return Poll::Ready(First::Http1);
-            }
-            let mut buffer = ReadBuf::new(&mut self.ahead[self.n_ahead..]);
-            if ready!(Pin::new(&mut self.wire).poll_read(cx, &mut buffer)).is_err() {
-                return Poll::Ready(First::Nothing);
-            }
-            match buffer.filled().len() {
-                // What was begun and not finished is refused by the parser.
-                0 if self.n_ahead > 0 => return Poll::Ready(First::Http1),
-                0 => return Poll::Ready(First::Nothing),
-                n => self.n_ahead += n,
-            }
-            self.pulse.read();
+/// Waits for bytes, as many as it takes to tell the protocol.
+fn poll_first(io: &mut Io, pulse: &Pulse, cx: &mut Context<'_>) -> Poll<First> {
+    loop {
+        if io.input.starts_with(PREFACE) {
+            return Poll::Ready(First::Http2);
         }
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.rest.is_empty() {
-            let n = self.rest.len().min(buffer.remaining());
-            buffer.put_slice(&self.rest.split_to(n));
-            self.pulse.read();
-            return Poll::Ready(Ok(()));
+        if !PREFACE.starts_with(&io.input) {
+            return Poll::Ready(First::Http1);
         }
-        if self.n_ahead > 0 {
-            let n = self.n_ahead.min(buffer.remaining());
-            buffer.put_slice(&self.ahead[..n]);
-            self.ahead.copy_within(n.., 0);
-            self.n_ahead -= n;
-            return Poll::Ready(Ok(()));
+        match ready!(io.poll_fill(cx)) {
+            Ok(1..) => pulse.read(),
+            // What was begun and not finished is refused by the parser.
+            Ok(0) if !io.input.is_empty() => return Poll::Ready(First::Http1),
+            Ok(0) | Err(_) => return Poll::Ready(First::Nothing),
         }
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.wire).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.pulse.read();
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.wire.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_shutdown(cx)
     }
 }
 
@@ -227,8 +137,8 @@ pub async fn connection(
         }
     };
     let pulse = Pulse::new(&gateway, lane, matches!(wire, Wire::Tcp(_)));
-    let io = Watched::new(wire, pulse, Bytes::new());
-    serve(gateway, io, Visit { open, from, is_tls, linger: LINGER }).await;
+    let io = Io::new(wire, Bytes::new());
+    serve(gateway, io, pulse, Visit { open, from, is_tls, linger: LINGER }).await;
 }
 
 /// Serves a client that comes from another lane, as [`connection`] does.
@@ -241,8 +151,9 @@ pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
             if rest.is_empty() {
                 pulse.wait();
             }
-            let io = Watched::new(stream.into(), pulse, rest);
-            serve(gateway, io, Visit { open, from, is_tls: false, linger: LINGER }).await;
+            let io = Io::new(stream.into(), rest);
+            let visit = Visit { open, from, is_tls: false, linger: LINGER };
+            serve(gateway, io, pulse, visit).await;
         }
         Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
     }
@@ -257,9 +168,8 @@ struct Visit {
     linger: Duration,
 }
 
-async fn serve(gateway: Arc<Gateway>, mut io: Watched, mut visit: Visit) {
+async fn serve(gateway: Arc<Gateway>, mut io: Io, pulse: Arc<Pulse>, mut visit: Visit) {
     let Ok(forwarded_for) = HeaderValue::try_from(visit.from.ip().to_string()) else { return };
-    let pulse = io.pulse.clone();
     let client = Client {
         lane: pulse.lane,
         address: visit.from,
@@ -275,18 +185,10 @@ async fn serve(gateway: Arc<Gateway>, mut io: Watched, mut visit: Visit) {
         match first {
             First::Nothing => return,
             First::Http2 => return Box::pin(serving.http2(io, requests)).await,
-            First::Http1 => {
-                let Watched { wire, pulse, ahead, n_ahead, rest } = io;
-                let came =
-                    if rest.is_empty() { Bytes::copy_from_slice(&ahead[..n_ahead]) } else { rest };
-                match Box::pin(exchanges::serve(&serving, Io::new(wire, came), &requests)).await {
-                    Some(back) => {
-                        let (wire, rest) = back.into_parts();
-                        io = Watched::new(wire, pulse, rest);
-                    }
-                    None => return,
-                }
-            }
+            First::Http1 => match Box::pin(exchanges::serve(&serving, io, &requests)).await {
+                Some(back) => io = back,
+                None => return,
+            },
         }
         (io, visit) = match serving.move_on(io, visit) {
             Some(stays) => stays,
@@ -298,7 +200,7 @@ async fn serve(gateway: Arc<Gateway>, mut io: Watched, mut visit: Visit) {
 impl Serving {
     /// Waits for a request to begin; for as long as the connection may be idle, and no longer
     /// than `linger` once no more are wanted.
-    async fn first(&self, io: &mut Watched, linger: Duration) -> First {
+    async fn first(&self, io: &mut Io, linger: Duration) -> First {
         let mut stopping = self.gateway.stopping();
         let mut stop = pin!(async {
             // Fails only when the gateway is gone.
@@ -309,7 +211,7 @@ impl Serving {
             let Some(left) = self.left() else { return First::Nothing };
             tokio::select! {
                 biased;
-                first = poll_fn(|cx| io.poll_first(cx)) => return first,
+                first = poll_fn(|cx| poll_first(io, &self.pulse, cx)) => return first,
                 () = self.env.sleep(left) => {}
                 () = &mut stop => return First::Nothing,
             }
@@ -326,28 +228,26 @@ impl Serving {
     }
 
     /// Hands the connection to the lane that it had better be in; it comes back if it stays.
-    fn move_on(&self, io: Watched, visit: Visit) -> Option<(Watched, Visit)> {
+    fn move_on(&self, io: Io, visit: Visit) -> Option<(Io, Visit)> {
         let to = self.pulse.take_to();
-        let room = to.and_then(|to| Some((to, self.gateway.lanes.room(to)?)));
-        let (Some((to, room)), 0) = (room, io.n_ahead) else { return Some((io, visit)) };
-        let Watched { wire, pulse, ahead, n_ahead, rest } = io;
-        let wire = match wire {
-            Wire::Tcp(stream) => {
-                match stream.into_std() {
-                    Ok(stream) => {
-                        let moved = Moved { stream, from: visit.from, rest, open: visit.open };
-                        self.gateway.lanes.take_over(to, room, moved);
-                    }
-                    Err(error) => tracing::debug!(%error, "a connection was lost"),
-                }
-                return None;
-            }
-            other => other,
+        let Some((to, room)) = to.and_then(|to| Some((to, self.gateway.lanes.room(to)?))) else {
+            return Some((io, visit));
         };
-        Some((Watched { wire, pulse, ahead, n_ahead, rest }, visit))
+        let (stream, rest) = match io.into_parts() {
+            (Wire::Tcp(stream), rest) => (stream, rest),
+            (other, rest) => return Some((Io::new(other, rest), visit)),
+        };
+        match stream.into_std() {
+            Ok(stream) => {
+                let moved = Moved { stream, from: visit.from, rest, open: visit.open };
+                self.gateway.lanes.take_over(to, room, moved);
+            }
+            Err(error) => tracing::debug!(%error, "a connection was lost"),
+        }
+        None
     }
 
-    async fn http2(&self, io: Watched, requests: Requests) {
+    async fn http2(&self, io: Io, requests: Requests) {
         let header_bytes_max = u32::try_from(self.limits.header_bytes_max).unwrap_or(u32::MAX);
         let mut builder = http2::Builder::new(Spawn(self.env.clone()));
         builder

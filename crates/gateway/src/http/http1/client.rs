@@ -1,7 +1,7 @@
 //! A connection to a server: one request at a time, and its answer.
 //!
 //! ```text
-//!   idle ── begin ──► sending, waiting ── head ──► (sending,) reading ── its end ──► idle
+//!   idle ── send ──► sending, waiting ── head ──► (sending,) reading ── its end ──► idle
 //! ```
 //!
 //! A request's body is sent while its answer is read: a server may answer before it has all of it.
@@ -169,29 +169,8 @@ impl Connection {
             && let Some(Upload { body, encoder }) = &mut self.upload
         {
             let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else { return Ok(false) };
-            let is_told = match frame.transpose()?.map(Frame::into_data) {
-                Some(Ok(data)) if data.is_empty() => true,
-                Some(Ok(data)) => {
-                    let is_told = encoder.before(&mut self.io.output, data.len());
-                    if is_told {
-                        self.io.put(data, encoder.after());
-                    }
-                    is_told
-                }
-                Some(Err(other)) => {
-                    let trailers = other.into_trailers().ok();
-                    let is_told = encoder.end(&mut self.io.output, trailers.as_ref());
-                    self.upload = None;
-                    is_told
-                }
-                None => {
-                    let is_told = encoder.end(&mut self.io.output, None);
-                    self.upload = None;
-                    is_told
-                }
-            };
-            if !is_told {
-                return Err(body::Error::NotAsTold.into());
+            if self.io.put_frame(encoder, frame.transpose()?, true)? {
+                self.upload = None;
             }
         }
         Ok(true)

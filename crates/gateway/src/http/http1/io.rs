@@ -1,8 +1,11 @@
 //! A stream with what was read ahead of it and what is to be written. While nothing is under way
 //! it holds no memory.
 
+use super::length::Encoder;
+use crate::http::body;
 use crate::http::wire::Wire;
 use bytes::{Bytes, BytesMut};
+use http_body::Frame;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
@@ -118,8 +121,35 @@ impl Io {
         self.input = whole.freeze();
     }
 
+    /// What a body has next, none at its end, behind what is in `output`. There must be room. True:
+    /// that was the last. It fails where the body is not as long as it says.
+    pub fn put_frame(
+        &mut self,
+        encoder: &mut Encoder,
+        frame: Option<Frame<Bytes>>,
+        takes_trailers: bool,
+    ) -> Result<bool, body::Error> {
+        let (is_told, is_last) = match frame.map(Frame::into_data) {
+            Some(Ok(data)) if data.is_empty() => (true, false),
+            Some(Ok(data)) => {
+                let is_told = encoder.before(&mut self.output, data.len());
+                if is_told {
+                    self.put(data, encoder.after());
+                }
+                (is_told, false)
+            }
+            // What is no data is trailers.
+            Some(Err(other)) => {
+                let trailers = other.into_trailers().ok().filter(|_| takes_trailers);
+                (encoder.end(&mut self.output, trailers.as_ref()), true)
+            }
+            None => (encoder.end(&mut self.output, None), true),
+        };
+        if is_told { Ok(is_last) } else { Err(body::Error::NotAsTold) }
+    }
+
     /// Content, and what stands behind it, behind what is in `output`. There must be room.
-    pub fn put(&mut self, content: Bytes, tail: &'static [u8]) {
+    fn put(&mut self, content: Bytes, tail: &'static [u8]) {
         if content.len() > COPIED_BYTES_MAX {
             (self.content, self.tail) = (content, tail);
         } else {
@@ -208,6 +238,18 @@ impl AsyncWrite for Io {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.wire).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.wire).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.wire.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,7 +1,7 @@
 //! A client's connection: one request after the other, and our answers.
 //!
 //! ```text
-//!   poll_request ──► (body …) ──► begin ──► poll_answer … ──► poll_request
+//!   poll_request ──► (body …) ──► begin ──► poll_body … ──► poll_flush ──► poll_request
 //! ```
 //!
 //! A request's body is read by whoever wants it, in whatever task; until it is at its end nobody
@@ -240,8 +240,8 @@ impl Connection {
         self.encoder = (!is_bare || length == Length::Told(0)).then(|| Encoder::new(length));
     }
 
-    /// Sends what there is of an answer's body; `None` where it has been. Ready when there is no
-    /// more of it; what was put but not written yet goes with [`Connection::poll_flush`].
+    /// Sends what there is of an answer's body. Ready when there is no more of it; what was put and
+    /// not written yet goes with [`Connection::poll_flush`].
     pub fn poll_body<B>(&mut self, cx: &mut Context<'_>, body: &mut B) -> Poll<Result<(), Failure>>
     where
         B: Body<Data = Bytes, Error = body::Error> + Unpin,
@@ -273,30 +273,8 @@ impl Connection {
             let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else { return Ok(false) };
             let mut shared = self.shared.lock();
             let Some(io) = &mut shared.io else { return Err(Error::Cut.into()) };
-            let is_told = match frame.transpose()?.map(Frame::into_data) {
-                Some(Ok(data)) if data.is_empty() => true,
-                Some(Ok(data)) => {
-                    let is_told = encoder.before(&mut io.output, data.len());
-                    if is_told {
-                        io.put(data, encoder.after());
-                    }
-                    is_told
-                }
-                Some(Err(other)) => {
-                    let trailers = other.into_trailers().ok();
-                    let trailers = trailers.filter(|_| self.asked.takes_trailers);
-                    let is_told = encoder.end(&mut io.output, trailers.as_ref());
-                    self.encoder = None;
-                    is_told
-                }
-                None => {
-                    let is_told = encoder.end(&mut io.output, None);
-                    self.encoder = None;
-                    is_told
-                }
-            };
-            if !is_told {
-                return Err(body::Error::NotAsTold.into());
+            if io.put_frame(encoder, frame.transpose()?, self.asked.takes_trailers)? {
+                self.encoder = None;
             }
         }
         Ok(true)

@@ -3,6 +3,8 @@
 //!
 //! * two workers; no access log; connections to backends and clients are kept (no limit of requests
 //!   on one), 1 s to connect, 30 s for an answer;
+//! * each tells servers who asked (`X-Forwarded-For`, `-Proto` and, but for Envoy, `-Host`) and names the
+//!   request: `X-Request-Id`, Atoll `traceparent`;
 //! * a request that failed without an answer (no connection, or it broke) is tried once more, on
 //!   another backend; where `retry_503` says so, one that was answered 503 as well;
 //! * how each finds out that a backend is bad is its own: nginx looks away for 10 s after one failed
