@@ -237,13 +237,18 @@ struct Tried<A> {
     at: Instant,
 }
 
-/// Sends a request to the service, again if that is allowed and helps.
-pub async fn call<A, S, F>(handle: &Arc<Handle>, ask: &Ask, send: S) -> Result<Called<A>, Failure>
+/// Sends a request to the service, again if that is allowed and helps. `send` is told to whom, and
+/// when that begins.
+pub async fn call<A, S, F>(
+    handle: &Arc<Handle>,
+    mut now: Instant,
+    ask: &Ask,
+    send: S,
+) -> Result<Called<A>, Failure>
 where
-    S: Fn(Attempt) -> F,
+    S: Fn(Attempt, Instant) -> F,
     F: Future<Output = Result<Sent<A>, SendError>>,
 {
-    let mut now = handle.env.now();
     let (mut stay, mut attempt, hedge_after, attempt_timeout) = {
         let mut service = handle.lock();
         let admission = service.admit(now, ask.priority)?;
@@ -342,7 +347,7 @@ struct Sending<'a, S> {
 
 impl<A, S, F> Sending<'_, S>
 where
-    S: Fn(Attempt) -> F,
+    S: Fn(Attempt, Instant) -> F,
     F: Future<Output = Result<Sent<A>, SendError>>,
 {
     /// One attempt, from its begin to its answer's headers. It is under way from the call on, and
@@ -355,7 +360,8 @@ where
             let own = self.attempt_timeout;
             let limit = own.map_or(left, |own| own.min(left));
             let is_fair = self.ask.late_from.is_none() || own.is_some_and(|own| own <= left);
-            let result = self.handle.env.timeout_at(begun + limit, (self.send)(attempt)).await;
+            let result =
+                self.handle.env.timeout_at(begun + limit, (self.send)(attempt, begun)).await;
             let now = self.handle.env.now();
             let took = now.saturating_duration_since(begun);
             let (ended, result) = match result {

@@ -4,6 +4,7 @@
 //! * [`exchanges`]: request, answer, and the next one, where it is HTTP/1.1
 //! * [`pulse`]: what a client's connection is doing
 //! * [`proxy`]: a request: its route, its service, the answer, what is logged and counted
+//! * [`message`], [`fields`]: a request, an answer, and their fields
 //! * [`headers`]: what is removed, added and carried on
 //! * [`outgoing`], [`pool`]: a request as servers get it, and connections to them
 //! * [`http1`]: both ends of HTTP/1.1
@@ -12,8 +13,10 @@
 pub mod body;
 pub mod ending;
 pub mod exchanges;
+pub mod fields;
 pub mod headers;
 pub mod http1;
+pub mod message;
 pub mod outgoing;
 pub mod pool;
 pub mod proxy;

@@ -203,15 +203,16 @@ where
             let handle = dependency.handle;
             let env = handle.env().clone();
             let timeout = handle.lock().settings().timeout;
+            let now = env.now();
             let ask = Ask {
                 priority: protocol.priority(&request),
-                deadline: env.now() + timeout,
+                deadline: now + timeout,
                 late_from: None,
                 may_repeat: protocol.may_repeat(&request),
             };
-            let called = call(&handle, &ask, |attempt| {
+            let called = call(&handle, now, &ask, |attempt, begun| {
                 let (mut inner, protocol) = (inner.clone(), protocol.clone());
-                let left = ask.deadline.saturating_duration_since(env.now());
+                let left = ask.deadline.saturating_duration_since(begun);
                 let placed = Placed { server: attempt.address, left, request: request.clone() };
                 async move {
                     let failed = |error: &S::Error| protocol.error(error);

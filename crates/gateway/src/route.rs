@@ -1,7 +1,8 @@
 //! Which service a request is for: the first route of the file that matches.
 
 use crate::config::{PathMatch, Route};
-use http::{HeaderMap, Method};
+use crate::http::fields::Fields;
+use http::Method;
 
 /// What a route looks at.
 pub struct Request<'a> {
@@ -9,7 +10,7 @@ pub struct Request<'a> {
     pub host: &'a str,
     pub path: &'a str,
     pub method: &'a Method,
-    pub headers: &'a HeaderMap,
+    pub headers: &'a Fields,
 }
 
 /// The place of the first route that matches.
@@ -20,9 +21,9 @@ pub fn find(routes: &[Route], request: &Request<'_>) -> Option<usize> {
             && (route.methods.is_empty() || route.methods.contains(request.method))
             && (route.hosts.is_empty() || route.hosts.iter().any(|pattern| is_host(pattern, host)))
             && route.headers.iter().all(|(name, wanted)| {
-                let mut values = request.headers.get_all(name).iter();
+                let mut values = request.headers.all(name.as_str());
                 match wanted {
-                    Some(wanted) => values.any(|value| value.as_bytes() == wanted.as_bytes()),
+                    Some(wanted) => values.any(|value| value == wanted.as_bytes()),
                     None => values.next().is_some(),
                 }
             })
@@ -89,7 +90,7 @@ fn without_port(host: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderName;
 
     fn route(path: PathMatch) -> Route {
         Route {
@@ -113,7 +114,7 @@ mod tests {
     }
 
     fn matches(route: Route, host: &str, path: &str) -> bool {
-        let headers = HeaderMap::new();
+        let headers = Fields::default();
         find(&[route], &Request { host, path, method: &Method::GET, headers: &headers }).is_some()
     }
 
@@ -147,15 +148,15 @@ mod tests {
         };
         let posts = Route { methods: vec![Method::POST], ..below("/") };
         let routes = [beta, posts, below("/")];
-        let mut headers = HeaderMap::new();
-        let find = |headers: &HeaderMap, method: &Method| {
+        let mut headers = Fields::default();
+        let find = |headers: &Fields, method: &Method| {
             super::find(&routes, &Request { host: "h", path: "/", method, headers })
         };
         assert_eq!(find(&headers, &Method::GET), Some(2));
         assert_eq!(find(&headers, &Method::POST), Some(1));
-        headers.insert("x-beta", HeaderValue::from_static("0"));
+        headers.add("x-beta", "0");
         assert_eq!(find(&headers, &Method::GET), Some(2));
-        headers.append("x-beta", HeaderValue::from_static("1"));
+        headers.add("X-Beta", "1");
         assert_eq!(find(&headers, &Method::GET), Some(0));
     }
 

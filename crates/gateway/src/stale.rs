@@ -4,9 +4,9 @@
 //! (`Authorization`, `Cookie`), without `Set-Cookie`, that do not call themselves private. Bounded:
 //! the oldest go first.
 
+use crate::http::fields::{Fields, name};
 use base::env::Instant;
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ struct Inner {
 }
 
 pub struct Copy {
-    pub headers: HeaderMap,
+    pub fields: Fields,
     pub body: Bytes,
     pub stored_at: Instant,
     number: u64,
@@ -49,17 +49,13 @@ impl Stale {
         (now.saturating_duration_since(copy.stored_at) <= max_age).then(|| copy.clone())
     }
 
-    fn put(&self, key: String, headers: HeaderMap, body: Bytes, now: Instant) {
+    fn put(&self, key: String, fields: Fields, body: Bytes, now: Instant) {
         let inner = &mut *self.inner.lock();
         inner.n_stored += 1;
         let number = inner.n_stored;
-        let n_field_bytes = |(name, value): (&HeaderName, &HeaderValue)| {
-            name.as_str().len() + value.len() + size_of::<(HeaderName, HeaderValue)>()
-        };
-        let n_fields: usize = headers.iter().map(n_field_bytes).sum();
-        let n_bytes = COPY_BYTES + 2 * key.len() + n_fields + body.len();
+        let n_bytes = COPY_BYTES + 2 * key.len() + fields.n_bytes() + body.len();
         inner.n_bytes += n_bytes;
-        let copy = Arc::new(Copy { headers, body, stored_at: now, number, n_bytes });
+        let copy = Arc::new(Copy { fields, body, stored_at: now, number, n_bytes });
         if let Some(old) = inner.copies.insert(key.clone(), copy) {
             inner.n_bytes -= old.n_bytes;
         }
@@ -80,50 +76,40 @@ impl Stale {
 }
 
 /// The name of a GET's answer; none if it may differ from one client to the next.
-pub fn key(host: &str, path_and_query: &str, headers: &HeaderMap) -> Option<String> {
-    let personal = [header::AUTHORIZATION, header::COOKIE, header::RANGE];
-    if personal.iter().any(|name| headers.contains_key(name)) {
+pub fn key(host: &str, path_and_query: &str, fields: &Fields) -> Option<String> {
+    let personal = [name::AUTHORIZATION, name::COOKIE, name::RANGE];
+    if personal.iter().any(|name| fields.has(name)) {
         return None;
     }
-    let encoding = headers.get(header::ACCEPT_ENCODING).map(HeaderValue::as_bytes);
-    let encoding = String::from_utf8_lossy(encoding.unwrap_or_default()).into_owned();
+    let encoding = fields.get(name::ACCEPT_ENCODING).unwrap_or_default();
+    let encoding = String::from_utf8_lossy(encoding);
     Some(format!("{host}\n{path_and_query}\n{encoding}"))
 }
 
 /// Whether an answer with these fields is the same for everybody who asks with the same key.
-pub fn may_keep(headers: &HeaderMap) -> bool {
-    let says = |name: HeaderName, words: &[&str]| {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            let mut parts = value.split(',').map(|part| part.trim().to_ascii_lowercase());
-            parts.any(|part| words.iter().any(|word| part.starts_with(word)))
-        })
+pub fn may_keep(fields: &Fields) -> bool {
+    let parts = |name| {
+        let parts = fields.all(name).flat_map(|value| value.split(|byte| *byte == b','));
+        parts.map(|part| part.trim_ascii().to_ascii_lowercase())
     };
-    let varies = headers.get_all(header::VARY).iter().any(|value| {
-        !value.to_str().is_ok_and(|value| {
-            value.split(',').all(|name| name.trim().eq_ignore_ascii_case("accept-encoding"))
-        })
-    });
-    !headers.contains_key(header::SET_COOKIE)
-        && !varies
-        && !says(header::CACHE_CONTROL, &["private", "no-store"])
+    let is_private = |part: Vec<u8>| part.starts_with(b"private") || part.starts_with(b"no-store");
+    !fields.has(name::SET_COOKIE)
+        && parts(name::VARY).all(|part| part == name::ACCEPT_ENCODING.as_bytes())
+        && !parts(name::CACHE_CONTROL).any(is_private)
 }
 
 /// Collects an answer on its way to the client.
 pub struct Capture {
     stale: Arc<Stale>,
     key: String,
-    headers: HeaderMap,
+    fields: Fields,
     body: BytesMut,
     is_too_large: bool,
 }
 
 impl Capture {
-    pub fn new(stale: Arc<Stale>, key: String, headers: &HeaderMap) -> Capture {
-        // Copied: as they came they hold all that was read along with them. Each was a value already.
-        let own = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
-        let headers = headers.iter().filter_map(|(name, value)| Some((name.clone(), own(value)?)));
-        let headers = headers.collect();
-        Capture { stale, key, headers, body: BytesMut::new(), is_too_large: false }
+    pub fn new(stale: Arc<Stale>, key: String, fields: &Fields) -> Capture {
+        Capture { stale, key, fields: fields.clone(), body: BytesMut::new(), is_too_large: false }
     }
 
     pub fn data(&mut self, bytes: &Bytes) {
@@ -136,7 +122,7 @@ impl Capture {
     /// The whole answer is through.
     pub fn finish(self, now: Instant) {
         if !self.is_too_large {
-            self.stale.put(self.key, self.headers, self.body.freeze(), now);
+            self.stale.put(self.key, self.fields, self.body.freeze(), now);
         }
     }
 }
@@ -148,10 +134,10 @@ mod tests {
 
     #[test]
     fn what_is_personal_is_not_kept() {
-        let of = |name: &'static str, value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, HeaderValue::from_static(value));
-            headers
+        let of = |name: &str, value: &str| {
+            let mut fields = Fields::default();
+            fields.add(name, value);
+            fields
         };
         assert!(key("h", "/", &of("cookie", "a=1")).is_none());
         assert!(key("h", "/", &of("authorization", "Basic x")).is_none());
@@ -174,8 +160,8 @@ mod tests {
         let stale = Stale::default();
         let body = Bytes::from(vec![0; ANSWER_BYTES_MAX]);
         for n in 0..100 {
-            stale.put(n.to_string(), HeaderMap::new(), body.clone(), now);
-            stale.put("always".into(), HeaderMap::new(), body.clone(), now);
+            stale.put(n.to_string(), Fields::default(), body.clone(), now);
+            stale.put("always".into(), Fields::default(), body.clone(), now);
         }
         let hour = Duration::from_secs(3600);
         assert!(stale.get(now, "0", hour).is_none());
@@ -187,7 +173,7 @@ mod tests {
         assert!(stale.get(now + hour * 2, "99", hour).is_none());
         // Empty ones are not for nothing.
         for n in 0..200_000 {
-            stale.put(format!("empty {n}"), HeaderMap::new(), Bytes::new(), now);
+            stale.put(format!("empty {n}"), Fields::default(), Bytes::new(), now);
         }
         assert!(stale.get(now, "empty 0", hour).is_none());
         assert!(stale.get(now, "empty 199999", hour).is_some());

@@ -3,6 +3,7 @@
 
 use crate::call::{Stay, Verdict};
 use crate::http::ending::{Ending, Place};
+use crate::http::fields::name;
 use crate::http::headers;
 use crate::http::http1;
 use crate::http::http1::client::Failure;
@@ -12,6 +13,7 @@ use crate::http::pool::Loan;
 use crate::stale::Capture;
 use base::env::Env;
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use std::future::Future;
 use std::pin::Pin;
@@ -282,8 +284,8 @@ impl AnswerBody {
         self.ending.as_ref()?.loan.as_ref()
     }
 
-    pub fn hold(&mut self, ending: Ending) {
-        self.ending = Some(Box::new(ending));
+    pub fn hold(&mut self, ending: Box<Ending>) {
+        self.ending = Some(ending);
         // Nobody asks for what is not there.
         if self.content.is_end_stream(self.loan()) {
             self.ended(true);
@@ -334,7 +336,8 @@ impl Body for AnswerBody {
                 let trailers = frame.trailers_ref();
                 if let (Some(trailers), Some(ending)) = (trailers, &mut self.ending) {
                     let is_late = || ending.late_from.is_some_and(|from| ending.now() >= from);
-                    match headers::grpc_verdict(trailers, is_late) {
+                    let status = trailers.get(name::GRPC_STATUS).map(HeaderValue::as_bytes);
+                    match headers::grpc_verdict(status, is_late) {
                         Verdict::Well => {}
                         Verdict::Failed => self.ended(false),
                         Verdict::Late => ending.stay.iter_mut().for_each(Stay::has_no_end),

@@ -23,7 +23,8 @@ impl Drop for Place {
 
 pub struct Ending {
     pub begun: Instant,
-    pub status: StatusCode,
+    /// None: there is no answer yet.
+    pub status: Option<StatusCode>,
     pub n_bytes: u64,
     /// The answer ended before its end.
     pub is_broken: bool,
@@ -39,6 +40,24 @@ pub struct Ending {
 }
 
 impl Ending {
+    /// Of a request that begins.
+    pub fn new(begun: Instant, under_way: UnderWay, record: Option<Box<Record>>) -> Box<Ending> {
+        Box::new(Ending {
+            begun,
+            status: None,
+            n_bytes: 0,
+            is_broken: false,
+            backend: None,
+            record,
+            upload: None,
+            late_from: None,
+            loan: None,
+            stay: None,
+            place: None,
+            under_way,
+        })
+    }
+
     pub fn now(&self) -> Instant {
         self.under_way.now()
     }
@@ -56,13 +75,15 @@ impl Drop for Ending {
         }
         drop(self.place.take());
         self.under_way.end(now);
+        // Whoever left before there was an answer is counted where it left.
+        let Some(status) = self.status else { return };
         let took = now.saturating_duration_since(self.begun);
         if let Some(backend) = &self.backend {
-            backend.count(self.status, took);
+            backend.count(status, took);
         }
         if let Some(mut record) = self.record.take() {
             let entry = &mut record.entry;
-            entry.status = self.status.as_u16();
+            entry.status = status.as_u16();
             entry.n_bytes = self.n_bytes;
             entry.is_broken = self.is_broken;
             entry.took = took;

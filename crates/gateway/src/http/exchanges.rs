@@ -3,18 +3,19 @@
 
 use crate::http::body::{AnswerBody, Incoming, Tunnel};
 use crate::http::http1::io::Io;
-use crate::http::http1::server::{Connection, Failure};
+use crate::http::http1::server::{Connection, Date, Failure};
 use crate::http::http1::{self, head};
+use crate::http::message::Answer;
 use crate::http::serve::{Requests, Serving};
 use base::env::Env;
-use futures::FutureExt;
-use http::{Request, Response};
 use http_body::Body;
+use std::cell::Cell;
+use std::future::Future;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A connection that has been idle for this long goes back, so that what serves it is given up.
@@ -84,18 +85,16 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
                 polled => polled.map(Ok),
             }
         });
-        let (head, body) = match came.await {
+        let (request, body) = match came.await {
             Ok(Ok(Some(came))) => came,
             Ok(Ok(None)) => return Left::Ended,
             Ok(Err(failure)) => return refuse(serving, connection, &failure).await,
             Err(left) => return left,
         };
         let answer = {
-            let request = request(head, body);
-            let (gateway, client) = (requests.gateway.clone(), requests.client.clone());
-            // Boxed: it is large, and there is none while the connection is idle.
-            let mut answering = Box::pin(gateway.answer(client, request));
-            poll_fn(|cx| match answering.poll_unpin(cx) {
+            let body = body.map_or(Incoming::Empty, Incoming::Http1);
+            let mut answering = pin!(requests.gateway.answer(&requests.client, request, body));
+            poll_fn(|cx| match answering.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(Some(answer)),
                 Poll::Pending => connection.poll_gone(cx).map(|()| None),
             })
@@ -119,26 +118,17 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
     }
 }
 
-fn request(head: head::Request, body: Option<http1::server::Incoming>) -> Request<Incoming> {
-    let mut request = Request::new(body.map_or(Incoming::Empty, Incoming::Http1));
-    *request.method_mut() = head.method;
-    *request.uri_mut() = head.target;
-    *request.version_mut() = head.version;
-    *request.headers_mut() = head.fields;
-    request
-}
-
 /// Sends an answer to its end, as far as the client reads it.
 async fn send(
     serving: &Serving,
     connection: &mut Connection,
-    answer: Response<AnswerBody>,
+    answer: Answer<AnswerBody>,
 ) -> Result<Option<Box<Tunnel>>, Failure> {
-    let (parts, mut body) = answer.into_parts();
+    let Answer { status, fields, mut body } = answer;
     let is_last = serving.gateway.is_stopping();
     let size = body.size_hint();
-    connection.begin(parts.status, &parts.headers, &size, is_last, || date(&serving.env));
-    drop(parts);
+    connection.begin(status, &fields, &size, is_last, || date(&serving.env));
+    drop(fields);
     let tunnel = body.tunnel.take();
     let mut n_sent = None;
     // For how long the client has not read: it may be slow, and must not stand still.
@@ -208,8 +198,19 @@ async fn refuse(serving: &Serving, connection: &mut Connection, failure: &Failur
     }
 }
 
-fn date(env: &Env) -> String {
-    httpdate::fmt_http_date(env.wall())
+/// The time, written once a second for each thread.
+fn date(env: &Env) -> Date {
+    thread_local! {
+        static LAST: Cell<(u64, Date)> = const { Cell::new((0, [b' '; 29])) };
+    }
+    let wall = env.wall();
+    let second = wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (last, mut date) = LAST.get();
+    if last != second {
+        date.copy_from_slice(httpdate::fmt_http_date(wall).as_bytes());
+        LAST.set((second, date));
+    }
+    date
 }
 
 async fn end(serving: &Serving, mut io: Io) {

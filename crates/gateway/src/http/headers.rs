@@ -9,97 +9,80 @@
 
 use crate::call::Verdict;
 use crate::config::HeaderRules;
+use crate::http::fields::{Fields, name};
 use crate::http::http1::head::Writer;
 use crate::isolate::bulkhead::Priority;
-use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Version};
+use http::Version;
+use std::collections::HashSet;
 use std::time::Duration;
-
-pub const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-pub const PRIORITY: HeaderName = HeaderName::from_static("x-request-priority");
-pub const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Removes what concerns one connection only. `TE: trailers` stays: it is the client's word that
 /// it understands trailers, and gRPC servers want it.
-pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
-            .filter(|name| name != header::TE)
+pub fn remove_hop_by_hop(fields: &mut Fields) {
+    if fields.has(name::CONNECTION) {
+        // A set: a client may name thousands.
+        let named: HashSet<Vec<u8>> = fields
+            .all(name::CONNECTION)
+            .flat_map(|value| value.split(|byte| *byte == b','))
+            .map(|name| name.trim_ascii().to_ascii_lowercase())
+            .filter(|named| named != name::TE.as_bytes())
             .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
+        fields.retain(|name| !named.contains(&name.to_ascii_lowercase()));
+        fields.remove(name::CONNECTION);
     }
     for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::PROXY_AUTHENTICATE,
+        name::KEEP_ALIVE,
+        name::PROXY_CONNECTION,
+        name::TRANSFER_ENCODING,
+        name::UPGRADE,
+        name::PROXY_AUTHENTICATE,
     ] {
-        headers.remove(name);
+        fields.remove(name);
     }
-    if headers.get_all(header::TE).iter().any(|te| te.as_bytes() != b"trailers") {
-        headers.remove(header::TE);
+    if fields.all(name::TE).any(|te| te != b"trailers") {
+        fields.remove(name::TE);
     }
 }
 
-pub fn apply(rules: &HeaderRules, headers: &mut HeaderMap) {
+pub fn apply(rules: &HeaderRules, fields: &mut Fields) {
     for name in &rules.remove {
-        headers.remove(name);
+        fields.remove(name.as_str());
     }
     for (name, value) in &rules.set {
-        headers.insert(name, value.clone());
+        fields.set(name.as_str(), value);
     }
     for (name, value) in &rules.add {
-        headers.append(name, value.clone());
+        fields.add(name.as_str(), value);
     }
 }
 
-/// Tells the server who asked. `client` is the client's address as a field's value, made once for
-/// its connection.
-pub fn forward(headers: &mut HeaderMap, client: &HeaderValue, is_tls: bool) {
-    let chain = match headers.get(FORWARDED_FOR) {
-        None => client.clone(),
-        Some(_) => {
-            let mut chain = Vec::with_capacity(64);
-            for value in headers.get_all(FORWARDED_FOR) {
-                chain.extend_from_slice(value.as_bytes());
-                chain.extend_from_slice(b", ");
-            }
-            chain.extend_from_slice(client.as_bytes());
-            // What was put together of values is one.
-            HeaderValue::from_maybe_shared(Bytes::from(chain)).unwrap_or_else(|_| client.clone())
+/// Tells the server who asked: the client's address, as text made once for its connection.
+pub fn forward(fields: &mut Fields, client: &str, is_tls: bool) {
+    if fields.has(name::FORWARDED_FOR) {
+        let mut chain = Vec::with_capacity(64);
+        for value in fields.all(name::FORWARDED_FOR) {
+            chain.extend_from_slice(value);
+            chain.extend_from_slice(b", ");
         }
-    };
-    headers.insert(FORWARDED_FOR, chain);
-    let proto = HeaderValue::from_static(if is_tls { "https" } else { "http" });
-    headers.entry(FORWARDED_PROTO).or_insert(proto);
-    if let Some(host) = headers.get(header::HOST).cloned() {
-        headers.entry(FORWARDED_HOST).or_insert(host);
+        chain.extend_from_slice(client.as_bytes());
+        fields.set(name::FORWARDED_FOR, chain);
+    } else {
+        fields.add(name::FORWARDED_FOR, client);
+    }
+    if !fields.has(name::FORWARDED_PROTO) {
+        fields.add(name::FORWARDED_PROTO, if is_tls { "https" } else { "http" });
+    }
+    if !fields.has(name::FORWARDED_HOST) {
+        fields.add_same(name::FORWARDED_HOST, name::HOST);
     }
 }
 
 /// How long the client wants to wait, if it says so.
-pub fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(ms) = text(TIMEOUT).and_then(|text| text.trim().parse().ok()) {
+pub fn asked_timeout(fields: &Fields) -> Option<Duration> {
+    if let Some(ms) = fields.text(name::TIMEOUT).and_then(|text| text.trim().parse().ok()) {
         return Some(Duration::from_millis(ms));
     }
-    let text = text(GRPC_TIMEOUT)?;
+    let text = fields.text(name::GRPC_TIMEOUT)?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     // gRPC allows eight digits.
     let n: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
@@ -114,27 +97,26 @@ pub fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
-/// Tells the server how long anyone will wait for it.
-pub fn set_timeout(headers: &mut HeaderMap, left: Duration) {
+pub fn is_timeout(name: &[u8]) -> bool {
+    let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+    is(name::TIMEOUT) || is(name::GRPC_TIMEOUT)
+}
+
+/// Tells the server how long anyone will wait for it, in HTTP/2.
+pub fn set_timeout(fields: &mut Fields, left: Duration) {
     let ms = timeout_ms(left);
-    headers.insert(TIMEOUT, HeaderValue::from(ms));
-    if headers.contains_key(GRPC_TIMEOUT)
-        && let Ok(value) = HeaderValue::try_from(grpc_timeout(ms))
-    {
-        headers.insert(GRPC_TIMEOUT, value);
+    fields.set(name::TIMEOUT, ms.to_string());
+    if fields.has(name::GRPC_TIMEOUT) {
+        fields.set(name::GRPC_TIMEOUT, grpc_timeout(ms));
     }
 }
 
-pub fn is_timeout(name: &HeaderName) -> bool {
-    *name == TIMEOUT || *name == GRPC_TIMEOUT
-}
-
 /// As [`set_timeout`], where the head is written.
-pub fn write_timeout(to: &mut Writer<'_>, headers: &HeaderMap, left: Duration) {
+pub fn write_timeout(to: &mut Writer<'_>, fields: &Fields, left: Duration) {
     let ms = timeout_ms(left);
-    to.number(TIMEOUT.as_str(), ms);
-    if headers.contains_key(GRPC_TIMEOUT) {
-        to.field(GRPC_TIMEOUT.as_str(), grpc_timeout(ms).as_bytes());
+    to.number(name::TIMEOUT, ms);
+    if fields.has(name::GRPC_TIMEOUT) {
+        to.field(name::GRPC_TIMEOUT, grpc_timeout(ms).as_bytes());
     }
 }
 
@@ -146,8 +128,8 @@ fn grpc_timeout(ms: u64) -> String {
     format!("{}m", ms.min(99_999_999))
 }
 
-pub fn asked_priority(headers: &HeaderMap) -> Option<Priority> {
-    Priority::of(headers.get(PRIORITY)?.to_str().ok()?)
+pub fn asked_priority(fields: &Fields) -> Option<Priority> {
+    Priority::of(fields.text(name::PRIORITY)?)
 }
 
 /// A trace's name, and the span that we are in it.
@@ -163,8 +145,8 @@ pub struct Trace {
 impl Trace {
     /// The trace that the request belongs to, or a new one, which is sampled with probability
     /// `share`; `random` gives the new names.
-    pub fn of(headers: &HeaderMap, share: f64, mut random: impl FnMut() -> u64) -> Trace {
-        let given = headers.get(TRACE_PARENT).and_then(|value| parse(value.to_str().ok()?));
+    pub fn of(fields: &Fields, share: f64, mut random: impl FnMut() -> u64) -> Trace {
+        let given = fields.text(name::TRACE_PARENT).and_then(parse);
         let mut fresh = || random().max(1);
         let Some(given) = given else {
             let (high, low, span) = (fresh(), fresh(), fresh());
@@ -176,14 +158,12 @@ impl Trace {
         Trace { span: fresh(), ..given }
     }
 
-    pub fn set(&self, headers: &mut HeaderMap) {
+    pub fn set(&self, fields: &mut Fields) {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         hex(&mut text[3..35], &self.trace.to_be_bytes());
         hex(&mut text[36..52], &self.span.to_be_bytes());
         hex(&mut text[53..55], &[u8::from(self.is_sampled)]);
-        if let Ok(value) = HeaderValue::from_bytes(&text) {
-            headers.insert(TRACE_PARENT, value);
-        }
+        fields.set(name::TRACE_PARENT, text);
     }
 }
 
@@ -214,32 +194,30 @@ fn parse(text: &str) -> Option<Trace> {
 }
 
 /// The protocol that a client wants to change to on this connection, such as WebSocket.
-pub fn wanted_upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+pub fn wanted_upgrade(fields: &Fields, version: Version) -> Option<Vec<u8>> {
     if version != Version::HTTP_11 {
         return None;
     }
-    let names_upgrade = headers.get_all(header::CONNECTION).iter().any(|value| {
-        value.to_str().is_ok_and(|value| {
-            value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
-        })
-    });
-    let upgrade = headers.get(header::UPGRADE).filter(|_| names_upgrade)?;
+    let names = |values: &[u8], wanted: &[u8]| {
+        let mut names = values.split(|byte| *byte == b',');
+        names.any(|name| name.trim_ascii().eq_ignore_ascii_case(wanted))
+    };
+    if !fields.all(name::CONNECTION).any(|value| names(value, b"upgrade")) {
+        return None;
+    }
+    let upgrade = fields.get(name::UPGRADE)?;
     // HTTP/2 in clear text by upgrade is deprecated, and would pass us by.
-    let mut protocols = upgrade.as_bytes().split(|byte| *byte == b',');
-    let is_h2c = protocols.any(|name| name.trim_ascii().eq_ignore_ascii_case(b"h2c"));
-    (!is_h2c).then(|| upgrade.clone())
+    (!names(upgrade, b"h2c")).then(|| upgrade.to_vec())
 }
 
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+pub fn is_grpc(fields: &Fields) -> bool {
+    fields.get(name::CONTENT_TYPE).is_some_and(|value| value.starts_with(b"application/grpc"))
 }
 
-/// What headers or trailers say of a gRPC server; not that it failed when the request is wrong.
-/// `is_late`: its caller gave it little time, which is over.
-pub fn grpc_verdict(headers: &HeaderMap, is_late: impl Fn() -> bool) -> Verdict {
-    match headers.get("grpc-status").map(HeaderValue::as_bytes) {
+/// What a gRPC server's status (in headers or trailers) says of it; not that it failed when the
+/// request is wrong. `is_late`: its caller gave it little time, which is over.
+pub fn grpc_verdict(status: Option<&[u8]>, is_late: impl Fn() -> bool) -> Verdict {
+    match status {
         // DEADLINE_EXCEEDED
         Some(b"4") if is_late() => Verdict::Late,
         // UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, and a full server's RESOURCE_EXHAUSTED.
@@ -252,48 +230,48 @@ pub fn grpc_verdict(headers: &HeaderMap, is_late: impl Fn() -> bool) -> Verdict 
 mod tests {
     use super::*;
 
-    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
+    fn fields(pairs: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::default();
         for (name, value) in pairs {
-            map.append(*name, HeaderValue::from_static(value));
+            fields.add(name, value);
         }
-        map
+        fields
     }
 
     #[test]
     fn what_concerns_one_connection_ends_here() {
-        let mut headers = map(&[
-            ("connection", "close, X-Private"),
-            ("x-private", "1"),
+        let mut headers = fields(&[
+            ("connection", "close, x-private"),
+            ("X-Private", "1"),
             ("keep-alive", "5"),
             ("transfer-encoding", "chunked"),
             ("te", "trailers"),
-            ("x-kept", "1"),
+            ("X-Kept", "1"),
         ]);
         remove_hop_by_hop(&mut headers);
-        let left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(left, ["te", "x-kept"]);
-        let mut gzip = map(&[("te", "gzip, trailers")]);
+        let left: Vec<&[u8]> = headers.iter().map(|(name, _)| name).collect();
+        assert_eq!(left, [&b"te"[..], b"X-Kept"]);
+        let mut gzip = fields(&[("te", "gzip, trailers")]);
         remove_hop_by_hop(&mut gzip);
-        assert!(gzip.is_empty());
+        assert_eq!(gzip.iter().count(), 0);
     }
 
     #[test]
     fn the_clients_chain_is_extended() {
-        let mut headers = map(&[
+        let mut headers = fields(&[
             ("host", "a.example"),
             ("x-forwarded-for", "1.1.1.1"),
             ("x-forwarded-for", "2.2.2.2"),
         ]);
-        forward(&mut headers, &HeaderValue::from_static("3.3.3.3"), true);
-        assert_eq!(headers["x-forwarded-for"], "1.1.1.1, 2.2.2.2, 3.3.3.3");
-        assert_eq!(headers["x-forwarded-proto"], "https");
-        assert_eq!(headers["x-forwarded-host"], "a.example");
+        forward(&mut headers, "3.3.3.3", true);
+        assert_eq!(headers.text("x-forwarded-for"), Some("1.1.1.1, 2.2.2.2, 3.3.3.3"));
+        assert_eq!(headers.text("x-forwarded-proto"), Some("https"));
+        assert_eq!(headers.text("x-forwarded-host"), Some("a.example"));
     }
 
     #[test]
     fn time_left_is_read_in_both_tongues() {
-        let asked = |name, value| asked_timeout(&map(&[(name, value)]));
+        let asked = |name, value| asked_timeout(&fields(&[(name, value)]));
         assert_eq!(asked("x-request-timeout-ms", "250"), Some(Duration::from_millis(250)));
         assert_eq!(asked("grpc-timeout", "2S"), Some(Duration::from_secs(2)));
         assert_eq!(asked("grpc-timeout", "100m"), Some(Duration::from_millis(100)));
@@ -306,14 +284,14 @@ mod tests {
     #[test]
     fn a_trace_goes_on_and_a_broken_one_begins_anew() {
         let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let trace = Trace::of(&map(&[("traceparent", given)]), 0.0, || 7);
+        let trace = Trace::of(&fields(&[("traceparent", given)]), 0.0, || 7);
         assert_eq!(trace.trace, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c);
         assert_eq!((trace.parent, trace.is_sampled), (Some(0xb7ad_6b71_6920_3331), true));
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         trace.set(&mut headers);
         assert_eq!(
-            headers["traceparent"],
-            "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01"
+            headers.text("traceparent"),
+            Some("00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01")
         );
         for wrong in [
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
@@ -330,7 +308,7 @@ mod tests {
     #[test]
     fn only_a_named_upgrade_is_one() {
         let asks = |connection, upgrade| {
-            let headers = map(&[("connection", connection), ("upgrade", upgrade)]);
+            let headers = fields(&[("connection", connection), ("upgrade", upgrade)]);
             wanted_upgrade(&headers, Version::HTTP_11).is_some()
         };
         assert!(asks("keep-alive, Upgrade", "websocket"));

@@ -2,13 +2,13 @@
 
 use crate::call::{Fault, SendError};
 use crate::http::body::{RequestBody, Upload};
+use crate::http::fields::{Fields, name};
 use crate::http::headers;
 use crate::http::http1::head::Writer;
 use crate::http::http1::length::Length;
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Request, Uri, Version};
+use http::{Method, Request, Uri, Version};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use std::time::Duration;
 pub struct Outgoing {
     pub method: Method,
     pub path: PathAndQuery,
-    pub headers: HeaderMap,
-    pub upgrade: Option<HeaderValue>,
+    pub fields: Fields,
+    pub upgrade: Option<Vec<u8>>,
     /// Taken by the attempt that sends it; small ones can be sent again.
     pub body: Mutex<Option<OutgoingBody>>,
     pub may_repeat: bool,
@@ -63,8 +63,8 @@ impl Outgoing {
 
     /// The head, for an attempt that has so much time left.
     pub fn head(&self, left: Duration) -> Head<'_> {
-        let Outgoing { method, path, headers, upgrade, .. } = self;
-        Head { method, path, headers, upgrade: upgrade.as_ref(), left: Some(left) }
+        let Outgoing { method, path, fields, upgrade, .. } = self;
+        Head { method, path, fields, upgrade: upgrade.as_deref(), left: Some(left) }
     }
 }
 
@@ -72,8 +72,8 @@ impl Outgoing {
 pub struct Head<'a> {
     pub method: &'a Method,
     pub path: &'a PathAndQuery,
-    pub headers: &'a HeaderMap,
-    pub upgrade: Option<&'a HeaderValue>,
+    pub fields: &'a Fields,
+    pub upgrade: Option<&'a [u8]>,
     /// How long anyone will wait for the answer.
     pub left: Option<Duration>,
 }
@@ -82,23 +82,23 @@ impl Head<'_> {
     /// As HTTP/1.1 has it.
     pub fn write(&self, mut to: Writer<'_>, length: Length) {
         to.request(self.method, self.path);
-        let is_ours = |name: &http::HeaderName| {
-            name == header::CONTENT_LENGTH || (self.left.is_some() && headers::is_timeout(name))
-        };
-        to.fields(self.headers, is_ours);
-        if !self.headers.contains_key(header::HOST) {
+        to.fields(self.fields, |name| {
+            name.eq_ignore_ascii_case(name::CONTENT_LENGTH.as_bytes())
+                || (self.left.is_some() && headers::is_timeout(name))
+        });
+        if !self.fields.has(name::HOST) {
             // HTTP/1.0 may name none.
-            to.field("host", b"");
+            to.field(name::HOST, b"");
         }
         if let Some(left) = self.left {
-            headers::write_timeout(&mut to, self.headers, left);
+            headers::write_timeout(&mut to, self.fields, left);
         }
         if let Some(upgrade) = self.upgrade {
-            to.field("connection", b"upgrade");
-            to.field("upgrade", upgrade.as_bytes());
+            to.field(name::CONNECTION, b"upgrade");
+            to.field(name::UPGRADE, upgrade);
         }
         let has_none = length == Length::Told(0)
-            && !self.headers.contains_key(header::CONTENT_LENGTH)
+            && !self.fields.has(name::CONTENT_LENGTH)
             && !matches!(*self.method, Method::POST | Method::PUT | Method::PATCH);
         if !has_none {
             to.length(length);
@@ -115,13 +115,14 @@ impl Head<'_> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = self.headers.clone();
-        let headers = request.headers_mut();
+        let mut fields = self.fields.clone();
         if let Some(left) = self.left {
-            headers::set_timeout(headers, left);
+            headers::set_timeout(&mut fields, left);
         }
-        let host = headers.remove(header::HOST);
-        let host = host.as_ref().and_then(|host| host.to_str().ok());
+        fields.remove(name::HOST);
+        let fields = fields.to_map().ok_or_else(|| malformed("too many fields".into()))?;
+        *request.headers_mut() = fields;
+        let host = self.fields.text(name::HOST);
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
         let authority = Authority::try_from(host.unwrap_or_default());

@@ -5,19 +5,21 @@ use crate::balance::Attempt;
 use crate::call::{Fault, Handle, SendError};
 use crate::config::Protocol;
 use crate::http::body::{self, RequestBody};
+use crate::http::fields::{Fields, name};
 use crate::http::http1;
 use crate::http::http1::client::Connection;
+use crate::http::http1::head;
 use crate::http::http1::io::Io;
 use crate::http::http1::length::Length;
+use crate::http::message::Answer;
 use crate::http::outgoing::Head;
 use crate::tls::Connector;
 use base::env::{Env, Instant, Stream};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::{self, FutureExt};
-use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body::{Body, Frame};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -133,6 +135,7 @@ impl Upstream {
     pub async fn loan(
         self: &Arc<Self>,
         env: &Env,
+        now: Instant,
         lane: usize,
         attempt: Attempt,
     ) -> Result<Loan, SendError> {
@@ -144,7 +147,6 @@ impl Upstream {
             is_fresh,
             at,
         };
-        let now = env.now();
         if let Some(sender) = self.take(now, lane, attempt) {
             return Ok(loan(sender, false, now));
         }
@@ -278,16 +280,15 @@ impl Upstream {
     /// Whether the server answers `GET path` with a 2xx or 3xx, on a connection of its own.
     pub async fn is_well(&self, env: &Env, address: SocketAddr, path: &str) -> bool {
         let Ok(path) = PathAndQuery::try_from(path) else { return false };
-        let Ok(host) = HeaderValue::try_from(address.to_string()) else { return false };
-        let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, host);
-        headers.insert(header::USER_AGENT, HeaderValue::from_static("atoll-health-check"));
+        let mut fields = Fields::default();
+        fields.add(name::HOST, address.to_string());
+        fields.add(name::USER_AGENT, "atoll-health-check");
         let method = &Method::GET;
-        let head = Head { method, path: &path, headers: &headers, upgrade: None, left: None };
+        let head = Head { method, path: &path, fields: &fields, upgrade: None, left: None };
         let Ok(mut sender) = self.connect(env, address).await else { return false };
         let answer = sender.send(&head, RequestBody::bytes(Bytes::new()), self.tls.is_some()).await;
         answer.is_ok_and(|answer| {
-            let status = answer.status();
+            let status = answer.status;
             status.is_success() || status.is_redirection()
         })
     }
@@ -328,26 +329,24 @@ impl Sender {
         head: &Head<'_>,
         body: RequestBody,
         is_tls: bool,
-    ) -> Result<Response<Rest>, Unsent> {
+    ) -> Result<Answer<Rest>, Unsent> {
         match self {
             Sender::Http1(connection) => {
                 let length = body.size_hint().exact().map_or(Length::Chunked, Length::Told);
                 head.write(connection.head(), length);
                 let sent = connection.send(body, length, head.method == Method::HEAD).await;
-                let answer = sent.map_err(|failure| (failure.into(), None))?;
-                let is_switch = answer.status == StatusCode::SWITCHING_PROTOCOLS;
+                let head::Answer { status, fields, .. } =
+                    sent.map_err(|failure| (failure.into(), None))?;
+                let is_switch = status == StatusCode::SWITCHING_PROTOCOLS;
                 if is_switch && head.upgrade.is_none() {
                     return Err((unasked(), None));
                 }
-                let rest = match (connection.is_ended(), connection.whole()) {
+                let body = match (connection.is_ended(), connection.whole()) {
                     (true, _) => Rest::Here(Bytes::new()),
                     (false, Some(whole)) => Rest::Here(whole),
                     (false, None) => Rest::OnLoan,
                 };
-                let mut response = Response::new(rest);
-                *response.status_mut() = answer.status;
-                *response.headers_mut() = answer.fields;
-                Ok(response)
+                Ok(Answer { status, fields, body })
             }
             Sender::Http2(shared) => {
                 let request = head.request(body, is_tls).map_err(|error| (error, None))?;
@@ -360,9 +359,11 @@ impl Sender {
                     };
                     (kind, body)
                 })?;
-                match answer.status() {
+                let (parts, body) = answer.into_parts();
+                let fields = Fields::from(&parts.headers);
+                match parts.status {
                     StatusCode::SWITCHING_PROTOCOLS => Err((unasked(), None)),
-                    _ => Ok(answer.map(Rest::Stream)),
+                    status => Ok(Answer { status, fields, body: Rest::Stream(body) }),
                 }
             }
         }
@@ -375,7 +376,7 @@ impl Loan {
         &mut self,
         head: &Head<'_>,
         body: RequestBody,
-    ) -> Result<Response<Rest>, Unsent> {
+    ) -> Result<Answer<Rest>, Unsent> {
         let Some(sender) = &mut self.sender else { return Err((SendError::Stale, Some(body))) };
         let sent = sender.send(head, body, self.upstream.tls.is_some()).await;
         if sent.is_err() {

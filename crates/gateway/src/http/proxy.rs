@@ -1,13 +1,15 @@
 //! One request: its route, its service, the answer.
 
 use crate::backend::Backend;
-use crate::call::{self, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
+use crate::call::{Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
 use crate::config::{self, Limits, Route};
 use crate::gateway::{Gateway, State};
-use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel, Upload};
-use crate::http::ending::{Ending, Place};
+use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
+use crate::http::ending::Ending;
+use crate::http::fields::{Fields, name};
 use crate::http::headers::{self, Trace};
 use crate::http::http1::io::Io;
+use crate::http::message::{Answer, Request};
 use crate::http::outgoing::{Outgoing, OutgoingBody};
 use crate::http::pool::{Loan, Rest};
 use crate::http::pulse::Pulse;
@@ -19,9 +21,8 @@ use crate::stale::{self, Capture};
 use base::env::{Env, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
-use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version, request};
+use http::{Method, StatusCode, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
@@ -45,7 +46,7 @@ pub struct Client {
     pub lane: usize,
     pub address: SocketAddr,
     /// The address as servers are told it.
-    pub forwarded_for: HeaderValue,
+    pub forwarded_for: Arc<str>,
     pub is_tls: bool,
     pub pulse: Arc<Pulse>,
 }
@@ -87,34 +88,33 @@ impl Own {
         }
     }
 
-    fn response(self, is_grpc: bool) -> Response<AnswerBody> {
-        let mut response = Response::new(AnswerBody::bytes(Bytes::new()));
-        let headers = response.headers_mut();
+    fn answer(self, is_grpc: bool) -> Answer<AnswerBody> {
+        let mut fields = Fields::default();
         if let Some(wait) = self.retry_after {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+            fields.add(name::RETRY_AFTER, seconds.max(1).to_string());
         }
         if is_grpc {
             // gRPC looks at its own status, in headers where there is no body.
-            let code: u16 = match self.status {
-                StatusCode::GATEWAY_TIMEOUT => 4,
-                StatusCode::NOT_FOUND => 12,
-                StatusCode::PAYLOAD_TOO_LARGE => 8,
-                StatusCode::BAD_REQUEST => 3,
-                _ => 14,
+            let code = match self.status {
+                StatusCode::GATEWAY_TIMEOUT => "4",
+                StatusCode::NOT_FOUND => "12",
+                StatusCode::PAYLOAD_TOO_LARGE => "8",
+                StatusCode::BAD_REQUEST => "3",
+                _ => "14",
             };
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from(code));
-            if let Ok(message) = HeaderValue::try_from(percent(&self.text)) {
-                headers.insert("grpc-message", message);
-            }
-            return response;
+            fields.add(name::CONTENT_TYPE, "application/grpc");
+            fields.add(name::GRPC_STATUS, code);
+            fields.add(name::GRPC_MESSAGE, percent(&self.text));
+            return Answer {
+                status: StatusCode::OK,
+                fields,
+                body: AnswerBody::bytes(Bytes::new()),
+            };
         }
-        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-        headers.insert(header::CONTENT_TYPE, plain);
-        *response.status_mut() = self.status;
-        *response.body_mut() = AnswerBody::bytes(Bytes::from(self.text + "\n"));
-        response
+        fields.add(name::CONTENT_TYPE, "text/plain; charset=utf-8");
+        let body = AnswerBody::bytes(Bytes::from(self.text + "\n"));
+        Answer { status: self.status, fields, body }
     }
 }
 
@@ -146,124 +146,94 @@ struct Way<'a> {
 
 /// What a request's answer needs to know of it.
 struct Asked {
-    begun: Instant,
     is_grpc: bool,
     stale_key: Option<String>,
     trace: Trace,
-    record: Option<Box<Record>>,
-    upload: Option<Arc<Upload>>,
-    late_from: Option<Instant>,
-    backend: Option<Arc<Backend>>,
-    place: Option<Place>,
+    /// What it holds, and will hold until its answer's end.
+    ending: Box<Ending>,
 }
 
 impl Gateway {
     /// Answers one request, whatever happens to it.
     pub async fn answer(
-        self: Arc<Self>,
-        client: Client,
-        request: Request<Incoming>,
-    ) -> Response<AnswerBody> {
-        let under_way = client.pulse.begin(request.version());
+        self: &Arc<Self>,
+        client: &Client,
+        request: Request,
+        body: Incoming,
+    ) -> Answer<AnswerBody> {
+        let under_way = client.pulse.begin(request.version);
         let state = self.state();
         let traces = state.traces.as_ref();
         let share = traces.map_or(0.0, |traces| traces.config.share);
-        let trace = Trace::of(request.headers(), share, || self.env().random());
+        let trace = Trace::of(&request.fields, share, || self.env().random());
+        let record = Record::begin(trace, self.log(), traces);
         let mut asked = Asked {
-            begun: self.env().now(),
-            is_grpc: headers::is_grpc(request.headers()),
+            is_grpc: headers::is_grpc(&request.fields),
             stale_key: None,
             trace,
-            record: Record::begin(trace, self.log(), traces),
-            upload: None,
-            late_from: None,
-            backend: None,
-            place: None,
+            ending: Ending::new(self.env().now(), under_way, record),
         };
-        let forwarded = self.forward(&state, &client, request, &mut asked).await;
-        let (mut response, loan, stay) = match forwarded {
-            Ok(answer) => (answer.response, answer.loan, answer.stay),
+        let forwarded = self.forward(&state, client, request, body, &mut asked).await;
+        let mut ending = asked.ending;
+        let mut answer = match forwarded {
+            Ok(answer) => answer,
             Err(own) => {
-                if let Some(record) = &mut asked.record {
+                if let Some(record) = &mut ending.record {
                     record.entry.reason.clone_from(&own.text);
                 }
-                (own.response(asked.is_grpc), None, None)
+                own.answer(asked.is_grpc)
             }
         };
-        let ending = Ending {
-            begun: asked.begun,
-            status: response.status(),
-            n_bytes: 0,
-            is_broken: false,
-            backend: asked.backend,
-            record: asked.record,
-            upload: asked.upload,
-            late_from: asked.late_from,
-            loan,
-            stay,
-            place: asked.place,
-            under_way,
-        };
-        response.body_mut().hold(ending);
-        response
+        ending.status = Some(answer.status);
+        answer.body.hold(ending);
+        answer
     }
 
     async fn forward(
         self: &Arc<Self>,
         state: &Arc<State>,
         client: &Client,
-        request: Request<Incoming>,
+        mut request: Request,
+        body: Incoming,
         asked: &mut Asked,
-    ) -> Result<Answer, Own> {
-        let (mut parts, body) = request.into_parts();
-        let way = match self.way(state, client, &parts, asked) {
+    ) -> Result<Answer<AnswerBody>, Own> {
+        let way = match self.way(state, client, &request, asked) {
             Ok(way) => way,
             Err(own) => {
-                self.discard(&parts, body).await;
+                self.discard(&request, body).await;
                 return Err(own);
             }
         };
         let Way { ref host, route, backend, priority, own_time, given, until } = way;
-        asked.backend = Some(backend.clone());
+        asked.ending.backend = Some(backend.clone());
 
         // What has a body to send first is an ordinary request, as servers may take it (RFC 9110, 7.8).
-        let upgrade = headers::wanted_upgrade(&parts.headers, parts.version);
+        let fields = &mut request.fields;
+        let upgrade = headers::wanted_upgrade(fields, request.version);
         let upgrade = upgrade.filter(|_| body.is_end_stream());
-        if parts.method == Method::GET && backend.config.fallback.stale_for.is_some() {
-            let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-            asked.stale_key = stale::key(host, path, &parts.headers);
+        if request.method == Method::GET && backend.config.fallback.stale_for.is_some() {
+            let path = request.target.path_and_query().map_or("/", PathAndQuery::as_str);
+            asked.stale_key = stale::key(host, path, fields);
         }
-        headers::remove_hop_by_hop(&mut parts.headers);
+        headers::remove_hop_by_hop(fields);
         // RFC 9112, 3.2.2: what the target names is the host, whatever the field says.
-        if parts.uri.authority().is_some()
-            && let Ok(host) = HeaderValue::from_str(host)
-        {
-            parts.headers.insert(header::HOST, host);
+        if request.target.authority().is_some() {
+            fields.set(name::HOST, host);
         }
-        headers::forward(&mut parts.headers, &client.forwarded_for, client.is_tls);
-        asked.trace.set(&mut parts.headers);
-        headers::apply(&route.request_headers, &mut parts.headers);
-        let outgoing = self.outgoing(state, &way, parts, upgrade, body).await?;
+        headers::forward(fields, &client.forwarded_for, client.is_tls);
+        asked.trace.set(fields);
+        headers::apply(&route.request_headers, fields);
+        let outgoing = self.outgoing(state, &way, request, upgrade, body).await?;
 
         // The service's own time begins when the request is there: a slow client is not its fault.
-        let deadline = match given {
-            None if outgoing.was_waited_for => self.env().now() + own_time,
-            _ => until,
-        };
+        let now = if outgoing.was_waited_for { self.env().now() } else { asked.ending.begun };
+        let deadline = if given.is_none() { now + own_time } else { until };
         let late_from = Ask::late_from(deadline, given);
         let ask = Ask { priority, deadline, late_from, may_repeat: outgoing.may_repeat };
-        asked.upload = outgoing.upload();
-        asked.late_from = late_from;
-        let mut answer = self.ask(state, client, backend, &ask, &outgoing, asked).await?;
-        headers::apply(&route.response_headers, answer.response.headers_mut());
-        if let Some(io) = answer.upgraded.take() {
-            let mut stay = answer.stay.take();
-            if let Some(stay) = &mut stay {
-                stay.leave();
-            }
-            let tunnel = Tunnel { io, stay, place: asked.place.take() };
-            answer.response.body_mut().tunnel = Some(Box::new(tunnel));
-        }
+        asked.ending.upload = outgoing.upload();
+        asked.ending.late_from = late_from;
+        let mut answer = self.ask(state, client, backend, now, &ask, &outgoing, asked).await?;
+        headers::apply(&route.response_headers, &mut answer.fields);
         Ok(answer)
     }
 
@@ -272,45 +242,40 @@ impl Gateway {
         &self,
         state: &'a State,
         client: &Client,
-        parts: &request::Parts,
+        request: &Request,
         asked: &mut Asked,
     ) -> Result<Way<'a>, Own> {
-        let host = host_of(parts);
-        if let Some(record) = &mut asked.record {
+        let Request { method, target, fields, .. } = request;
+        let host = host_of(request);
+        if let Some(record) = &mut asked.ending.record {
             let entry = &mut record.entry;
             entry.at_us = self.env().wall_us();
             entry.client = client.address.to_string();
-            entry.method = parts.method.to_string();
+            entry.method = method.to_string();
             entry.host = host.clone().unwrap_or_default();
-            entry.path =
-                parts.uri.path_and_query().map(|path| path.to_string()).unwrap_or_default();
+            entry.path = target.path_and_query().map(|path| path.to_string()).unwrap_or_default();
         }
         let host = host.ok_or_else(|| {
             self.counters.n_bad_requests.fetch_add(1, Relaxed);
             Own::new(StatusCode::BAD_REQUEST, "the request names no host")
         })?;
-        if parts.method == Method::CONNECT {
+        if *method == Method::CONNECT {
             let text = "this is no forward proxy: CONNECT is not served";
             return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, text));
         }
-        let wanted = route::Request {
-            host: &host,
-            path: parts.uri.path(),
-            method: &parts.method,
-            headers: &parts.headers,
-        };
+        let path = target.path();
+        let wanted = route::Request { host: &host, path, method, headers: fields };
         let found = route::find(&state.routes, &wanted).and_then(|idx| state.routes.get(idx));
         let route = found.ok_or_else(|| {
             self.counters.n_no_route.fetch_add(1, Relaxed);
-            let path = parts.uri.path();
-            Own::new(StatusCode::NOT_FOUND, format!("no route for {} {host}{path}", parts.method))
+            Own::new(StatusCode::NOT_FOUND, format!("no route for {method} {host}{path}"))
         })?;
         // A client may call its request less important than the route has it, and not more.
         let highest = route.priority;
-        let asked_priority = headers::asked_priority(&parts.headers);
+        let asked_priority = headers::asked_priority(fields);
         let priority = asked_priority.map_or(highest, |asked| asked.min(highest));
         let place = self.admit(&state.limits, priority);
-        asked.place = Some(place.ok_or_else(|| {
+        asked.ending.place = Some(place.ok_or_else(|| {
             self.counters.n_refused_requests.fetch_add(1, Relaxed);
             Own::busy("the gateway has too many requests under way", Duration::from_secs(1))
         })?);
@@ -318,23 +283,23 @@ impl Gateway {
         let backend = state.backends.get(name).ok_or_else(|| {
             Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
         })?;
-        if let Some(record) = &mut asked.record {
+        if let Some(record) = &mut asked.ending.record {
             record.entry.route.clone_from(&route.name);
             record.entry.service = name.to_owned();
         }
         let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
-        let asked_for = headers::asked_timeout(&parts.headers);
+        let asked_for = headers::asked_timeout(fields);
         let given = asked_for.filter(|asked_for| *asked_for < own_time);
-        let until = asked.begun + given.unwrap_or(own_time);
+        let until = asked.ending.begun + given.unwrap_or(own_time);
         Ok(Way { host, route, backend, priority, own_time, given, until })
     }
 
     /// Reads the rest of a small request that is refused, so that the next one can follow.
-    async fn discard(&self, parts: &request::Parts, mut body: Incoming) {
+    async fn discard(&self, request: &Request, mut body: Incoming) {
         let is_small = body.size_hint().exact().is_some_and(|n| n <= HELD_BYTES_MAX);
         // HTTP/2 needs no such thing; who expects to be told before it sends is told.
-        let is_wanted = parts.version < Version::HTTP_2
-            && !parts.headers.contains_key(header::EXPECT)
+        let is_wanted = request.version < Version::HTTP_2
+            && !request.fields.has(name::EXPECT)
             && !body.is_end_stream();
         if !is_small || !is_wanted {
             return;
@@ -361,21 +326,22 @@ impl Gateway {
         &self,
         state: &State,
         way: &Way<'_>,
-        parts: request::Parts,
-        upgrade: Option<HeaderValue>,
+        request: Request,
+        upgrade: Option<Vec<u8>>,
         body: Incoming,
     ) -> Result<Outgoing, Own> {
         let route = way.route;
-        let path = match route::replaced(route, parts.uri.path()) {
+        let target = &request.target;
+        let path = match route::replaced(route, target.path()) {
             Some(path) => {
-                let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+                let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
                 PathAndQuery::try_from(path + &query).ok()
             }
-            None => parts.uri.path_and_query().cloned(),
+            None => target.path_and_query().cloned(),
         };
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let is_harmless =
-            parts.method.is_idempotent() || parts.headers.contains_key("idempotency-key");
+            request.method.is_idempotent() || request.fields.has(name::IDEMPOTENCY_KEY);
         let limits = &state.limits;
         let n_max = route.body_bytes_max.or(limits.body_bytes_max);
         let n_told = body.size_hint().exact();
@@ -383,11 +349,11 @@ impl Gateway {
             && n_told > n_max
         {
             let text = format!("the body has {n_told} bytes, {n_max} are allowed");
-            self.discard(&parts, body).await;
+            self.discard(&request, body).await;
             return Err(Own::new(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
         // Of HTTP/2 as much waits for its reader as there is room for.
-        let is_held = is_harmless || parts.version < Version::HTTP_2;
+        let is_held = is_harmless || request.version < Version::HTTP_2;
         let n_held = n_told.filter(|n_told| is_held && *n_told <= HELD_BYTES_MAX);
         let mut was_waited_for = false;
         let body = if body.is_end_stream() {
@@ -402,9 +368,9 @@ impl Gateway {
         };
         let is_held = matches!(body, OutgoingBody::Held(_));
         Ok(Outgoing {
-            method: parts.method,
+            method: request.method,
             path,
-            headers: parts.headers,
+            fields: request.fields,
             may_repeat: is_harmless && is_held && upgrade.is_none(),
             was_waited_for,
             upgrade,
@@ -458,14 +424,15 @@ impl Gateway {
         state: &'a State,
         client: &Client,
         mut backend: &'a Arc<Backend>,
+        mut now: Instant,
         ask: &Ask,
         outgoing: &Outgoing,
         asked: &mut Asked,
-    ) -> Result<Answer, Own> {
+    ) -> Result<Answer<AnswerBody>, Own> {
         loop {
-            let called = self.send(client, backend, ask, outgoing).await;
+            let called = self.send(client, backend, now, ask, outgoing).await;
             let name = &*backend.upstream.handle.name;
-            if let (Ok(called), Some(record)) = (&called, &mut asked.record) {
+            if let (Ok(called), Some(record)) = (&called, &mut asked.ending.record) {
                 let entry = &mut record.entry;
                 entry.server = called.attempt.address.to_string();
                 entry.n_attempts += called.n_attempts;
@@ -482,20 +449,21 @@ impl Gateway {
                     Err(failure) => Err(Own::of(name, &failure)),
                 };
             }
-            if let Some(response) = self.stale(backend, asked) {
+            if let Some(answer) = self.stale(backend, asked) {
                 backend.counts.n_fallbacks.fetch_add(1, Relaxed);
-                return Ok(Answer::own(response));
+                return Ok(answer);
             }
             let next = fallback.service.as_ref().and_then(|name| state.backends.get(name));
             let can_send = outgoing.may_repeat || outgoing.body.lock().is_some();
             if let Some(next) = next.filter(|_| can_send) {
                 backend.counts.n_fallbacks.fetch_add(1, Relaxed);
                 backend = next;
+                now = self.env().now();
                 continue;
             }
             if let Some(answer) = &fallback.answer {
                 backend.counts.n_fallbacks.fetch_add(1, Relaxed);
-                return Ok(Answer::own(static_answer(answer)));
+                return Ok(static_answer(answer));
             }
             return match called {
                 Ok(called) => Ok(self.pass_on(state, backend, called, asked)),
@@ -504,29 +472,31 @@ impl Gateway {
         }
     }
 
-    fn stale(&self, backend: &Backend, asked: &Asked) -> Option<Response<AnswerBody>> {
+    fn stale(&self, backend: &Backend, asked: &Asked) -> Option<Answer<AnswerBody>> {
         let max_age = backend.config.fallback.stale_for?;
         let now = self.env().now();
         let copy = backend.stale.get(now, asked.stale_key.as_ref()?, max_age)?;
-        let mut response = Response::new(AnswerBody::bytes(copy.body.clone()));
-        *response.headers_mut() = copy.headers.clone();
+        let body = AnswerBody::bytes(copy.body.clone());
+        let mut answer = Answer { status: StatusCode::OK, fields: copy.fields.clone(), body };
         let age_s = now.saturating_duration_since(copy.stored_at).as_secs();
-        response.headers_mut().insert(header::AGE, HeaderValue::from(age_s));
-        Some(response)
+        answer.fields.set(name::AGE, age_s.to_string());
+        Some(answer)
     }
 
     async fn send(
         &self,
         client: &Client,
         backend: &Arc<Backend>,
+        now: Instant,
         ask: &Ask,
         outgoing: &Outgoing,
-    ) -> Result<Called<(Response<Rest>, Loan)>, Failure> {
+    ) -> Result<Called<(Answer<Rest>, Loan)>, Failure> {
         let upstream = &backend.upstream;
         let env = self.env();
-        call(&upstream.handle, ask, |attempt: crate::balance::Attempt| async move {
+        call(&upstream.handle, now, ask, |attempt, begun| async move {
+            let mut now = begun;
             loop {
-                let mut loan = upstream.loan(env, client.lane, attempt).await?;
+                let mut loan = upstream.loan(env, now, client.lane, attempt).await?;
                 let left = ask.deadline.saturating_duration_since(loan.at);
                 let body = outgoing.body()?;
                 match loan.send(&outgoing.head(left), body).await {
@@ -541,6 +511,7 @@ impl Gateway {
                         }
                         // It was closed while it was idle: the next one may be open.
                         if is_stale && !loan.is_fresh {
+                            now = env.now();
                             continue;
                         }
                         return Err(error);
@@ -556,24 +527,11 @@ impl Gateway {
         &self,
         state: &State,
         backend: &Arc<Backend>,
-        called: Called<(Response<Rest>, Loan)>,
+        called: Called<(Answer<Rest>, Loan)>,
         asked: &mut Asked,
-    ) -> Answer {
-        let Called { answer: (response, mut loan), stay, .. } = called;
-        let (mut parts, body) = response.into_parts();
-        parts.version = Version::HTTP_11;
-        let upgrade = parts.headers.get(header::UPGRADE).cloned();
-        headers::remove_hop_by_hop(&mut parts.headers);
-        let mut upgraded = None;
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let connection = HeaderValue::from_static("upgrade");
-            parts.headers.insert(header::CONNECTION, connection);
-            if let Some(upgrade) = upgrade {
-                parts.headers.insert(header::UPGRADE, upgrade);
-            }
-            upgraded = loan.into_upgraded();
-        }
-        parts.extensions.clear();
+    ) -> Answer<AnswerBody> {
+        let Called { answer: (answer, mut loan), mut stay, .. } = called;
+        let Answer { status, mut fields, body } = answer;
         let idle = state.limits.body_idle_timeout;
         let mut body = match body {
             Rest::Here(bytes) => AnswerBody::bytes(bytes),
@@ -582,14 +540,31 @@ impl Gateway {
                 AnswerBody::stream(self.env(), Incoming::Http2(incoming), idle)
             }
         };
-        if parts.status == StatusCode::OK
-            && let Some(key) = asked.stale_key.take()
-            && stale::may_keep(&parts.headers)
-        {
-            body.capture(Capture::new(backend.stale.clone(), key, &parts.headers));
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            let upgrade = fields.get(name::UPGRADE).map(<[u8]>::to_vec);
+            headers::remove_hop_by_hop(&mut fields);
+            fields.set(name::CONNECTION, "upgrade");
+            if let Some(upgrade) = upgrade {
+                fields.set(name::UPGRADE, upgrade);
+            }
+            if let Some(io) = loan.into_upgraded() {
+                stay.leave();
+                let place = asked.ending.place.take();
+                body.tunnel = Some(Box::new(Tunnel { io, stay: Some(stay), place }));
+                return Answer { status, fields, body };
+            }
+        } else {
+            headers::remove_hop_by_hop(&mut fields);
         }
-        let response = Response::from_parts(parts, body);
-        Answer { response, loan: Some(loan), stay: Some(stay), upgraded }
+        if status == StatusCode::OK
+            && let Some(key) = asked.stale_key.take()
+            && stale::may_keep(&fields)
+        {
+            body.capture(Capture::new(backend.stale.clone(), key, &fields));
+        }
+        asked.ending.loan = Some(loan);
+        asked.ending.stay = Some(stay);
+        Answer { status, fields, body }
     }
 
     /// Carries bytes both ways until one side ends, with what the request holds.
@@ -639,53 +614,39 @@ async fn pump(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + U
     to.shutdown().await.unwrap_or_default();
 }
 
-/// An answer on its way, and what must be kept until its last byte is out.
-struct Answer {
-    response: Response<AnswerBody>,
-    loan: Option<Loan>,
-    stay: Option<call::Stay>,
-    upgraded: Option<Io>,
-}
-
-impl Answer {
-    fn own(response: Response<AnswerBody>) -> Answer {
-        Answer { response, loan: None, stay: None, upgraded: None }
-    }
-}
-
-fn static_answer(answer: &config::StaticAnswer) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::bytes(Bytes::from(answer.body.clone())));
-    *response.status_mut() = answer.status;
-    response.headers_mut().insert(header::CONTENT_TYPE, answer.content_type.clone());
-    response
+fn static_answer(answer: &config::StaticAnswer) -> Answer<AnswerBody> {
+    let body = AnswerBody::bytes(Bytes::from(answer.body.clone()));
+    let mut own = Answer::new(answer.status, body);
+    own.fields.add(name::CONTENT_TYPE, &answer.content_type);
+    own
 }
 
 /// Whether an answer is one of a server that works.
-fn verdict(response: &Response<Rest>, is_late: impl Fn() -> bool) -> Verdict {
-    match response.status() {
+fn verdict(answer: &Answer<Rest>, is_late: impl Fn() -> bool) -> Verdict {
+    match answer.status {
         StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Verdict::Well,
         StatusCode::GATEWAY_TIMEOUT if is_late() => Verdict::Late,
         status if status.is_server_error() => Verdict::Failed,
-        _ => headers::grpc_verdict(response.headers(), is_late),
+        _ => headers::grpc_verdict(answer.fields.get(name::GRPC_STATUS), is_late),
     }
 }
 
 /// The host that a request is for: `:authority`, an absolute URI's, or the `Host` field, of which
 /// there must be exactly one.
-fn host_of(parts: &request::Parts) -> Option<String> {
-    if let Some(authority) = parts.uri.authority() {
+fn host_of(request: &Request) -> Option<String> {
+    if let Some(authority) = request.target.authority() {
         // Who the client says it is stands before the host, and is nobody's business.
         let host = authority.as_str();
         return Some(host.rsplit_once('@').map_or(host, |(_, host)| host).to_owned());
     }
-    let mut values = parts.headers.get_all(header::HOST).iter();
+    let mut values = request.fields.all(name::HOST);
     let host = values.next();
     if values.next().is_some() {
         return None;
     }
     match host {
-        Some(host) => host.to_str().ok().map(str::to_owned),
-        None if parts.version < Version::HTTP_11 => Some(String::new()),
+        Some(host) => std::str::from_utf8(host).ok().map(str::to_owned),
+        None if request.version < Version::HTTP_11 => Some(String::new()),
         None => None,
     }
 }

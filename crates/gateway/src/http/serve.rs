@@ -28,9 +28,8 @@ use crate::http::wire::Wire;
 use crate::lanes::Moved;
 use base::env::Env;
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -88,9 +87,12 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Response<AnswerBody>, Infallible>>;
 
     fn call(&self, request: Request<hyper::body::Incoming>) -> Self::Future {
-        // An async block around it would hold it twice.
-        let request = request.map(Incoming::Http2);
-        Box::pin(self.gateway.clone().answer(self.client.clone(), request).map(Ok))
+        let (parts, body) = request.into_parts();
+        let Requests { gateway, client } = self.clone();
+        Box::pin(async move {
+            let body = Incoming::Http2(body);
+            Ok(gateway.answer(&client, parts.into(), body).await.into_response())
+        })
     }
 }
 
@@ -169,7 +171,7 @@ struct Visit {
 }
 
 async fn serve(gateway: Arc<Gateway>, mut io: Io, pulse: Arc<Pulse>, mut visit: Visit) {
-    let Ok(forwarded_for) = HeaderValue::try_from(visit.from.ip().to_string()) else { return };
+    let forwarded_for = visit.from.ip().to_string().into();
     let client = Client {
         lane: pulse.lane,
         address: visit.from,

@@ -2,15 +2,19 @@
 
 use super::Error;
 use super::length::Length;
-use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use crate::http::fields::{Fields, name};
+use crate::http::message;
+use bytes::{Buf, Bytes};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Uri, Version};
 use httparse::{Header, Status};
 use std::mem::MaybeUninit;
 
 /// Fields for which there is room without asking for memory; a server's answer may have as many.
 const N_USUAL: usize = 128;
+/// Fields that are usually added on the way, and their bytes.
+const N_ADDED: usize = 6;
+const N_ADDED_BYTES: usize = 256;
 /// Bytes of a head, of a server's answer.
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
 
@@ -23,10 +27,7 @@ pub struct Limits {
 
 #[derive(Debug)]
 pub struct Request {
-    pub method: Method,
-    pub target: Uri,
-    pub version: Version,
-    pub fields: HeaderMap,
+    pub request: message::Request,
     pub length: Length,
     /// Another request may follow.
     pub is_kept: bool,
@@ -37,7 +38,7 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
-    pub fields: HeaderMap,
+    pub fields: Fields,
     pub length: Length,
     /// Another request may follow.
     pub is_kept: bool,
@@ -57,8 +58,8 @@ impl Request {
         // RFC 9112, 2.2: empty lines before a request are not seen.
         loop {
             match &input[..] {
-                [b'\r', b'\n', ..] => drop(input.split_to(2)),
-                [b'\n', ..] => drop(input.split_to(1)),
+                [b'\r', b'\n', ..] => input.advance(2),
+                [b'\n', ..] => input.advance(1),
                 _ => break,
             }
         }
@@ -89,10 +90,10 @@ impl Request {
             let target = Uri::from_maybe_shared(input.slice_ref(target.as_bytes()))
                 .map_err(|_| Error::Malformed("the target is no URI"))?;
             let version = version(parsed.version);
-            let (fields, framing) = fields(input, parsed.headers)?;
+            let (fields, framing) = fields(n_bytes, parsed.headers)?;
             (n_bytes, method, target, version, fields, framing)
         };
-        drop(input.split_to(n_bytes));
+        input.advance(n_bytes);
         let length = match (framing.is_chunked, framing.n_told) {
             // RFC 9112, 6.1 and 11.2: what may be an attempt to smuggle a request is refused.
             (true, Some(_)) => return Err(Error::Malformed("a length, and chunks")),
@@ -103,15 +104,12 @@ impl Request {
             (false, n_told) => Length::Told(n_told.unwrap_or(0)),
         };
         let expects = fields
-            .get(header::EXPECT)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+            .get(name::EXPECT)
+            .is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
         Ok(Some(Request {
             is_kept: framing.is_kept(version),
             is_waiting: expects && version == Version::HTTP_11 && length != Length::Told(0),
-            method,
-            target,
-            version,
-            fields,
+            request: message::Request { method, target, version, fields },
             length,
         }))
     }
@@ -134,10 +132,10 @@ impl Answer {
             let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
             let status = status.ok_or(Error::Malformed("the status is not one"))?;
             let version = version(parsed.version);
-            let (fields, framing) = fields(input, parsed.headers)?;
+            let (fields, framing) = fields(n_bytes, parsed.headers)?;
             (n_bytes, status, version, fields, framing)
         };
-        drop(input.split_to(n_bytes));
+        input.advance(n_bytes);
         let is_bare = is_head
             || status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -174,43 +172,37 @@ impl Framing {
     }
 }
 
-/// The fields, cut from the input and not copied.
-fn fields(input: &Bytes, parsed: &[Header<'_>]) -> Result<(HeaderMap, Framing), Error> {
+/// The fields of a head of so many bytes.
+fn fields(n_bytes: usize, parsed: &[Header<'_>]) -> Result<(Fields, Framing), Error> {
     // Room for those that are added on the way.
-    let mut fields = HeaderMap::with_capacity(parsed.len() + 6);
+    let mut fields = Fields::with_room(parsed.len() + N_ADDED, n_bytes + N_ADDED_BYTES);
     let mut framing =
         Framing { n_told: None, is_chunked: false, is_closing: false, is_keeping: false };
     for Header { name, value } in parsed {
-        let name = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| Error::Malformed("a field's name"))?;
-        let value = match value.is_empty() {
-            true => HeaderValue::from_static(""),
-            false => HeaderValue::from_maybe_shared(input.slice_ref(value))
-                .map_err(|_| Error::Malformed("a field's value"))?,
-        };
-        if name == header::CONTENT_LENGTH {
-            let n = n_of(value.as_bytes()).ok_or(Error::Malformed("the length is no number"))?;
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        if is(name::CONTENT_LENGTH) {
+            let n = n_of(value).ok_or(Error::Malformed("the length is no number"))?;
             if framing.n_told.is_some_and(|told| told != n) {
                 return Err(Error::Malformed("two lengths"));
             }
             if framing.n_told.replace(n).is_some() {
                 continue;
             }
-        } else if name == header::TRANSFER_ENCODING {
+        } else if is(name::TRANSFER_ENCODING) {
             // Others would have to be taken off here, and twice chunked is a trick.
-            let is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
+            let is_chunked = value.eq_ignore_ascii_case(b"chunked");
             if !is_chunked || framing.is_chunked {
                 return Err(Error::Malformed("a transfer encoding that is not chunked"));
             }
             framing.is_chunked = true;
-        } else if name == header::CONNECTION {
-            for option in value.as_bytes().split(|byte| *byte == b',') {
+        } else if is(name::CONNECTION) {
+            for option in value.split(|byte| *byte == b',') {
                 let option = option.trim_ascii();
                 framing.is_closing |= option.eq_ignore_ascii_case(b"close");
                 framing.is_keeping |= option.eq_ignore_ascii_case(b"keep-alive");
             }
         }
-        fields.try_append(name, value).map_err(|_| Error::HeadTooLarge)?;
+        fields.push(name.as_bytes(), value);
     }
     Ok((fields, framing))
 }
@@ -268,12 +260,8 @@ impl Writer<'_> {
     }
 
     /// All of them but those that `is_ours` names, which are the writer's.
-    pub fn fields(&mut self, fields: &HeaderMap, is_ours: impl Fn(&HeaderName) -> bool) {
-        for (name, value) in fields {
-            if !is_ours(name) {
-                self.field(name.as_str(), value.as_bytes());
-            }
-        }
+    pub fn fields(&mut self, fields: &Fields, is_ours: impl Fn(&[u8]) -> bool) {
+        fields.write(self.0, is_ours);
     }
 
     /// The field that says where the body ends.
@@ -327,7 +315,8 @@ mod tests {
             Ok(Some(head)) => {
                 let kept = if head.is_kept { "kept" } else { "closed" };
                 let waits = if head.is_waiting { ", waits" } else { "" };
-                format!("{:?} {} {:?}, {kept}{waits}", head.method, head.target, head.length)
+                let message::Request { method, target, .. } = head.request;
+                format!("{method:?} {target} {:?}, {kept}{waits}", head.length)
             }
             Err(error) => format!("{error:?}"),
         }
@@ -428,7 +417,7 @@ mod tests {
         let many = Limits { n_bytes_max: 1 << 20, n_fields_max: 1000 };
         let mut input = Bytes::from(fields(1000, "x: y\r\n"));
         let head = Request::read(&mut input, many).unwrap().unwrap();
-        assert_eq!((head.fields.len(), input.len()), (1000, 0));
+        assert_eq!((head.request.fields.iter().count(), input.len()), (1000, 0));
         let target = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(70_000));
         assert!(matches!(Request::read(&mut target.into(), many), Err(Error::TargetTooLong)));
     }
@@ -511,10 +500,10 @@ mod tests {
         let mut out = Vec::new();
         let mut to = Writer(&mut out);
         to.request(&Method::GET, &PathAndQuery::from_static("?a"));
-        let mut fields = HeaderMap::new();
-        fields.insert(header::HOST, HeaderValue::from_static("h"));
-        fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("7"));
-        to.fields(&fields, |name| *name == header::CONTENT_LENGTH);
+        let mut fields = Fields::default();
+        fields.add("host", "h");
+        fields.add("Content-Length", "7");
+        to.fields(&fields, |name| name == b"Content-Length");
         to.length(Length::Told(u64::MAX));
         to.number("x", 0);
         to.length(Length::Chunked);

@@ -274,7 +274,9 @@ impl Encoder {
                 out.extend_from_slice(b"0\r\n");
                 let mut writer = Writer(out);
                 if let Some(trailers) = trailers {
-                    writer.fields(trailers, is_forbidden);
+                    for (name, value) in trailers.iter().filter(|(name, _)| !is_forbidden(name)) {
+                        writer.field(name.as_str(), value.as_bytes());
+                    }
                 }
                 writer.end();
                 true

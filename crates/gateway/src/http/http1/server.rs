@@ -13,9 +13,10 @@ use super::head::{self, Limits, Writer};
 use super::io::{HEAD_BYTES, Io};
 use super::length::{Decoder, Encoder, Length, Piece};
 use crate::http::body;
+use crate::http::fields::{Fields, name};
+use crate::http::message::Request;
 use bytes::Bytes;
-use http::header::{self, HeaderName};
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use std::io;
@@ -72,8 +73,11 @@ pub struct Incoming {
     nth: u64,
 }
 
+/// A time as HTTP writes it.
+pub type Date = [u8; 29];
+
 /// A request, and its body where it has one.
-pub type Came = (head::Request, Option<Incoming>);
+pub type Came = (Request, Option<Incoming>);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -124,17 +128,18 @@ impl Connection {
         loop {
             if !io.input.is_empty()
                 && head::may_be_whole(&io.input, self.n_seen)
-                && let Some(request) = head::Request::read(&mut io.input, self.limits)?
+                && let Some(head) = head::Request::read(&mut io.input, self.limits)?
             {
+                let head::Request { request, length, is_kept, is_waiting: waits } = head;
                 self.n_seen = 0;
                 self.asked = Asked {
                     is_head: request.method == Method::HEAD,
                     is_old: request.version < Version::HTTP_11,
-                    is_kept: request.is_kept,
+                    is_kept,
                     takes_trailers: takes_trailers(&request.fields),
                 };
-                *decoder = Decoder::new(request.length);
-                *is_waiting = request.is_waiting;
+                *decoder = Decoder::new(length);
+                *is_waiting = waits;
                 *nth += 1;
                 let body = (!decoder.is_ended())
                     .then(|| Incoming { shared: self.shared.clone(), nth: *nth });
@@ -184,10 +189,10 @@ impl Connection {
     pub fn begin(
         &mut self,
         status: StatusCode,
-        fields: &HeaderMap,
+        fields: &Fields,
         size: &SizeHint,
         is_last: bool,
-        date: impl FnOnce() -> String,
+        date: impl FnOnce() -> Date,
     ) {
         let mut shared = self.shared.lock();
         let Shared { io: Some(io), decoder, is_waiting, is_telling, .. } = &mut *shared else {
@@ -205,7 +210,7 @@ impl Connection {
             None if self.asked.is_old => Length::UntilClosed,
             None => Length::Chunked,
         };
-        let says_close = fields.get(header::CONNECTION).is_some_and(|value| value == "close");
+        let says_close = fields.get(name::CONNECTION) == Some(b"close");
         let is_kept = self.asked.is_kept
             && is_read
             && !is_last
@@ -218,21 +223,21 @@ impl Connection {
         to.status(status);
         // Of an answer to HEAD it is the length that another one would have.
         let keeps_length = self.asked.is_head || status == StatusCode::NOT_MODIFIED;
-        to.fields(fields, |name: &HeaderName| {
-            (name == header::CONTENT_LENGTH && !keeps_length)
-                || (name == header::CONNECTION && !is_switch)
+        to.fields(fields, |name| {
+            let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+            (is(name::CONTENT_LENGTH) && !keeps_length) || (is(name::CONNECTION) && !is_switch)
         });
-        if !fields.contains_key(header::DATE) {
-            to.field("date", date().as_bytes());
+        if !fields.has(name::DATE) {
+            to.field(name::DATE, &date());
         }
-        let is_known = fields.contains_key(header::CONTENT_LENGTH);
+        let is_known = fields.has(name::CONTENT_LENGTH);
         if !is_bare || (self.asked.is_head && !is_known && length != Length::Told(0)) {
             to.length(length);
         }
         match is_kept {
             _ if is_switch => {}
-            false => to.field("connection", b"close"),
-            true if self.asked.is_old => to.field("connection", b"keep-alive"),
+            false => to.field(name::CONNECTION, b"close"),
+            true if self.asked.is_old => to.field(name::CONNECTION, b"keep-alive"),
             true => {}
         }
         to.end();
@@ -301,7 +306,7 @@ impl Connection {
     }
 
     /// Writes the answer to what cannot be read; the connection ends with it.
-    pub fn refuse(&mut self, error: Error, date: String) {
+    pub fn refuse(&mut self, error: Error, date: Date) {
         let status = match error {
             Error::Malformed(_) => StatusCode::BAD_REQUEST,
             Error::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -312,9 +317,9 @@ impl Connection {
         let Some(io) = &mut shared.io else { return };
         let mut to = Writer(&mut io.output);
         to.status(status);
-        to.field("date", date.as_bytes());
+        to.field(name::DATE, &date);
         to.length(Length::Told(0));
-        to.field("connection", b"close");
+        to.field(name::CONNECTION, b"close");
         to.end();
     }
 }
@@ -327,9 +332,9 @@ impl Drop for Connection {
 }
 
 /// Whether whoever asks reads what stands behind a body (RFC 9110, 6.5.1).
-fn takes_trailers(fields: &HeaderMap) -> bool {
-    fields.get_all(header::TE).iter().any(|value| {
-        let mut codings = value.as_bytes().split(|byte| *byte == b',');
+fn takes_trailers(fields: &Fields) -> bool {
+    fields.all(name::TE).any(|value| {
+        let mut codings = value.split(|byte| *byte == b',');
         codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     })
 }
