@@ -17,8 +17,10 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
@@ -108,6 +110,11 @@ impl Env {
         if below == 0 { 0 } else { self.inner.rng.lock().random_range(0..below) }
     }
 
+    /// A source of random numbers of one's own, for whoever draws often.
+    pub fn draws(&self) -> Draws {
+        Draws(Mutex::new(SmallRng::seed_from_u64(self.random())))
+    }
+
     pub fn net(&self) -> &dyn Net {
         &*self.inner.net
     }
@@ -157,6 +164,49 @@ impl Env {
     }
 }
 
+/// For one wait after the other, most of which end early: the timer of the first stays set for
+/// all, and is set anew only when it goes off, or for an earlier time. Setting a timer and taking
+/// it back costs more than many a wait.
+#[derive(Default)]
+pub struct Alarm {
+    sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Alarm {
+    /// None when it is `at` before `future` is ready.
+    pub async fn timeout_at<F: Future>(&mut self, at: Instant, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            if sleep.deadline() > at {
+                sleep.as_mut().reset(at);
+            }
+            loop {
+                ready!(sleep.as_mut().poll(cx));
+                if sleep.deadline() >= at {
+                    self.sleep = None;
+                    return Poll::Ready(None);
+                }
+                sleep.as_mut().reset(at);
+            }
+        })
+        .await
+    }
+}
+
+/// Random numbers for one of several threads: where they draw from one source they wait for each
+/// other's caches.
+pub struct Draws(Mutex<SmallRng>);
+
+impl Draws {
+    pub fn random(&self) -> u64 {
+        self.0.lock().random()
+    }
+}
+
 struct PanicHalts {
     env: Env,
     name: &'static str,
@@ -179,6 +229,33 @@ mod tests {
         let env = Env::seeded(1, Arc::new(MemoryNet::default()));
         env.spawn("doomed", async { panic!("on purpose") });
         assert!(env.halted().await.contains("doomed"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_goes_off_at_each_of_its_times() {
+        let env = Env::seeded(1, Arc::new(MemoryNet::default()));
+        let (mut alarm, start) = (Alarm::default(), env.now());
+        let ms = Duration::from_millis;
+        let at = |n| start + ms(n);
+        // What is ready in time is not late, though its time is not the timer's.
+        for (deadline, takes, is_late) in [
+            (100, 10, false),
+            (110, 20, false),
+            // It is still set for 100.
+            (200, 120, false),
+            (150, 160, true),
+            (165, 170, true),
+            (300, 400, true),
+            (900, 500, false),
+            // Earlier than it is set for.
+            (600, 700, true),
+        ] {
+            let ended = alarm.timeout_at(at(deadline), env.sleep_until(at(takes))).await;
+            assert_eq!(ended.is_none(), is_late, "{deadline} {takes}");
+            let now = (env.now() - start).as_millis() as u64;
+            assert_eq!(now, if is_late { deadline } else { takes }, "{deadline} {takes}");
+            env.sleep_until(at(takes)).await;
+        }
     }
 
     #[tokio::test]

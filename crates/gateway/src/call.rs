@@ -8,7 +8,7 @@
 use crate::balance::{Attempt, Closeness, Ended};
 use crate::isolate::bulkhead::Priority;
 use crate::service::{Admission, Finished, Refused, Service, Settings};
-use base::env::{Env, Instant};
+use base::env::{Alarm, Env, Instant};
 use futures::future::{Either, select};
 use parking_lot::{Mutex, MutexGuard};
 use std::future::Future;
@@ -42,6 +42,8 @@ impl Handle {
 /// What a request asks for.
 #[derive(Clone, Debug)]
 pub struct Ask {
+    /// When.
+    pub at: Instant,
     pub priority: Priority,
     pub deadline: Instant,
     /// None: the deadline is the service's own. A caller that gives less time than the service may
@@ -238,17 +240,18 @@ struct Tried<A> {
 }
 
 /// Sends a request to the service, again if that is allowed and helps. `send` is told to whom, and
-/// when that begins.
+/// when that begins; `alarm` is the caller's, for one call after the other.
 pub async fn call<A, S, F>(
     handle: &Arc<Handle>,
-    mut now: Instant,
     ask: &Ask,
+    alarm: &mut Alarm,
     send: S,
 ) -> Result<Called<A>, Failure>
 where
     S: Fn(Attempt, Instant) -> F,
     F: Future<Output = Result<Sent<A>, SendError>>,
 {
+    let mut now = ask.at;
     let (mut stay, mut attempt, hedge_after, attempt_timeout) = {
         let mut service = handle.lock();
         let admission = service.admit(now, ask.priority)?;
@@ -284,7 +287,7 @@ where
             Some(after) => {
                 Box::pin(sending.hedged(now, attempt, after, &mut n_attempts, &mut tried)).await
             }
-            None => sending.once(now, attempt).await,
+            None => sending.once(now, attempt, alarm).await,
         };
         now = at;
         let helps = match &result {
@@ -352,7 +355,12 @@ where
 {
     /// One attempt, from its begin to its answer's headers. It is under way from the call on, and
     /// not from the first poll: a future that is dropped before that gives it back all the same.
-    fn once(&self, begun: Instant, attempt: Attempt) -> impl Future<Output = Tried<A>> {
+    fn once(
+        &self,
+        begun: Instant,
+        attempt: Attempt,
+        alarm: &mut Alarm,
+    ) -> impl Future<Output = Tried<A>> {
         let handle = self.handle.clone();
         let mut flight = Flight { handle, attempt, begun, is_reported: false, is_over: false };
         async move {
@@ -360,8 +368,7 @@ where
             let own = self.attempt_timeout;
             let limit = own.map_or(left, |own| own.min(left));
             let is_fair = self.ask.late_from.is_none() || own.is_some_and(|own| own <= left);
-            let result =
-                self.handle.env.timeout_at(begun + limit, (self.send)(attempt, begun)).await;
+            let result = alarm.timeout_at(begun + limit, (self.send)(attempt, begun)).await;
             let now = self.handle.env.now();
             let took = now.saturating_duration_since(begun);
             let (ended, result) = match result {
@@ -403,7 +410,8 @@ where
         n_attempts: &mut u32,
         tried: &mut Vec<Attempt>,
     ) -> Tried<A> {
-        let mut first = pin!(self.once(begun, attempt));
+        let (mut alarm, mut other) = (Alarm::default(), Alarm::default());
+        let mut first = pin!(self.once(begun, attempt, &mut alarm));
         if let Some(ended) = self.handle.env.timeout(after, &mut first).await {
             return ended;
         }
@@ -418,7 +426,7 @@ where
         let Some(second) = second else { return first.await };
         *n_attempts += 1;
         tried.push(second);
-        let second = pin!(self.once(now, second));
+        let second = pin!(self.once(now, second, &mut other));
         let is_good =
             |tried: &Tried<A>| matches!(&tried.result, Ok(sent) if sent.verdict == Verdict::Well);
         match select(first, second).await {

@@ -3,7 +3,6 @@
 use crate::access_log::AccessLog;
 use crate::backend::Backend;
 use crate::config::{Config, Limits, Route};
-use crate::http::ending::Place;
 use crate::isolate::bulkhead::Priority;
 use crate::lanes::Lanes;
 use crate::tls::{self, Acceptor};
@@ -13,18 +12,21 @@ use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use tokio::sync::watch;
 
 pub struct Gateway {
     env: Env,
     pub lanes: Lanes,
     state: RwLock<Arc<State>>,
+    /// How often that was replaced.
+    epoch: AtomicU64,
     /// Told once, when no new requests are wanted.
     stopping: watch::Sender<bool>,
     is_stopping: AtomicBool,
     n_connections: AtomicUsize,
-    n_requests: Arc<AtomicU32>,
+    n_requests: OwnLine<AtomicU32>,
     pub access_log: RwLock<Option<AccessLog>>,
     is_logging: AtomicBool,
     pub counters: Counters,
@@ -40,8 +42,20 @@ pub struct State {
     pub traces: Option<Arc<Traces>>,
 }
 
+/// What every request writes is not beside what every request reads.
+#[derive(Default)]
+#[repr(align(128))]
+struct OwnLine<T>(T);
+
+/// The state as one connection goes by it, without asking others for it.
+pub struct View {
+    pub state: Arc<State>,
+    epoch: u64,
+}
+
 /// What no service is to blame for.
 #[derive(Default)]
+#[repr(align(128))]
 pub struct Counters {
     pub n_accepted: AtomicU64,
     pub n_refused_connections: AtomicU64,
@@ -113,12 +127,13 @@ impl Gateway {
         state.enact();
         Ok(Arc::new(Gateway {
             env: env.clone(),
-            lanes: Lanes::new(env.now(), n_lanes),
+            lanes: Lanes::new(env, n_lanes),
             state: RwLock::new(Arc::new(state)),
+            epoch: AtomicU64::new(0),
             stopping: watch::Sender::new(false),
             is_stopping: AtomicBool::new(false),
             n_connections: AtomicUsize::new(0),
-            n_requests: Arc::default(),
+            n_requests: OwnLine::default(),
             access_log: RwLock::default(),
             is_logging: AtomicBool::new(false),
             counters: Counters::default(),
@@ -131,6 +146,7 @@ impl Gateway {
         let state = State::new(&self.env, config, self.lanes.n(), Some(&before))?;
         state.enact();
         *self.state.write() = Arc::new(state);
+        self.epoch.fetch_add(1, Release);
         self.counters.n_reloads.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -141,6 +157,19 @@ impl Gateway {
 
     pub fn state(&self) -> Arc<State> {
         self.state.read().clone()
+    }
+
+    pub fn view(&self) -> View {
+        // In this order: a state that is newer than it says is only looked for once more.
+        let epoch = self.epoch.load(Acquire);
+        View { state: self.state(), epoch }
+    }
+
+    /// Goes by the newest file.
+    pub fn refresh(&self, view: &mut View) {
+        if self.epoch.load(Acquire) != view.epoch {
+            *view = self.view();
+        }
     }
 
     pub fn set_access_log(&self, log: Option<AccessLog>) {
@@ -181,11 +210,19 @@ impl Gateway {
     }
 
     /// Counts a request, unless there are too many of its priority.
-    pub fn admit(&self, limits: &Limits, priority: Priority) -> Option<Place> {
+    pub fn admit(&self, limits: &Limits, priority: Priority) -> bool {
         let room = f64::from(limits.n_requests_max) * priority.share();
-        let n_before = self.n_requests.fetch_add(1, Relaxed);
-        let place = Place(self.n_requests.clone());
-        (f64::from(n_before) < room.max(1.0)).then_some(place)
+        let n_before = self.n_requests.0.fetch_add(1, Relaxed);
+        let is_admitted = f64::from(n_before) < room.max(1.0);
+        if !is_admitted {
+            self.dismiss();
+        }
+        is_admitted
+    }
+
+    /// A request that was admitted has ended.
+    pub fn dismiss(&self) {
+        self.n_requests.0.fetch_sub(1, Relaxed);
     }
 
     pub fn n_connections(&self) -> usize {
@@ -193,7 +230,7 @@ impl Gateway {
     }
 
     pub fn n_requests(&self) -> u32 {
-        self.n_requests.load(Relaxed)
+        self.n_requests.0.load(Relaxed)
     }
 
     /// A connection ended otherwise than by a goodbye.

@@ -7,7 +7,7 @@
 //! moves there before its next request. TLS and HTTP/2 connections stay where they are.
 
 use crate::gateway::Open;
-use base::env::Instant;
+use base::env::{Draws, Env, Instant};
 use bytes::Bytes;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::OnceLock;
@@ -45,9 +45,9 @@ pub struct Lanes {
 }
 
 /// On cache lines of its own: its thread writes here with every request.
-#[derive(Default)]
 #[repr(align(128))]
 struct Lane {
+    draws: Draws,
     /// Set when its thread runs; in tests there is none.
     sender: OnceLock<mpsc::Sender<Arrival>>,
     n_open: AtomicUsize,
@@ -57,9 +57,20 @@ struct Lane {
 }
 
 impl Lanes {
-    pub fn new(now: Instant, n: usize) -> Lanes {
-        let lanes = (0..n.max(1)).map(|_| Lane::default()).collect();
-        Lanes { lanes, origin: now, n_moved: AtomicU64::new(0) }
+    pub fn new(env: &Env, n: usize) -> Lanes {
+        let lane = |_| Lane {
+            draws: env.draws(),
+            sender: OnceLock::new(),
+            n_open: AtomicUsize::new(0),
+            n_under_way: AtomicU32::new(0),
+            moves_at_us: AtomicU64::new(0),
+        };
+        let lanes = (0..n.max(1)).map(lane).collect();
+        Lanes { lanes, origin: env.now(), n_moved: AtomicU64::new(0) }
+    }
+
+    pub fn random(&self, lane: usize) -> u64 {
+        self.lanes[lane].draws.random()
     }
 
     pub fn n(&self) -> usize {
@@ -142,8 +153,9 @@ mod tests {
 
     #[test]
     fn a_connection_moves_to_a_lane_with_less_than_half() {
-        let now = base::env::Env::real().now();
-        let lanes = Lanes::new(now, 2);
+        let env = Env::real();
+        let lanes = Lanes::new(&env, 2);
+        let now = env.now();
         for _ in 0..20 {
             lanes.begin(0);
         }
@@ -157,7 +169,7 @@ mod tests {
         }
         assert_eq!(lanes.end(later, 0, true), None, "17 against 5 may be chance");
         assert_eq!(lanes.end(later, 1, true), None);
-        let alone = Lanes::new(now, 1);
+        let alone = Lanes::new(&env, 1);
         for _ in 0..100 {
             alone.begin(0);
         }

@@ -2,7 +2,7 @@
 //! closest zone that is well, within the service's breaker, bulkhead, budget and time.
 //!
 //! ```no_run
-//! use base::env::Env;
+//! use base::env::{Alarm, Env};
 //! use gateway::balance::{Closeness, ServerSpec};
 //! use gateway::layer::{Dependency, Http, Placed};
 //! use gateway::service::Settings;
@@ -36,7 +36,7 @@ use crate::call::{Ask, Failure, Handle, SendError, Sent, Verdict, call};
 use crate::isolate::bulkhead::Priority;
 use crate::service::Settings;
 use crate::upkeep;
-use base::env::Env;
+use base::env::{Alarm, Env};
 use futures::future::BoxFuture;
 use std::error::Error;
 use std::io;
@@ -203,14 +203,15 @@ where
             let handle = dependency.handle;
             let env = handle.env().clone();
             let timeout = handle.lock().settings().timeout;
-            let now = env.now();
+            let (now, mut alarm) = (env.now(), Alarm::default());
             let ask = Ask {
+                at: now,
                 priority: protocol.priority(&request),
                 deadline: now + timeout,
                 late_from: None,
                 may_repeat: protocol.may_repeat(&request),
             };
-            let called = call(&handle, now, &ask, |attempt, begun| {
+            let called = call(&handle, &ask, &mut alarm, |attempt, begun| {
                 let (mut inner, protocol) = (inner.clone(), protocol.clone());
                 let left = ask.deadline.saturating_duration_since(begun);
                 let placed = Placed { server: attempt.address, left, request: request.clone() };

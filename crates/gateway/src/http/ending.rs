@@ -5,19 +5,21 @@ use crate::backend::Backend;
 use crate::call::Stay;
 use crate::http::body::Upload;
 use crate::http::pool::Loan;
-use crate::http::pulse::UnderWay;
+use crate::http::pulse::{Pulse, UnderWay};
 use crate::record::Record;
 use base::env::Instant;
 use http::StatusCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// A place among the requests that the whole gateway has under way.
-pub struct Place(pub Arc<AtomicU32>);
+pub struct Place {
+    /// Holds the gateway; its own count is the connection's, and not one that all requests share.
+    pub pulse: Arc<Pulse>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.pulse.gateway.dismiss();
     }
 }
 

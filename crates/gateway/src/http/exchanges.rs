@@ -7,7 +7,7 @@ use crate::http::http1::server::{Connection, Date, Failure};
 use crate::http::http1::{self, head};
 use crate::http::message::Answer;
 use crate::http::serve::{Requests, Serving};
-use base::env::Env;
+use base::env::{Alarm, Env};
 use http_body::Body;
 use std::cell::Cell;
 use std::future::Future;
@@ -73,6 +73,7 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
 }
 
 async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Requests) -> Left {
+    let (mut view, mut alarm) = (serving.gateway.view(), Alarm::default());
     loop {
         let came = poll_fn(|cx| {
             let polled = connection.poll_request(cx, || serving.pulse.read());
@@ -93,7 +94,10 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
         };
         let answer = {
             let body = body.map_or(Incoming::Empty, Incoming::Http1);
-            let mut answering = pin!(requests.gateway.answer(&requests.client, request, body));
+            let Requests { gateway, client } = requests;
+            gateway.refresh(&mut view);
+            let mut answering =
+                pin!(gateway.answer(&view.state, client, &mut alarm, request, body));
             poll_fn(|cx| match answering.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(Some(answer)),
                 Poll::Pending => connection.poll_gone(cx).map(|()| None),

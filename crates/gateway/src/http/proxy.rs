@@ -5,7 +5,7 @@ use crate::call::{Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
 use crate::config::{self, Limits, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
-use crate::http::ending::Ending;
+use crate::http::ending::{Ending, Place};
 use crate::http::fields::{Fields, name};
 use crate::http::headers::{self, Trace};
 use crate::http::http1::io::Io;
@@ -18,7 +18,7 @@ use crate::record::Record;
 use crate::route;
 use crate::service::Refused;
 use crate::stale::{self, Capture};
-use base::env::{Env, Instant};
+use base::env::{Alarm, Env, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
 use http::uri::PathAndQuery;
@@ -145,7 +145,8 @@ struct Way<'a> {
 }
 
 /// What a request's answer needs to know of it.
-struct Asked {
+struct Asked<'a> {
+    alarm: &'a mut Alarm,
     is_grpc: bool,
     stale_key: Option<String>,
     trace: Trace,
@@ -157,23 +158,25 @@ impl Gateway {
     /// Answers one request, whatever happens to it.
     pub async fn answer(
         self: &Arc<Self>,
+        state: &Arc<State>,
         client: &Client,
+        alarm: &mut Alarm,
         request: Request,
         body: Incoming,
     ) -> Answer<AnswerBody> {
         let under_way = client.pulse.begin(request.version);
-        let state = self.state();
         let traces = state.traces.as_ref();
         let share = traces.map_or(0.0, |traces| traces.config.share);
-        let trace = Trace::of(&request.fields, share, || self.env().random());
+        let trace = Trace::of(&request.fields, share, || self.lanes.random(client.lane));
         let record = Record::begin(trace, self.log(), traces);
         let mut asked = Asked {
+            alarm,
             is_grpc: headers::is_grpc(&request.fields),
             stale_key: None,
             trace,
             ending: Ending::new(self.env().now(), under_way, record),
         };
-        let forwarded = self.forward(&state, client, request, body, &mut asked).await;
+        let forwarded = self.forward(state, client, request, body, &mut asked).await;
         let mut ending = asked.ending;
         let mut answer = match forwarded {
             Ok(answer) => answer,
@@ -195,7 +198,7 @@ impl Gateway {
         client: &Client,
         mut request: Request,
         body: Incoming,
-        asked: &mut Asked,
+        asked: &mut Asked<'_>,
     ) -> Result<Answer<AnswerBody>, Own> {
         let way = match self.way(state, client, &request, asked) {
             Ok(way) => way,
@@ -229,10 +232,11 @@ impl Gateway {
         let now = if outgoing.was_waited_for { self.env().now() } else { asked.ending.begun };
         let deadline = if given.is_none() { now + own_time } else { until };
         let late_from = Ask::late_from(deadline, given);
-        let ask = Ask { priority, deadline, late_from, may_repeat: outgoing.may_repeat };
+        let may_repeat = outgoing.may_repeat;
+        let ask = Ask { at: now, priority, deadline, late_from, may_repeat };
         asked.ending.upload = outgoing.upload();
         asked.ending.late_from = late_from;
-        let mut answer = self.ask(state, client, backend, now, &ask, &outgoing, asked).await?;
+        let mut answer = self.ask(state, client, backend, ask, &outgoing, asked).await?;
         headers::apply(&route.response_headers, &mut answer.fields);
         Ok(answer)
     }
@@ -243,7 +247,7 @@ impl Gateway {
         state: &'a State,
         client: &Client,
         request: &Request,
-        asked: &mut Asked,
+        asked: &mut Asked<'_>,
     ) -> Result<Way<'a>, Own> {
         let Request { method, target, fields, .. } = request;
         let host = host_of(request);
@@ -274,12 +278,13 @@ impl Gateway {
         let highest = route.priority;
         let asked_priority = headers::asked_priority(fields);
         let priority = asked_priority.map_or(highest, |asked| asked.min(highest));
-        let place = self.admit(&state.limits, priority);
-        asked.ending.place = Some(place.ok_or_else(|| {
+        if !self.admit(&state.limits, priority) {
             self.counters.n_refused_requests.fetch_add(1, Relaxed);
-            Own::busy("the gateway has too many requests under way", Duration::from_secs(1))
-        })?);
-        let name = route::target(route, self.draw(route)).unwrap_or_default();
+            let text = "the gateway has too many requests under way";
+            return Err(Own::busy(text, Duration::from_secs(1)));
+        }
+        asked.ending.place = Some(Place { pulse: client.pulse.clone() });
+        let name = route::target(route, self.draw(client, route)).unwrap_or_default();
         let backend = state.backends.get(name).ok_or_else(|| {
             Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
         })?;
@@ -314,11 +319,11 @@ impl Gateway {
         Box::pin(self.env().timeout(DISCARD_WITHIN, read)).await;
     }
 
-    fn draw(&self, route: &Route) -> f64 {
+    fn draw(&self, client: &Client, route: &Route) -> f64 {
         if route.targets.len() == 1 {
             return 0.0;
         }
-        (self.env().random() >> 11) as f64 / (1_u64 << 53) as f64
+        (self.lanes.random(client.lane) >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// The request as it is sent; small bodies are read whole.
@@ -424,13 +429,12 @@ impl Gateway {
         state: &'a State,
         client: &Client,
         mut backend: &'a Arc<Backend>,
-        mut now: Instant,
-        ask: &Ask,
+        mut ask: Ask,
         outgoing: &Outgoing,
-        asked: &mut Asked,
+        asked: &mut Asked<'_>,
     ) -> Result<Answer<AnswerBody>, Own> {
         loop {
-            let called = self.send(client, backend, now, ask, outgoing).await;
+            let called = self.send(client, backend, &ask, asked.alarm, outgoing).await;
             let name = &*backend.upstream.handle.name;
             if let (Ok(called), Some(record)) = (&called, &mut asked.ending.record) {
                 let entry = &mut record.entry;
@@ -458,7 +462,7 @@ impl Gateway {
             if let Some(next) = next.filter(|_| can_send) {
                 backend.counts.n_fallbacks.fetch_add(1, Relaxed);
                 backend = next;
-                now = self.env().now();
+                ask.at = self.env().now();
                 continue;
             }
             if let Some(answer) = &fallback.answer {
@@ -472,7 +476,7 @@ impl Gateway {
         }
     }
 
-    fn stale(&self, backend: &Backend, asked: &Asked) -> Option<Answer<AnswerBody>> {
+    fn stale(&self, backend: &Backend, asked: &Asked<'_>) -> Option<Answer<AnswerBody>> {
         let max_age = backend.config.fallback.stale_for?;
         let now = self.env().now();
         let copy = backend.stale.get(now, asked.stale_key.as_ref()?, max_age)?;
@@ -487,13 +491,13 @@ impl Gateway {
         &self,
         client: &Client,
         backend: &Arc<Backend>,
-        now: Instant,
         ask: &Ask,
+        alarm: &mut Alarm,
         outgoing: &Outgoing,
     ) -> Result<Called<(Answer<Rest>, Loan)>, Failure> {
         let upstream = &backend.upstream;
         let env = self.env();
-        call(&upstream.handle, now, ask, |attempt, begun| async move {
+        call(&upstream.handle, ask, alarm, |attempt, begun| async move {
             let mut now = begun;
             loop {
                 let mut loan = upstream.loan(env, now, client.lane, attempt).await?;
@@ -528,7 +532,7 @@ impl Gateway {
         state: &State,
         backend: &Arc<Backend>,
         called: Called<(Answer<Rest>, Loan)>,
-        asked: &mut Asked,
+        asked: &mut Asked<'_>,
     ) -> Answer<AnswerBody> {
         let Called { answer: (answer, mut loan), mut stay, .. } = called;
         let Answer { status, mut fields, body } = answer;

@@ -21,7 +21,7 @@ pub struct Pulse {
     blocked_us: AtomicU64,
     /// Whether another lane can have it.
     can_move: bool,
-    gateway: Arc<Gateway>,
+    pub gateway: Arc<Gateway>,
     pub lane: usize,
     /// The lane that it had better move to; [`STAY`]: none.
     to: AtomicUsize,

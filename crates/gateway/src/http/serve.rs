@@ -26,7 +26,7 @@ use crate::http::proxy::Client;
 use crate::http::pulse::Pulse;
 use crate::http::wire::Wire;
 use crate::lanes::Moved;
-use base::env::Env;
+use base::env::{Alarm, Env};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -91,7 +91,11 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
         let Requests { gateway, client } = self.clone();
         Box::pin(async move {
             let body = Incoming::Http2(body);
-            Ok(gateway.answer(&client, parts.into(), body).await.into_response())
+            let (state, mut alarm) = (gateway.state(), Alarm::default());
+            Ok(gateway
+                .answer(&state, &client, &mut alarm, parts.into(), body)
+                .await
+                .into_response())
         })
     }
 }
