@@ -424,6 +424,10 @@ async fn a_new_file_holds_from_the_next_request_on() {
     let service = state.backends["web"].upstream.handle.lock();
     assert_eq!(service.totals.n_requests, 2, "what was counted stays");
     assert_eq!(service.fleet.servers().count(), 1);
+    drop(service);
+    // Not only a service's servers.
+    world.reload(&ONE.replace("services.web", "services.other"));
+    assert_eq!(client.get("/").await.1, "one");
 }
 
 #[tokio::test(start_paused = true)]
