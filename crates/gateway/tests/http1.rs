@@ -121,6 +121,21 @@ async fn who_waits_to_be_told_is_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fields_pass_as_they_came() {
+    let world = World::new(ONE);
+    let fields = "X-B: 1\r\nx-a: \r\nHost: h\r\nX-b: b \u{e9}\r\nX-Request-Priority: low\r\n";
+    let given = "Set-Cookie: a=1\r\nDate: then\r\nset-cookie: b=2\r\nContent-Length: 0\r\n";
+    let heard = server(&world, &[&format!("HTTP/1.1 200 OK\r\n{given}\r\n")]).await;
+    let connection = "Connection: X-Gone, close\r\nx-gone: 1\r\nKeep-Alive: 5\r\n";
+    let told = ask(&world, &format!("GET / HTTP/1.1\r\n{connection}{fields}\r\n")).await;
+    let head = format!("GET / HTTP/1.1\r\n{fields}x-forwarded-for: ");
+    assert!(heard.on(0).starts_with(&head), "{}", heard.on(0));
+    let cookies = "Set-Cookie: a=1\r\nDate: then\r\nset-cookie: b=2\r\n";
+    let own = "content-length: 0\r\nconnection: close\r\n\r\n";
+    assert_eq!(told, format!("HTTP/1.1 200 OK\r\n{cookies}{own}"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_client_is_answered_as_it_can_understand() {
     let world = World::new(ONE);
     let chunks = handler(|_| async {
