@@ -207,6 +207,35 @@ async fn fallbacks_stand_in_the_stale_copy_first() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_stands_in_is_not_blamed_for_the_time_before() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [services.first]
+        servers = ["10.0.0.1:1"]
+        attempts = 1
+        fallback = { service = "second" }
+        [services.second]
+        servers = ["10.0.0.1:2"]
+        [[routes]]
+        service = "first"
+        "#,
+    );
+    let fails = handler(|_| async {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        status(500)
+    });
+    world.server(1, fails).await;
+    world.server(2, handler(|_| async { says("second") })).await;
+    let mut client = world.client().await;
+    assert_eq!(client.get("/").await, (StatusCode::OK, "second".into()));
+    let state = world.gateway.state();
+    let service = state.backends["second"].upstream.handle.lock();
+    let server = service.fleet.servers().next().unwrap();
+    assert!(server.latency_s(world.env.now()).is_some_and(|mean| mean < 1.0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn under_overload_the_least_important_go_first() {
     let world = World::new(
         r#"
@@ -572,6 +601,7 @@ async fn there_is_room_for_so_many_and_no_more() {
     assert_eq!(answer, "", "the twenty-first connection is closed");
     let n = world.gateway.counters.n_refused_connections.load(SeqCst);
     assert_eq!(n, 1);
+    assert_eq!(world.gateway.n_requests(), 0, "nobody is counted for ever");
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A connection that has been idle for this long goes back, so that what serves it is given up.
@@ -202,12 +202,15 @@ async fn refuse(serving: &Serving, connection: &mut Connection, failure: &Failur
     }
 }
 
-/// The time, written once a second for each thread.
 fn date(env: &Env) -> Date {
+    date_at(env.wall())
+}
+
+/// The time as HTTP has it, written once a second for each thread.
+fn date_at(wall: SystemTime) -> Date {
     thread_local! {
-        static LAST: Cell<(u64, Date)> = const { Cell::new((0, [b' '; 29])) };
+        static LAST: Cell<(u64, Date)> = const { Cell::new((u64::MAX, [b' '; 29])) };
     }
-    let wall = env.wall();
     let second = wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (last, mut date) = LAST.get();
     if last != second {
@@ -239,4 +242,22 @@ async fn linger(serving: &Serving, mut io: Io) {
         }
     };
     serving.env.timeout(LINGER_FOR_REST, end).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_is_that_of_now_whichever_way_the_clock_goes() {
+        for (ms, date) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (784_111_777_000, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (784_111_777_999, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (784_111_778_000, "Sun, 06 Nov 1994 08:49:38 GMT"),
+            (784_111_777_000, "Sun, 06 Nov 1994 08:49:37 GMT"),
+        ] {
+            assert_eq!(date_at(UNIX_EPOCH + Duration::from_millis(ms)), date.as_bytes(), "{ms}");
+        }
+    }
 }
