@@ -449,11 +449,12 @@ async fn a_new_file_holds_from_the_next_request_on() {
     assert_eq!(client.get("/").await.1, "one");
     world.reload(&ONE.replace("10.0.0.1:1", "10.0.0.1:2"));
     assert_eq!(client.get("/").await.1, "two");
-    let state = world.gateway.state();
-    let service = state.backends["web"].upstream.handle.lock();
-    assert_eq!(service.totals.n_requests, 2, "what was counted stays");
-    assert_eq!(service.fleet.servers().count(), 1);
-    drop(service);
+    {
+        let state = world.gateway.state();
+        let service = state.backends["web"].upstream.handle.lock();
+        assert_eq!(service.totals.n_requests, 2, "what was counted stays");
+        assert_eq!(service.fleet.servers().count(), 1);
+    }
     // Not only a service's servers.
     world.reload(&ONE.replace("services.web", "services.other"));
     assert_eq!(client.get("/").await.1, "one");
