@@ -22,19 +22,51 @@ pub const LATENCY_BOUNDS_S: [f64; 14] =
 
 pub struct Backend {
     pub config: config::Service,
-    pub upstream: Arc<Upstream>,
+    pub handle: Arc<Handle>,
+    /// For each lane its own, so that lanes do not meet in what every request touches.
+    pub lanes: Vec<Arc<Upstream>>,
     pub stale: Arc<Stale>,
-    pub counts: Arc<Counts>,
     sources: Arc<Mutex<Sources>>,
 }
 
 /// Answers since the beginning, by the hundred of their status, and how long they took.
 #[derive(Default)]
+#[repr(align(128))]
 pub struct Counts {
-    pub by_class: [AtomicU64; 6],
-    pub by_latency: [AtomicU64; LATENCY_BOUNDS_S.len() + 1],
-    pub latency_sum_us: AtomicU64,
+    by_class: [AtomicU64; 6],
+    by_latency: [AtomicU64; LATENCY_BOUNDS_S.len() + 1],
+    latency_sum_us: AtomicU64,
     pub n_fallbacks: AtomicU64,
+}
+
+/// What all lanes have counted.
+#[derive(Default)]
+pub struct Sums {
+    pub by_class: [u64; 6],
+    pub by_latency: [u64; LATENCY_BOUNDS_S.len() + 1],
+    pub latency_sum_us: u64,
+    pub n_fallbacks: u64,
+}
+
+impl Counts {
+    pub fn answer(&self, status: StatusCode, took: Duration) {
+        let class = usize::from(status.as_u16() / 100).min(5);
+        self.by_class[class].fetch_add(1, Relaxed);
+        let took_s = took.as_secs_f64();
+        let bucket = LATENCY_BOUNDS_S.iter().position(|bound| took_s <= *bound);
+        self.by_latency[bucket.unwrap_or(LATENCY_BOUNDS_S.len())].fetch_add(1, Relaxed);
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.latency_sum_us.fetch_add(took_us, Relaxed);
+    }
+
+    fn add_to(&self, sums: &mut Sums) {
+        let pairs = self.by_class.iter().zip(&mut sums.by_class);
+        for (count, sum) in pairs.chain(self.by_latency.iter().zip(&mut sums.by_latency)) {
+            *sum += count.load(Relaxed);
+        }
+        sums.latency_sum_us += self.latency_sum_us.load(Relaxed);
+        sums.n_fallbacks += self.n_fallbacks.load(Relaxed);
+    }
 }
 
 /// Where servers come from. Later sources win where they name the same address.
@@ -70,30 +102,46 @@ impl Backend {
         let tls = config.tls.as_ref().map(|tls| Connector::load(tls, is_http2)).transpose()?;
         let settings = config.settings.clone();
         let handle = match before {
-            Some(before) => before.upstream.handle.clone(),
-            None => Handle::new(env, name, settings.clone(), closeness.clone()),
+            Some(before) => before.handle.clone(),
+            None => Handle::new(env, name, settings, closeness.clone()),
         };
         // A certificate may have changed under the same name: new connections use what is there.
-        let upstream = match before {
+        let lanes = match before {
             Some(before)
                 if config.tls.is_none()
                     && before.config.tls.is_none()
                     && before.config.protocol == config.protocol =>
             {
-                before.upstream.clone()
+                before.lanes.clone()
             }
-            _ => Upstream::new(handle, config.protocol, tls, n_lanes),
+            before => (0..n_lanes.max(1))
+                .map(|lane| {
+                    let counts = before.and_then(|before| before.lanes.get(lane));
+                    let counts = counts.map(|before| before.counts.clone()).unwrap_or_default();
+                    Upstream::new(handle.another(), config.protocol, tls.clone(), counts)
+                })
+                .collect(),
         };
-        let (stale, counts, sources) = match before {
-            Some(before) => (before.stale.clone(), before.counts.clone(), before.sources.clone()),
+        let (stale, sources) = match before {
+            Some(before) => (before.stale.clone(), before.sources.clone()),
             None => Default::default(),
         };
-        Ok(Backend { config: config.clone(), upstream, stale, counts, sources })
+        Ok(Backend { config: config.clone(), handle, lanes, stale, sources })
+    }
+
+    pub fn lane(&self, lane: usize) -> &Arc<Upstream> {
+        &self.lanes[lane]
+    }
+
+    pub fn sums(&self) -> Sums {
+        let mut sums = Sums::default();
+        self.lanes.iter().for_each(|lane| lane.counts.add_to(&mut sums));
+        sums
     }
 
     /// Makes the file's word the service's: to be called when the whole file has been accepted.
     pub fn enact(&self, closeness: &Closeness) {
-        let handle = &self.upstream.handle;
+        let handle = &self.handle;
         let now = handle.env().now();
         handle.lock().set(now, self.config.settings.clone(), closeness.clone());
         {
@@ -118,7 +166,7 @@ impl Backend {
 
     fn refresh(&self) {
         let specs = self.sources.lock().all();
-        let handle = &self.upstream.handle;
+        let handle = &self.handle;
         handle.lock().fleet.set_servers(handle.env().now(), specs);
     }
 
@@ -147,15 +195,5 @@ impl Backend {
             *specs = addresses.into_iter().map(spec).collect();
         }
         self.refresh();
-    }
-
-    pub fn count(&self, status: StatusCode, took: Duration) {
-        let class = usize::from(status.as_u16() / 100).min(5);
-        self.counts.by_class[class].fetch_add(1, Relaxed);
-        let took_s = took.as_secs_f64();
-        let bucket = LATENCY_BOUNDS_S.iter().position(|bound| took_s <= *bound);
-        self.counts.by_latency[bucket.unwrap_or(LATENCY_BOUNDS_S.len())].fetch_add(1, Relaxed);
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.counts.latency_sum_us.fetch_add(took_us, Relaxed);
     }
 }

@@ -40,9 +40,9 @@ fn look_after(
     backend: &Arc<Backend>,
     breakers: &mut BTreeMap<String, breaker::State>,
 ) {
-    let handle = &backend.upstream.handle;
+    let handle = &backend.handle;
     let checks = step(handle);
-    backend.upstream.sweep(env.now());
+    backend.lanes.iter().for_each(|lane| lane.sweep(env.now()));
     let breaker = handle.lock().breaker.state();
     let before = breakers.insert(name.to_owned(), breaker);
     if before.is_some_and(|before| before != breaker) {
@@ -56,7 +56,7 @@ fn look_after(
         let (world, backend) = (env.clone(), backend.clone());
         env.spawn("check", async move {
             let took = timed(&world, look_at(&world, &backend, &check)).await;
-            backend.upstream.handle.lock().fleet.checked(world.now(), &check, took);
+            backend.handle.lock().fleet.checked(world.now(), &check, took);
         });
     }
 }
@@ -72,7 +72,7 @@ async fn look_at(env: &Env, backend: &Backend, check: &Check) -> bool {
     let looked = async {
         match &check.kind {
             CheckKind::Connect => env.net().connect(address).await.is_ok(),
-            CheckKind::Get(path) => backend.upstream.is_well(env, address, path).await,
+            CheckKind::Get(path) => backend.lane(0).is_well(env, address, path).await,
         }
     };
     env.timeout(check.timeout, looked).await.unwrap_or(false)
@@ -119,7 +119,7 @@ fn ask_names(
 ) {
     let now = env.now();
     for source in &backend.config.dns {
-        let service = backend.upstream.handle.name.to_string();
+        let service = backend.handle.name.to_string();
         let key = (service, source.name.clone(), source.port);
         let is_due = asked_at.get(&key).is_none_or(|at| now >= *at + source.interval);
         if !is_due {
@@ -133,7 +133,7 @@ fn ask_names(
 
 async fn ask_name(env: &Env, backend: &Backend, source: &DnsSource) {
     let asked = env.timeout(Duration::from_secs(5), env.net().lookup(&source.name, source.port));
-    let service = &*backend.upstream.handle.name;
+    let service = &*backend.handle.name;
     match asked.await {
         Some(Ok(addresses)) if !addresses.is_empty() => backend.resolved(source, addresses),
         Some(Ok(_)) => tracing::warn!(service, name = source.name, "the name has no address"),

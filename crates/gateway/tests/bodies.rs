@@ -284,7 +284,7 @@ async fn a_slow_client_takes_no_time_from_its_server() {
         let answer = post_slowly(&world, Duration::from_millis(210)).await;
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     }
-    let service = world.gateway.state().backends["web"].upstream.handle.clone();
+    let service = world.gateway.state().backends["web"].handle.clone();
     assert_eq!(service.lock().totals.n_failed, 0);
 }
 

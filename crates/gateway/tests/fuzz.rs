@@ -132,7 +132,7 @@ async fn check(world: &World, what: &[u8]) {
     assert_eq!(world.env.halt_reason(), None, "{shown:?}");
     assert_eq!((world.gateway.n_connections(), world.gateway.n_requests()), (0, 0), "{shown:?}");
     let state = world.gateway.state();
-    let service = state.backends["web"].upstream.handle.lock();
+    let service = state.backends["web"].handle.lock();
     assert_eq!(service.bulkhead.n_in_flight(), 0, "{shown:?}");
     assert!(service.fleet.servers().all(|server| server.n_in_flight == 0), "{shown:?}");
 }

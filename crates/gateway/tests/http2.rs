@@ -177,7 +177,7 @@ async fn requests_share_http2_connections_a_hundred_on_each() {
     for answer in answers {
         answer.await.unwrap();
     }
-    world.gateway.state().backends["web"].upstream.sweep(world.env.now());
+    world.gateway.state().backends["web"].lanes[0].sweep(world.env.now());
     assert_eq!(world.client().await.get("/").await.0, 200);
     assert_eq!(connections.n(), 2);
 }
@@ -235,7 +235,7 @@ async fn a_caller_in_a_hurry_does_not_make_servers_look_slow() {
         for _ in 0..50 {
             call("1m").await;
         }
-        let service = world.gateway.state().backends["web"].upstream.handle.clone();
+        let service = world.gateway.state().backends["web"].handle.clone();
         assert_eq!(service.lock().totals.n_failed, 0, "{name}");
         // Long before the time is over, or with all the time of the service, it is the server's.
         for timeout in ["10S", "1H"] {
@@ -273,7 +273,7 @@ async fn a_connection_is_opened_for_all_who_wait_for_it() {
     // Nobody listens: that is one failure each time, and not one of each who waits.
     let world = World::on(Arc::<FarNet>::default(), &config);
     assert!(all_ask(&world).await.iter().all(|status| *status == 502));
-    let service = world.gateway.state().backends["web"].upstream.handle.clone();
+    let service = world.gateway.state().backends["web"].handle.clone();
     let n_failed: u64 = service.lock().fleet.servers().map(|server| server.n_failed).sum();
     assert!(n_failed <= 4, "{n_failed}");
 }

@@ -58,7 +58,7 @@ async fn a_connection_is_used_again_on_both_sides() {
     }
     assert_eq!(asked.n(), 100);
     let state = world.gateway.state();
-    let service = state.backends["web"].upstream.handle.lock();
+    let service = state.backends["web"].handle.lock();
     assert_eq!((service.totals.n_requests, service.totals.n_retries), (100, 0));
     assert_eq!(service.bulkhead.n_in_flight(), 0);
     assert!(service.fleet.servers().all(|server| server.n_in_flight == 0));
@@ -74,7 +74,7 @@ async fn a_server_that_is_not_there_costs_no_request() {
         assert_eq!(client.post("/", "x").await, (StatusCode::OK, "two".into()));
     }
     let state = world.gateway.state();
-    let service = state.backends["web"].upstream.handle.lock();
+    let service = state.backends["web"].handle.lock();
     let out = service.fleet.servers().filter(|server| server.health.out().is_some()).count();
     assert_eq!(out, 1, "three failed connections are enough");
     assert!(service.totals.n_retries <= 5, "{:?}", service.totals);
@@ -129,7 +129,7 @@ async fn the_clients_deadline_is_kept_and_told_on() {
     assert_eq!(client.send(with("50")).await.0, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(begun.elapsed().as_millis(), 50);
     let state = world.gateway.state();
-    let service = state.backends["web"].upstream.handle.lock();
+    let service = state.backends["web"].handle.lock();
     let failed: u64 = service.fleet.servers().map(|server| server.n_failed).sum();
     assert_eq!(failed, 0, "a client's impatience is not held against a server");
 }
@@ -230,7 +230,7 @@ async fn who_stands_in_is_not_blamed_for_the_time_before() {
     let mut client = world.client().await;
     assert_eq!(client.get("/").await, (StatusCode::OK, "second".into()));
     let state = world.gateway.state();
-    let service = state.backends["second"].upstream.handle.lock();
+    let service = state.backends["second"].handle.lock();
     let server = service.fleet.servers().next().unwrap();
     assert!(server.latency_s(world.env.now()).is_some_and(|mean| mean < 1.0));
 }
@@ -451,7 +451,7 @@ async fn a_new_file_holds_from_the_next_request_on() {
     assert_eq!(client.get("/").await.1, "two");
     {
         let state = world.gateway.state();
-        let service = state.backends["web"].upstream.handle.lock();
+        let service = state.backends["web"].handle.lock();
         assert_eq!(service.totals.n_requests, 2, "what was counted stays");
         assert_eq!(service.fleet.servers().count(), 1);
     }
@@ -681,7 +681,7 @@ async fn after_an_outage_nobody_is_held_to_have_been_bad() {
     let mut client = world.client().await;
     let n_out = || {
         let state = world.gateway.state();
-        let service = state.backends["web"].upstream.handle.lock();
+        let service = state.backends["web"].handle.lock();
         service.fleet.servers().filter(|server| server.health.out().is_some()).count()
     };
     for _ in 0..60 {

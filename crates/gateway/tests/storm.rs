@@ -136,7 +136,7 @@ impl Sky {
             let sky = sky.clone();
             async move { sky.answer(server, request).await }
         });
-        match self.world.gateway.state().backends["web"].upstream.protocol {
+        match self.world.gateway.state().backends["web"].config.protocol {
             gateway::config::Protocol::Http1 => drop(self.world.server(server, answer).await),
             gateway::config::Protocol::Http2 => drop(self.world.server2(server, answer).await),
         }
@@ -356,7 +356,7 @@ impl Sky {
             ));
         }
         for backend in gateway.state().backends.values() {
-            let service = backend.upstream.handle.lock();
+            let service = backend.handle.lock();
             for server in service.fleet.servers() {
                 if let Some(reason) = server.health.out() {
                     self.wrong(format!("{} is still out: {reason:?}", server.spec.address));

@@ -50,7 +50,7 @@ struct Plain {
 struct PerService {
     name: Arc<str>,
     by_class: [u64; 6],
-    by_latency: Vec<u64>,
+    by_latency: [u64; LATENCY_BOUNDS_S.len() + 1],
     latency_sum_s: f64,
     /// Counters under their reason.
     refused: [(&'static str, u64); 2],
@@ -159,8 +159,8 @@ impl Snapshot {
 
 impl PerService {
     fn of(backend: &Backend) -> PerService {
-        let counts = &backend.counts;
-        let handle = &backend.upstream.handle;
+        let sums = backend.sums();
+        let handle = &backend.handle;
         let now = handle.env().now();
         let service = handle.lock();
         let totals = service.totals;
@@ -177,16 +177,16 @@ impl PerService {
         let zones = zones.map(|zone| (zone.name.clone(), zone.share, zone.load().unwrap_or(0.0)));
         PerService {
             name: handle.name.clone(),
-            by_class: std::array::from_fn(|class| counts.by_class[class].load(Relaxed)),
-            by_latency: counts.by_latency.iter().map(|count| count.load(Relaxed)).collect(),
-            latency_sum_s: counts.latency_sum_us.load(Relaxed) as f64 / 1e6,
+            by_class: sums.by_class,
+            by_latency: sums.by_latency,
+            latency_sum_s: sums.latency_sum_us as f64 / 1e6,
             refused: [("breaker", totals.n_refused_open), ("bulkhead", totals.n_refused_full)],
             added: [
                 ("retry", totals.n_retries),
                 ("hedge", totals.n_hedges),
                 ("over_budget", totals.n_over_budget),
             ],
-            n_fallbacks: counts.n_fallbacks.load(Relaxed),
+            n_fallbacks: sums.n_fallbacks,
             n_failed: totals.n_failed,
             n_in_flight: service.bulkhead.n_in_flight(),
             limit: service.bulkhead.limit(),

@@ -115,7 +115,7 @@ pub fn of(gateway: &Gateway, complaint: Option<&str>) -> State {
 
 fn service(name: &str, backend: &Backend) -> Service {
     let servers = servers(backend);
-    let handle = &backend.upstream.handle;
+    let handle = &backend.handle;
     let now = handle.env().now();
     let mut service = handle.lock();
     let mut quantile =
@@ -155,14 +155,14 @@ fn service(name: &str, backend: &Backend) -> Service {
         n_retries: totals.n_retries,
         n_hedges: totals.n_hedges,
         n_over_budget: totals.n_over_budget,
-        n_fallbacks: backend.counts.n_fallbacks.load(Relaxed),
+        n_fallbacks: backend.sums().n_fallbacks,
         zones,
         servers,
     }
 }
 
 pub fn servers(backend: &Backend) -> Vec<Server> {
-    let handle = &backend.upstream.handle;
+    let handle = &backend.handle;
     let now = handle.env().now();
     let service = handle.lock();
     let all = service.fleet.servers().map(|server| Server {

@@ -1,7 +1,7 @@
 //! What a request holds until its answer's last byte is out: its place among those under way,
 //! its attempt at the server, the connection; and what is then counted and logged.
 
-use crate::backend::Backend;
+use crate::backend::Counts;
 use crate::call::Stay;
 use crate::http::body::Upload;
 use crate::http::pool::Loan;
@@ -30,7 +30,8 @@ pub struct Ending {
     pub n_bytes: u64,
     /// The answer ended before its end.
     pub is_broken: bool,
-    pub backend: Option<Arc<Backend>>,
+    /// Of the service that it is for.
+    pub counts: Option<Arc<Counts>>,
     pub record: Option<Box<Record>>,
     pub upload: Option<Arc<Upload>>,
     /// As the request's [`Ask`](crate::call::Ask) has it.
@@ -49,7 +50,7 @@ impl Ending {
             status: None,
             n_bytes: 0,
             is_broken: false,
-            backend: None,
+            counts: None,
             record,
             upload: None,
             late_from: None,
@@ -80,8 +81,8 @@ impl Drop for Ending {
         // Whoever left before there was an answer is counted where it left.
         let Some(status) = self.status else { return };
         let took = now.saturating_duration_since(self.begun);
-        if let Some(backend) = &self.backend {
-            backend.count(status, took);
+        if let Some(counts) = &self.counts {
+            counts.answer(status, took);
         }
         if let Some(mut record) = self.record.take() {
             let entry = &mut record.entry;

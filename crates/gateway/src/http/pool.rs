@@ -1,6 +1,7 @@
 //! Connections to a service's servers: kept when idle, one set for each lane (a thread that
 //! serves), so that lanes do not meet on a hot path.
 
+use crate::backend::Counts;
 use crate::balance::Attempt;
 use crate::call::{Fault, Handle, SendError};
 use crate::config::Protocol;
@@ -41,15 +42,18 @@ const N_STREAMS_MAX: usize = 100;
 /// HTTP/2 connections to one server, in each lane; beyond, requests share what there is.
 const N_SHARED_MAX: usize = 16;
 
-/// A service, and how it is spoken to.
+/// A service as one lane has it: how it is spoken to, its connections, and what is counted. On a
+/// cache line of its own, as its [`Handle`] is.
+#[repr(align(128))]
 pub struct Upstream {
     pub handle: Arc<Handle>,
-    pub protocol: Protocol,
-    pub tls: Option<Connector>,
-    lanes: Vec<Mutex<Pool>>,
+    protocol: Protocol,
+    tls: Option<Connector>,
+    pool: Mutex<Pool>,
+    pub counts: Arc<Counts>,
 }
 
-/// One lane's connections, by the servers' places in the fleet.
+/// Connections, by the servers' places in the fleet.
 #[derive(Default)]
 struct Pool {
     shelves: Vec<Shelf>,
@@ -106,7 +110,6 @@ impl Shared {
 /// A connection that one request has; it goes back when dropped.
 pub struct Loan {
     upstream: Arc<Upstream>,
-    lane: usize,
     attempt: Attempt,
     sender: Option<Sender>,
     pub is_fresh: bool,
@@ -125,10 +128,9 @@ impl Upstream {
         handle: Arc<Handle>,
         protocol: Protocol,
         tls: Option<Connector>,
-        n_lanes: usize,
+        counts: Arc<Counts>,
     ) -> Arc<Upstream> {
-        let lanes = (0..n_lanes.max(1)).map(|_| Mutex::default()).collect();
-        Arc::new(Upstream { handle, protocol, tls, lanes })
+        Arc::new(Upstream { handle, protocol, tls, pool: Mutex::default(), counts })
     }
 
     /// A connection to the server: an idle one, or a new one.
@@ -136,18 +138,16 @@ impl Upstream {
         self: &Arc<Self>,
         env: &Env,
         now: Instant,
-        lane: usize,
         attempt: Attempt,
     ) -> Result<Loan, SendError> {
         let loan = |sender, is_fresh, at| Loan {
             upstream: self.clone(),
-            lane,
             attempt,
             sender: Some(sender),
             is_fresh,
             at,
         };
-        if let Some(sender) = self.take(now, lane, attempt) {
+        if let Some(sender) = self.take(now, attempt) {
             return Ok(loan(sender, false, now));
         }
         // Boxed: the usual request finds a connection, and should not carry room for making one.
@@ -156,7 +156,7 @@ impl Upstream {
                 let connected = Box::pin(self.connect(env, attempt.address)).await;
                 (connected.map_err(SendError::Unreachable)?, true)
             }
-            Protocol::Http2 => Box::pin(self.share(env, lane, attempt)).await?,
+            Protocol::Http2 => Box::pin(self.share(env, attempt)).await?,
         };
         Ok(loan(sender, is_fresh, env.now()))
     }
@@ -166,26 +166,25 @@ impl Upstream {
     async fn share(
         self: &Arc<Self>,
         env: &Env,
-        lane: usize,
         attempt: Attempt,
     ) -> Result<(Sender, bool), SendError> {
         // Each time somebody else's connection was full at once; there are no more than these.
         for _ in 0..N_SHARED_MAX {
             let mut is_ours = false;
             let opening = {
-                let mut pool = self.lanes[lane].lock();
+                let mut pool = self.pool.lock();
                 let opening = &mut pool.shelf(attempt).opening;
                 opening
                     .get_or_insert_with(|| {
                         is_ours = true;
-                        self.start_opening(env, lane, attempt)
+                        self.start_opening(env, attempt)
                     })
                     .clone()
             };
             let opened = opening.await.unwrap_or_else(|_| Err("its opening broke off".into()));
             let taken = opened.and_then(|()| {
-                let taken = self.take(env.now(), lane, attempt);
-                let is_closed = self.lanes[lane].lock().shelf(attempt).shared.is_empty();
+                let taken = self.take(env.now(), attempt);
+                let is_closed = self.pool.lock().shelf(attempt).shared.is_empty();
                 if is_closed { Err("it was closed at once".into()) } else { Ok(taken) }
             });
             match taken {
@@ -198,13 +197,13 @@ impl Upstream {
         Err(SendError::NotShared("each was full at once".into()))
     }
 
-    fn start_opening(self: &Arc<Self>, env: &Env, lane: usize, attempt: Attempt) -> Opening {
+    fn start_opening(self: &Arc<Self>, env: &Env, attempt: Attempt) -> Opening {
         let (sender, opening) = oneshot::channel();
         let (this, world) = (self.clone(), env.clone());
         env.spawn("opening a connection", async move {
             let connected = this.connect(&world, attempt.address).await;
             let opened = {
-                let mut pool = this.lanes[lane].lock();
+                let mut pool = this.pool.lock();
                 let shelf = pool.shelf(attempt);
                 shelf.opening = None;
                 connected.map(|sender| match sender {
@@ -218,8 +217,8 @@ impl Upstream {
         opening.shared()
     }
 
-    fn take(&self, now: Instant, lane: usize, attempt: Attempt) -> Option<Sender> {
-        let mut pool = self.lanes[lane].lock();
+    fn take(&self, now: Instant, attempt: Attempt) -> Option<Sender> {
+        let mut pool = self.pool.lock();
         let shelf = pool.shelf(attempt);
         if self.protocol == Protocol::Http2 {
             shelf.shared.retain(|shared| !shared.sender.is_closed());
@@ -295,18 +294,15 @@ impl Upstream {
 
     /// Closes connections that have been idle for long.
     pub fn sweep(&self, now: Instant) {
-        for lane in &self.lanes {
-            for shelf in &mut lane.lock().shelves {
-                shelf.idle.retain_mut(|idle| {
-                    now.saturating_duration_since(idle.since) <= IDLE_MAX
-                        && idle.connection.is_ready()
-                });
-                let mut is_first = true;
-                shelf.shared.retain(|shared| {
-                    let is_used = std::mem::take(&mut is_first) || shared.n_users() > 0;
-                    is_used && !shared.sender.is_closed()
-                });
-            }
+        for shelf in &mut self.pool.lock().shelves {
+            shelf.idle.retain_mut(|idle| {
+                now.saturating_duration_since(idle.since) <= IDLE_MAX && idle.connection.is_ready()
+            });
+            let mut is_first = true;
+            shelf.shared.retain(|shared| {
+                let is_used = std::mem::take(&mut is_first) || shared.n_users() > 0;
+                is_used && !shared.sender.is_closed()
+            });
         }
     }
 }
@@ -438,11 +434,12 @@ impl Loan {
     }
 
     pub fn give_back(&mut self, now: Instant) {
-        let Some(Sender::Http1(mut connection)) = self.sender.take() else { return };
-        if !connection.is_ready() {
+        let Some(Sender::Http1(connection)) = self.sender.take() else { return };
+        // Who takes it looks whether the server has closed it.
+        if !connection.is_idle() {
             return;
         }
-        let mut pool = self.upstream.lanes[self.lane].lock();
+        let mut pool = self.upstream.pool.lock();
         let shelf = pool.shelf(self.attempt);
         if shelf.idle.len() < N_IDLE_MAX {
             shelf.idle.push(Idle { connection, since: now });

@@ -22,7 +22,7 @@ use base::env::{Alarm, Env, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
 use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Version};
+use http::{Method, StatusCode, Uri, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
@@ -132,7 +132,6 @@ fn percent(text: &str) -> String {
 
 /// Where a request goes, and how much time it has.
 struct Way<'a> {
-    host: String,
     route: &'a Route,
     backend: &'a Arc<Backend>,
     priority: Priority,
@@ -207,20 +206,21 @@ impl Gateway {
                 return Err(own);
             }
         };
-        let Way { ref host, route, backend, priority, own_time, given, until } = way;
-        asked.ending.backend = Some(backend.clone());
+        let Way { route, backend, priority, own_time, given, until } = way;
+        asked.ending.counts = Some(backend.lane(client.lane).counts.clone());
 
+        if request.method == Method::GET && backend.config.fallback.stale_for.is_some() {
+            let path = request.target.path_and_query().map_or("/", PathAndQuery::as_str);
+            let host = host_of(&request).unwrap_or_default();
+            asked.stale_key = stale::key(host, path, &request.fields);
+        }
         // What has a body to send first is an ordinary request, as servers may take it (RFC 9110, 7.8).
         let fields = &mut request.fields;
         let upgrade = headers::wanted_upgrade(fields, request.version);
         let upgrade = upgrade.filter(|_| body.is_end_stream());
-        if request.method == Method::GET && backend.config.fallback.stale_for.is_some() {
-            let path = request.target.path_and_query().map_or("/", PathAndQuery::as_str);
-            asked.stale_key = stale::key(host, path, fields);
-        }
         headers::remove_hop_by_hop(fields);
         // RFC 9112, 3.2.2: what the target names is the host, whatever the field says.
-        if request.target.authority().is_some() {
+        if let Some(host) = named_host(&request.target) {
             fields.set(name::HOST, host);
         }
         headers::forward(fields, &client.forwarded_for, client.is_tls);
@@ -256,7 +256,7 @@ impl Gateway {
             entry.at_us = self.env().wall_us();
             entry.client = client.address.to_string();
             entry.method = method.to_string();
-            entry.host = host.clone().unwrap_or_default();
+            entry.host = host.unwrap_or_default().to_owned();
             entry.path = target.path_and_query().map(|path| path.to_string()).unwrap_or_default();
         }
         let host = host.ok_or_else(|| {
@@ -268,7 +268,7 @@ impl Gateway {
             return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, text));
         }
         let path = target.path();
-        let wanted = route::Request { host: &host, path, method, headers: fields };
+        let wanted = route::Request { host, path, method, headers: fields };
         let found = route::find(&state.routes, &wanted).and_then(|idx| state.routes.get(idx));
         let route = found.ok_or_else(|| {
             self.counters.n_no_route.fetch_add(1, Relaxed);
@@ -296,7 +296,7 @@ impl Gateway {
         let asked_for = headers::asked_timeout(fields);
         let given = asked_for.filter(|asked_for| *asked_for < own_time);
         let until = asked.ending.begun + given.unwrap_or(own_time);
-        Ok(Way { host, route, backend, priority, own_time, given, until })
+        Ok(Way { route, backend, priority, own_time, given, until })
     }
 
     /// Reads the rest of a small request that is refused, so that the next one can follow.
@@ -435,7 +435,8 @@ impl Gateway {
     ) -> Result<Answer<AnswerBody>, Own> {
         loop {
             let called = self.send(client, backend, &ask, asked.alarm, outgoing).await;
-            let name = &*backend.upstream.handle.name;
+            let upstream = backend.lane(client.lane);
+            let name = &*upstream.handle.name;
             if let (Ok(called), Some(record)) = (&called, &mut asked.ending.record) {
                 let entry = &mut record.entry;
                 entry.server = called.attempt.address.to_string();
@@ -454,19 +455,19 @@ impl Gateway {
                 };
             }
             if let Some(answer) = self.stale(backend, asked) {
-                backend.counts.n_fallbacks.fetch_add(1, Relaxed);
+                upstream.counts.n_fallbacks.fetch_add(1, Relaxed);
                 return Ok(answer);
             }
             let next = fallback.service.as_ref().and_then(|name| state.backends.get(name));
             let can_send = outgoing.may_repeat || outgoing.body.lock().is_some();
             if let Some(next) = next.filter(|_| can_send) {
-                backend.counts.n_fallbacks.fetch_add(1, Relaxed);
+                upstream.counts.n_fallbacks.fetch_add(1, Relaxed);
                 backend = next;
                 ask.at = self.env().now();
                 continue;
             }
             if let Some(answer) = &fallback.answer {
-                backend.counts.n_fallbacks.fetch_add(1, Relaxed);
+                upstream.counts.n_fallbacks.fetch_add(1, Relaxed);
                 return Ok(static_answer(answer));
             }
             return match called {
@@ -495,12 +496,12 @@ impl Gateway {
         alarm: &mut Alarm,
         outgoing: &Outgoing,
     ) -> Result<Called<(Answer<Rest>, Loan)>, Failure> {
-        let upstream = &backend.upstream;
+        let upstream = backend.lane(client.lane);
         let env = self.env();
         call(&upstream.handle, ask, alarm, |attempt, begun| async move {
             let mut now = begun;
             loop {
-                let mut loan = upstream.loan(env, now, client.lane, attempt).await?;
+                let mut loan = upstream.loan(env, now, attempt).await?;
                 let left = ask.deadline.saturating_duration_since(loan.at);
                 let body = outgoing.body()?;
                 match loan.send(&outgoing.head(left), body).await {
@@ -637,11 +638,9 @@ fn verdict(answer: &Answer<Rest>, is_late: impl Fn() -> bool) -> Verdict {
 
 /// The host that a request is for: `:authority`, an absolute URI's, or the `Host` field, of which
 /// there must be exactly one.
-fn host_of(request: &Request) -> Option<String> {
-    if let Some(authority) = request.target.authority() {
-        // Who the client says it is stands before the host, and is nobody's business.
-        let host = authority.as_str();
-        return Some(host.rsplit_once('@').map_or(host, |(_, host)| host).to_owned());
+fn host_of(request: &Request) -> Option<&str> {
+    if let Some(host) = named_host(&request.target) {
+        return Some(host);
     }
     let mut values = request.fields.all(name::HOST);
     let host = values.next();
@@ -649,8 +648,15 @@ fn host_of(request: &Request) -> Option<String> {
         return None;
     }
     match host {
-        Some(host) => std::str::from_utf8(host).ok().map(str::to_owned),
-        None if request.version < Version::HTTP_11 => Some(String::new()),
+        Some(host) => std::str::from_utf8(host).ok(),
+        None if request.version < Version::HTTP_11 => Some(""),
         None => None,
     }
+}
+
+/// The host that a target names.
+fn named_host(target: &Uri) -> Option<&str> {
+    let authority = target.authority()?.as_str();
+    // Who the client says it is stands before the host, and is nobody's business.
+    Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host))
 }

@@ -116,7 +116,7 @@ impl World {
 
     /// Why the server at `10.0.0.1:PORT` is out, if it is.
     pub fn out(&self, port: u16) -> Option<Reason> {
-        let service = self.gateway.state().backends["web"].upstream.handle.clone();
+        let service = self.gateway.state().backends["web"].handle.clone();
         let service = service.lock();
         service.fleet.servers().find(|server| server.spec.address.port() == port)?.health.out()
     }

@@ -72,11 +72,15 @@ impl Connection {
         }
     }
 
-    /// Whether a request can be sent: nothing is under way, and the server has not closed it.
+    /// Whether another request may follow: nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.decoder.is_none() && !self.is_uploading() && !self.is_waiting && self.is_kept
+    }
+
+    /// Whether a request can be sent now: the server has neither closed it nor said what nobody
+    /// has asked for.
     pub fn is_ready(&mut self) -> bool {
-        let is_idle = self.decoder.is_none() && !self.is_uploading() && !self.is_waiting;
-        // An end would have been told, and so would be what nobody has asked for.
-        is_idle && self.is_kept && self.io.is_quiet()
+        self.is_idle() && self.io.is_quiet()
     }
 
     /// Where a request's head is to be written.
