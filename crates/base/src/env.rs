@@ -174,9 +174,12 @@ pub struct Alarm {
 
 impl Alarm {
     /// None when it is `at` before `future` is ready.
-    pub async fn timeout_at<F: Future>(&mut self, at: Instant, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
+    pub fn timeout_at<'a, F: Future>(
+        &'a mut self,
+        at: Instant,
+        mut future: Pin<&'a mut F>,
+    ) -> impl Future<Output = Option<F::Output>> + use<'a, F> {
+        poll_fn(move |cx| {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(Some(output));
             }
@@ -185,7 +188,8 @@ impl Alarm {
                 sleep.as_mut().reset(at);
             }
             loop {
-                ready!(sleep.as_mut().poll(cx));
+                // Whatever the future has done in this turn: one that is always busy ends too.
+                ready!(pin!(tokio::task::unconstrained(sleep.as_mut())).poll(cx));
                 if sleep.deadline() >= at {
                     self.sleep = None;
                     return Poll::Ready(None);
@@ -193,7 +197,6 @@ impl Alarm {
                 sleep.as_mut().reset(at);
             }
         })
-        .await
     }
 }
 
@@ -202,8 +205,9 @@ impl Alarm {
 pub struct Draws(Mutex<SmallRng>);
 
 impl Draws {
-    pub fn random(&self) -> u64 {
-        self.0.lock().random()
+    pub fn random<const N: usize>(&self) -> [u64; N] {
+        let mut rng = self.0.lock();
+        std::array::from_fn(|_| rng.random())
     }
 }
 
@@ -250,12 +254,27 @@ mod tests {
             // Earlier than it is set for.
             (600, 700, true),
         ] {
-            let ended = alarm.timeout_at(at(deadline), env.sleep_until(at(takes))).await;
+            let ended = alarm.timeout_at(at(deadline), pin!(env.sleep_until(at(takes)))).await;
             assert_eq!(ended.is_none(), is_late, "{deadline} {takes}");
             let now = (env.now() - start).as_millis() as u64;
             assert_eq!(now, if is_late { deadline } else { takes }, "{deadline} {takes}");
             env.sleep_until(at(takes)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn an_alarm_ends_what_is_always_busy() {
+        let env = Env::seeded(1, Arc::new(MemoryNet::default()));
+        let at = env.now() + Duration::from_millis(10);
+        let busy = env.spawn("busy", async move {
+            let busy = pin!(async {
+                loop {
+                    tokio::task::consume_budget().await;
+                }
+            });
+            assert_eq!(Alarm::default().timeout_at(at, busy).await, None::<()>);
+        });
+        assert!(env.timeout(Duration::from_secs(10), busy).await.is_some());
     }
 
     #[tokio::test]

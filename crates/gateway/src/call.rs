@@ -50,7 +50,7 @@ impl Handle {
 /// What a request asks for.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// When.
+    /// When the first attempt begins: what it takes is told from here.
     pub at: Instant,
     pub priority: Priority,
     pub deadline: Instant,
@@ -155,9 +155,9 @@ pub struct Stay {
 }
 
 impl Stay {
-    fn finish(&mut self, now: Instant, finished: Finished) {
+    fn finish(&mut self, now: Instant, finished: Finished, service: &mut Service) {
         self.is_finished = true;
-        self.handle.lock().finish(now, &self.admission, finished);
+        service.finish(now, &self.admission, finished);
     }
 
     /// The rest of the answer came, or did not, or says at its end that the server failed. The
@@ -243,8 +243,43 @@ impl Drop for Flight {
 /// How one attempt ended, and when.
 struct Tried<A> {
     flight: Flight,
+    /// Until it is reported.
+    ended: Option<Ended>,
     result: Result<Sent<A>, Failure>,
     at: Instant,
+}
+
+impl<A> Tried<A> {
+    fn report(&mut self, service: &mut Service) {
+        if let Some(ended) = self.ended.take() {
+            service.report(self.at, self.flight.attempt, ended);
+            self.flight.is_reported = true;
+        }
+    }
+
+    /// What it means for its request, if there is no other attempt.
+    fn finished(&self, ask: &Ask) -> Finished {
+        match &self.result {
+            Ok(Sent { verdict: Verdict::Well, .. }) => Finished::Well,
+            Ok(Sent { verdict: Verdict::Failed, .. }) => Finished::Failed,
+            Ok(Sent { verdict: Verdict::Late, .. }) => Finished::GivenUp,
+            Err(Failure::Send(SendError::Request { .. })) => Finished::GivenUp,
+            Err(Failure::TimedOut) if ask.late_from.is_some() => Finished::GivenUp,
+            Err(_) => Finished::Failed,
+        }
+    }
+
+    /// Whether another attempt may do better, and does no harm.
+    fn helps(&self, ask: &Ask) -> bool {
+        match &self.result {
+            Ok(sent) => sent.verdict == Verdict::Failed && ask.may_repeat,
+            Err(Failure::Send(
+                SendError::Unreachable(_) | SendError::NotShared(_) | SendError::Stale,
+            )) => true,
+            Err(Failure::Send(SendError::Broken(_)) | Failure::TimedOut) => ask.may_repeat,
+            Err(Failure::Send(SendError::Request { .. }) | Failure::Refused(_)) => false,
+        }
+    }
 }
 
 /// Sends a request to the service, again if that is allowed and helps. `send` is told to whom, and
@@ -290,61 +325,38 @@ where
     let mut tried: Vec<Attempt> = Vec::new();
     let mut n_attempts = 1;
     loop {
-        let Tried { flight, result, at } = match hedge_after.filter(|_| n_attempts == 1) {
+        let mut last = match hedge_after.filter(|_| n_attempts == 1) {
             // Boxed, as it is rare and twice as large as the usual way.
             Some(after) => {
                 Box::pin(sending.hedged(now, attempt, after, &mut n_attempts, &mut tried)).await
             }
             None => sending.once(now, attempt, alarm).await,
         };
-        now = at;
-        let helps = match &result {
-            Ok(sent) => sent.verdict == Verdict::Failed && ask.may_repeat,
-            Err(Failure::Send(
-                SendError::Unreachable(_) | SendError::NotShared(_) | SendError::Stale,
-            )) => true,
-            Err(Failure::Send(SendError::Broken(_)) | Failure::TimedOut) => ask.may_repeat,
-            Err(Failure::Send(SendError::Request { .. }) | Failure::Refused(_)) => false,
-        };
-        if helps && now < ask.deadline {
+        now = last.at;
+        let next = {
             let mut service = handle.lock();
-            if service.retry(now, n_attempts) {
+            last.report(&mut service);
+            let mut next = None;
+            if last.helps(ask) && now < ask.deadline && service.retry(now, n_attempts) {
                 tried.push(attempt);
-                if let Some(next) = service.pick(now, &tried) {
-                    drop(service);
-                    drop(flight);
-                    attempt = next;
-                    n_attempts += 1;
-                    continue;
-                }
+                next = service.pick(now, &tried);
             }
+            if next.is_none() {
+                stay.finish(now, last.finished(ask), &mut service);
+            }
+            next
+        };
+        if let Some(next) = next {
+            attempt = next;
+            n_attempts += 1;
+            continue;
         }
-        match result {
-            Ok(sent) => {
-                let attempt = flight.attempt;
-                stay.finish(
-                    now,
-                    match sent.verdict {
-                        Verdict::Well => Finished::Well,
-                        Verdict::Failed => Finished::Failed,
-                        Verdict::Late => Finished::GivenUp,
-                    },
-                );
-                stay.flight = Some(flight);
-                stay.may_break = sent.verdict == Verdict::Well;
-                let Sent { answer, verdict } = sent;
-                return Ok(Called { answer, verdict, attempt, n_attempts, stay });
-            }
-            Err(failure) => {
-                let is_ours = match &failure {
-                    Failure::Send(SendError::Request { .. }) => false,
-                    Failure::TimedOut => ask.late_from.is_none(),
-                    _ => true,
-                };
-                stay.finish(now, if is_ours { Finished::Failed } else { Finished::GivenUp });
-                return Err(failure);
-            }
-        }
+        let Tried { flight, result, .. } = last;
+        let Sent { answer, verdict } = result?;
+        let attempt = flight.attempt;
+        stay.flight = Some(flight);
+        stay.may_break = verdict == Verdict::Well;
+        return Ok(Called { answer, verdict, attempt, n_attempts, stay });
     }
 }
 
@@ -370,13 +382,14 @@ where
         alarm: &mut Alarm,
     ) -> impl Future<Output = Tried<A>> {
         let handle = self.handle.clone();
-        let mut flight = Flight { handle, attempt, begun, is_reported: false, is_over: false };
+        let flight = Flight { handle, attempt, begun, is_reported: false, is_over: false };
         async move {
             let left = self.ask.deadline.saturating_duration_since(begun);
             let own = self.attempt_timeout;
             let limit = own.map_or(left, |own| own.min(left));
             let is_fair = self.ask.late_from.is_none() || own.is_some_and(|own| own <= left);
-            let result = alarm.timeout_at(begun + limit, (self.send)(attempt, begun)).await;
+            let sent = pin!((self.send)(attempt, begun));
+            let result = alarm.timeout_at(begun + limit, sent).await;
             let now = self.handle.env.now();
             let took = now.saturating_duration_since(begun);
             let (ended, result) = match result {
@@ -400,11 +413,7 @@ where
                     (ended, Err(Failure::Send(error)))
                 }
             };
-            if let Some(ended) = ended {
-                self.handle.lock().report(now, attempt, ended);
-                flight.is_reported = true;
-            }
-            Tried { flight, result, at: now }
+            Tried { flight, ended, result, at: now }
         }
     }
 
@@ -418,8 +427,9 @@ where
         n_attempts: &mut u32,
         tried: &mut Vec<Attempt>,
     ) -> Tried<A> {
-        let (mut alarm, mut other) = (Alarm::default(), Alarm::default());
-        let mut first = pin!(self.once(begun, attempt, &mut alarm));
+        let mut alarms = [Alarm::default(), Alarm::default()];
+        let [alarm, second_alarm] = &mut alarms;
+        let mut first = pin!(self.once(begun, attempt, alarm));
         if let Some(ended) = self.handle.env.timeout(after, &mut first).await {
             return ended;
         }
@@ -434,13 +444,24 @@ where
         let Some(second) = second else { return first.await };
         *n_attempts += 1;
         tried.push(second);
-        let second = pin!(self.once(now, second, &mut other));
+        let second = pin!(self.once(now, second, second_alarm));
         let is_good =
             |tried: &Tried<A>| matches!(&tried.result, Ok(sent) if sent.verdict == Verdict::Well);
         match select(first, second).await {
-            Either::Left((ended, _)) | Either::Right((ended, _)) if is_good(&ended) => ended,
-            Either::Left((_, other)) => other.await,
-            Either::Right((_, other)) => other.await,
+            Either::Left((first, _)) | Either::Right((first, _)) if is_good(&first) => first,
+            Either::Left((first, other)) => {
+                self.over(first);
+                other.await
+            }
+            Either::Right((first, other)) => {
+                self.over(first);
+                other.await
+            }
         }
+    }
+
+    /// Another attempt is waited for in its place.
+    fn over(&self, mut tried: Tried<A>) {
+        tried.report(&mut self.handle.lock());
     }
 }

@@ -49,7 +49,7 @@ struct OwnLine<T>(T);
 
 /// The state as one connection goes by it, without asking others for it.
 pub struct View {
-    pub state: Arc<State>,
+    state: Arc<State>,
     epoch: u64,
 }
 
@@ -159,17 +159,12 @@ impl Gateway {
         self.state.read().clone()
     }
 
-    pub fn view(&self) -> View {
+    /// The state by the newest file, which `view` has unless there is a newer one.
+    pub fn view<'a>(&self, view: &'a mut Option<View>) -> &'a Arc<State> {
         // In this order: a state that is newer than it says is only looked for once more.
         let epoch = self.epoch.load(Acquire);
-        View { state: self.state(), epoch }
-    }
-
-    /// Goes by the newest file.
-    pub fn refresh(&self, view: &mut View) {
-        if self.epoch.load(Acquire) != view.epoch {
-            *view = self.view();
-        }
+        view.take_if(|view| view.epoch != epoch);
+        &view.get_or_insert_with(|| View { state: self.state(), epoch }).state
     }
 
     pub fn set_access_log(&self, log: Option<AccessLog>) {

@@ -69,7 +69,7 @@ impl Lanes {
         Lanes { lanes, origin: env.now(), n_moved: AtomicU64::new(0) }
     }
 
-    pub fn random(&self, lane: usize) -> u64 {
+    pub fn random<const N: usize>(&self, lane: usize) -> [u64; N] {
         self.lanes[lane].draws.random()
     }
 

@@ -2,7 +2,7 @@
 //! closest zone that is well, within the service's breaker, bulkhead, budget and time.
 //!
 //! ```no_run
-//! use base::env::{Alarm, Env};
+//! use base::env::Env;
 //! use gateway::balance::{Closeness, ServerSpec};
 //! use gateway::layer::{Dependency, Http, Placed};
 //! use gateway::service::Settings;

@@ -136,6 +136,40 @@ async fn fields_pass_as_they_came() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn interim_answers_have_an_end() {
+    let world = World::new(ONE);
+    let few = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(30);
+    let many = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(40);
+    let well = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+    server(&world, &[&format!("{few}{well}"), &format!("{many}{well}")]).await;
+    let told = ask(&world, "GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 200 ") && told.ends_with("hi"), "{told}");
+    let told = ask(&world, "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 502 ") && told.contains("interim answers"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_is_ascii() {
+    let world = World::new(ONE);
+    let heard = server(&world, &[]).await;
+    let told = ask(&world, "GET / HTTP/1.1\r\nhost: \u{e9}.example\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
+    assert_eq!(heard.n_connections(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_does_not_hold_the_file_that_it_began_under() {
+    let world = World::new(ONE);
+    server(&world, &["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nhi"]).await;
+    let mut stream = world.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+    assert!(hear(&world, &mut stream).await.ends_with("hi"));
+    let old = Arc::downgrade(&world.gateway.state());
+    world.reload(&ONE.replace(":1\"]", ":2\"]"));
+    assert_eq!(old.strong_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_client_is_answered_as_it_can_understand() {
     let world = World::new(ONE);
     let chunks = handler(|_| async {

@@ -64,6 +64,36 @@ async fn http2_goes_in_and_out_with_trailers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_http1_cannot_have_is_mended_or_refused() {
+    let world = World::new(&format!("{ONE}\n[limits]\nheaders = 10\n"));
+    let cookies = handler(|request| async move {
+        let cookies = request.headers().get_all("cookie").iter();
+        let cookies: Vec<&str> = cookies.map(|cookie| cookie.to_str().unwrap()).collect();
+        says(cookies.join("|"))
+    });
+    world.server(1, cookies).await;
+    let mut client = world.client2().await;
+    let mut ask = async |fields: &[(&str, &str)]| {
+        let mut request = Request::get("http://h/");
+        for (name, value) in fields {
+            let name = http::HeaderName::from_lowercase(name.as_bytes()).unwrap();
+            request = request.header(name, *value);
+        }
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let answer = client.send_request(request).await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.into_body().collect().await.unwrap().to_bytes())
+    };
+    // A client may cut its cookies into pieces, a server of HTTP/1.1 takes the first for all.
+    let crumbs = [("cookie", "a=1"), ("x-a", "1"), ("cookie", "b=2")];
+    assert_eq!(ask(&crumbs).await, (200, "a=1; b=2".into()));
+    assert_eq!(ask(&[("cookie", "a"); 50]).await.0, 200, "they are one");
+    assert_eq!(ask(&[("a\"b", "1")]).await, (400, "".into()));
+    assert_eq!(ask(&[("x-a", "1"); 11]).await, (431, "".into()));
+    assert_eq!(world.gateway.counters.n_bad_requests.load(SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_trailers_say_counts_against_a_grpc_server() {
     let world =
         World::new(&TWO.replace("timeout = \"2s\"", "protocol = \"http2\"\ntimeout = \"2s\""));

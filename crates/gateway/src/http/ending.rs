@@ -78,7 +78,7 @@ impl Drop for Ending {
         }
         drop(self.place.take());
         self.under_way.end(now);
-        // Whoever left before there was an answer is counted where it left.
+        // Nobody had an answer.
         let Some(status) = self.status else { return };
         let took = now.saturating_duration_since(self.begun);
         if let Some(counts) = &self.counts {

@@ -73,7 +73,7 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
 }
 
 async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Requests) -> Left {
-    let (mut view, mut alarm) = (serving.gateway.view(), Alarm::default());
+    let (mut view, mut alarm) = (None, Alarm::default());
     loop {
         let came = poll_fn(|cx| {
             let polled = connection.poll_request(cx, || serving.pulse.read());
@@ -95,9 +95,8 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
         let answer = {
             let body = body.map_or(Incoming::Empty, Incoming::Http1);
             let Requests { gateway, client } = requests;
-            gateway.refresh(&mut view);
-            let mut answering =
-                pin!(gateway.answer(&view.state, client, &mut alarm, request, body));
+            let state = gateway.view(&mut view);
+            let mut answering = pin!(gateway.answer(state, client, &mut alarm, request, body));
             poll_fn(|cx| match answering.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(Some(answer)),
                 Poll::Pending => connection.poll_gone(cx).map(|()| None),
@@ -108,6 +107,10 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
             serving.gateway.counters.n_broken_connections.fetch_add(1, Relaxed);
             return Left::Ended;
         };
+        if !answer.body.is_here() {
+            // A stream may last for days, and an old state has connections to servers.
+            view = None;
+        }
         match send(serving, connection, answer).await {
             Ok(Some(tunnel)) => return Left::Switched(tunnel),
             Ok(None) if connection.is_kept() => {}

@@ -7,7 +7,7 @@
 //! translated at the edge.
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use std::ops::Range;
 
 /// Names of the fields that the gateway knows.
@@ -60,9 +60,10 @@ struct Line {
     at: u32,
     n_name: u32,
     n_value: u32,
-    /// HTTP/2: not to be put into any table of its compression (RFC 7541, 7.1.3).
-    is_secret: bool,
 }
+
+/// Fields for which a map has room from the beginning.
+const N_USUAL: usize = 64;
 
 const BETWEEN: &[u8] = b": ";
 const BEHIND: &[u8] = b"\r\n";
@@ -124,14 +125,15 @@ impl Fields {
         let n_value = self.text.len() - at - n_name - BETWEEN.len();
         self.text.extend_from_slice(BEHIND);
         let (at, n_name, n_value) = (at as u32, n_name as u32, n_value as u32);
-        self.lines.push(Line { at, n_name, n_value, is_secret: false });
+        self.lines.push(Line { at, n_name, n_value });
     }
 
-    /// One more. What is no value is left out.
+    /// One more. What is no value is a bug of whoever adds it, and left out.
     pub fn add(&mut self, name: &str, value: impl AsRef<[u8]>) {
         let value = value.as_ref();
-        if is_value(value) {
-            self.push(name.as_bytes(), value);
+        match is_value(value) {
+            true => self.push(name.as_bytes(), value),
+            false => tracing::error!(name, "a field was left out, as its value is none"),
         }
     }
 
@@ -181,10 +183,10 @@ impl Fields {
         self.all(name).next()
     }
 
-    /// As [`Fields::get`], where it is text.
+    /// As [`Fields::get`], where it is ASCII.
     #[inline]
-    pub fn text<'a>(&'a self, name: &'a str) -> Option<&'a str> {
-        std::str::from_utf8(self.get(name)?).ok()
+    pub fn ascii<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        ascii(self.get(name)?)
     }
 
     #[inline]
@@ -192,8 +194,8 @@ impl Fields {
         self.get(name).is_some()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.lines.iter().map(|line| (line.name(&self.text), line.value(&self.text)))
+    pub fn n(&self) -> usize {
+        self.lines.len()
     }
 
     /// What it takes.
@@ -210,33 +212,55 @@ impl Fields {
         }
     }
 
-    /// As HTTP/2's library has them; none where there are more than it can hold.
+    /// As HTTP/2's library has them; none where they are more than it can hold, which no head of a
+    /// message is.
     pub fn to_map(&self) -> Option<HeaderMap> {
         let text = Bytes::copy_from_slice(&self.text);
-        let mut map = HeaderMap::try_with_capacity(self.lines.len()).ok()?;
+        let mut map = HeaderMap::with_capacity(self.lines.len().min(N_USUAL));
         for line in &self.lines {
             let name = HeaderName::from_bytes(line.name(&text)).ok()?;
             let value = text.slice_ref(line.value(&text));
-            let mut value = HeaderValue::from_maybe_shared(value).ok()?;
-            value.set_sensitive(line.is_secret);
+            let value = HeaderValue::from_maybe_shared(value).ok()?;
             map.try_append(name, value).ok()?;
         }
         Some(map)
     }
 }
 
-impl From<&HeaderMap> for Fields {
-    fn from(map: &HeaderMap) -> Fields {
+/// A name that HTTP/1.1 cannot have.
+#[derive(Debug, thiserror::Error)]
+#[error("a field's name is no token: {0:?}")]
+pub struct NoToken(String);
+
+/// As HTTP/2 has them: a client may send its cookies in pieces, which HTTP/1.1 wants in one
+/// (RFC 9113, 8.2.3).
+impl TryFrom<&HeaderMap> for Fields {
+    type Error = NoToken;
+
+    fn try_from(map: &HeaderMap) -> Result<Fields, NoToken> {
         let n_bytes = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         let mut fields = Fields::with_room(map.len(), n_bytes);
         for (name, value) in map {
-            fields.push(name.as_str().as_bytes(), value.as_bytes());
-            if let Some(line) = fields.lines.last_mut() {
-                line.is_secret = value.is_sensitive();
+            // HTTP/2's library takes quotes too.
+            if name.as_str().contains('"') {
+                return Err(NoToken(name.to_string()));
+            }
+            if name != header::COOKIE {
+                fields.push(name.as_str().as_bytes(), value.as_bytes());
             }
         }
-        fields
+        let cookies: Vec<&[u8]> =
+            map.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if !cookies.is_empty() {
+            fields.push(name::COOKIE.as_bytes(), &cookies.join(&b"; "[..]));
+        }
+        Ok(fields)
     }
+}
+
+/// Of a value, where it is ASCII.
+pub fn ascii(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value).ok().filter(|text| text.is_ascii())
 }
 
 #[cfg(test)]
@@ -257,7 +281,7 @@ mod tests {
         }
         assert_eq!(fields.get("host"), Some(&b"h"[..]));
         assert_eq!(fields.all("x-A").collect::<Vec<_>>(), [b"1", b"2"]);
-        assert_eq!(fields.text("te"), Some(""));
+        assert_eq!(fields.ascii("te"), Some(""));
         assert!(!fields.has("hos") && !fields.has("hosts") && !fields.has("tf"));
         assert_eq!(written(&fields), "Host: h\r\nX-A: 1\r\nte: \r\nx-a: 2\r\n");
         fields.set("x-a", "3");
@@ -285,15 +309,17 @@ mod tests {
     #[test]
     fn a_map_is_the_same_there_and_back() {
         let mut map = HeaderMap::new();
-        let mut secret = HeaderValue::from_static("s");
-        secret.set_sensitive(true);
-        map.append("cookie", secret);
         map.append("x-a", HeaderValue::from_static("1"));
         map.append("x-a", HeaderValue::from_bytes(b"\xff").unwrap());
-        let fields = Fields::from(&map);
-        let back = fields.to_map().unwrap();
-        assert_eq!(back, map);
-        assert!(back["cookie"].is_sensitive() && !back["x-a"].is_sensitive());
+        assert_eq!(Fields::try_from(&map).unwrap().to_map().unwrap(), map);
+        for cookie in ["a=1", "b=2", "c=3"] {
+            map.append("cookie", HeaderValue::from_static(cookie));
+        }
+        let fields = Fields::try_from(&map).unwrap();
+        assert_eq!((fields.n(), fields.ascii("cookie")), (3, Some("a=1; b=2; c=3")));
+        assert_eq!(fields.ascii("x-a"), Some("1"));
+        map.append(HeaderName::from_lowercase(b"a\"b").unwrap(), HeaderValue::from_static(""));
+        assert!(Fields::try_from(&map).is_err());
         let mut upper = Fields::default();
         upper.add("X-Upper", "v");
         assert_eq!(upper.to_map().unwrap()["x-upper"], "v");

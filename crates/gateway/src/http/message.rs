@@ -1,6 +1,6 @@
 //! A request and an answer, in whichever version of HTTP they came.
 
-use crate::http::fields::Fields;
+use crate::http::fields::{Fields, NoToken};
 use http::{Method, Response, StatusCode, Uri, Version, request};
 
 /// What is asked; its body goes its own way.
@@ -12,10 +12,12 @@ pub struct Request {
     pub fields: Fields,
 }
 
-impl From<request::Parts> for Request {
-    fn from(parts: request::Parts) -> Request {
+impl TryFrom<request::Parts> for Request {
+    type Error = NoToken;
+
+    fn try_from(parts: request::Parts) -> Result<Request, NoToken> {
         let request::Parts { method, uri: target, version, headers, .. } = parts;
-        Request { method, target, version, fields: Fields::from(&headers) }
+        Ok(Request { method, target, version, fields: Fields::try_from(&headers)? })
     }
 }
 

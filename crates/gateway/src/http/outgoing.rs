@@ -11,6 +11,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Uri, Version};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 pub struct Outgoing {
@@ -18,46 +19,52 @@ pub struct Outgoing {
     pub path: PathAndQuery,
     pub fields: Fields,
     pub upgrade: Option<Vec<u8>>,
-    /// Taken by the attempt that sends it; small ones can be sent again.
-    pub body: Mutex<Option<OutgoingBody>>,
+    pub body: OutgoingBody,
     pub may_repeat: bool,
     /// Its body was read whole before it is sent.
     pub was_waited_for: bool,
 }
 
+/// Taken by the attempt that sends it.
 pub enum OutgoingBody {
-    Held(Bytes),
-    Stream(RequestBody),
+    /// All of it, and whether it was taken: it may be again where it does no harm.
+    Held(Bytes, AtomicBool),
+    Stream(Mutex<Option<RequestBody>>),
 }
 
 impl Outgoing {
     pub fn upload(&self) -> Option<Arc<Upload>> {
-        match &*self.body.lock() {
-            Some(OutgoingBody::Stream(body)) => body.upload.clone(),
-            _ => None,
+        match &self.body {
+            OutgoingBody::Held(..) => None,
+            OutgoingBody::Stream(body) => body.lock().as_ref()?.upload.clone(),
+        }
+    }
+
+    /// Whether there is a body for one more attempt.
+    pub fn can_send(&self) -> bool {
+        match &self.body {
+            OutgoingBody::Held(_, is_taken) => self.may_repeat || !is_taken.load(Relaxed),
+            OutgoingBody::Stream(body) => body.lock().is_some(),
         }
     }
 
     /// The body, for one attempt.
     pub fn body(&self) -> Result<RequestBody, SendError> {
-        let mut slot = self.body.lock();
-        let body = slot.take().ok_or_else(|| malformed("the body was sent already".into()))?;
-        Ok(match body {
-            OutgoingBody::Held(bytes) => {
-                if self.may_repeat {
-                    *slot = Some(OutgoingBody::Held(bytes.clone()));
-                }
-                RequestBody::bytes(bytes)
+        let body = match &self.body {
+            OutgoingBody::Held(bytes, is_taken) => {
+                let is_free = !is_taken.swap(true, Relaxed) || self.may_repeat;
+                is_free.then(|| RequestBody::bytes(bytes.clone()))
             }
-            OutgoingBody::Stream(body) => body,
-        })
+            OutgoingBody::Stream(body) => body.lock().take(),
+        };
+        body.ok_or_else(|| malformed("the body was sent already".into()))
     }
 
     /// Nothing of it was sent.
     pub fn put_back(&self, body: RequestBody) {
-        let mut slot = self.body.lock();
-        if slot.is_none() {
-            *slot = Some(OutgoingBody::Stream(body));
+        match &self.body {
+            OutgoingBody::Held(_, is_taken) => is_taken.store(false, Relaxed),
+            OutgoingBody::Stream(slot) => *slot.lock() = Some(body),
         }
     }
 
@@ -122,7 +129,7 @@ impl Head<'_> {
         fields.remove(name::HOST);
         let fields = fields.to_map().ok_or_else(|| malformed("too many fields".into()))?;
         *request.headers_mut() = fields;
-        let host = self.fields.text(name::HOST);
+        let host = self.fields.ascii(name::HOST);
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
         let authority = Authority::try_from(host.unwrap_or_default());

@@ -113,7 +113,7 @@ pub struct Loan {
     attempt: Attempt,
     sender: Option<Sender>,
     pub is_fresh: bool,
-    /// When it was given.
+    /// When it was asked for, or made.
     pub at: Instant,
 }
 
@@ -356,7 +356,8 @@ impl Sender {
                     (kind, body)
                 })?;
                 let (parts, body) = answer.into_parts();
-                let fields = Fields::from(&parts.headers);
+                let fields = Fields::try_from(&parts.headers)
+                    .map_err(|error| (SendError::Broken(error.to_string()), None))?;
                 match parts.status {
                     StatusCode::SWITCHING_PROTOCOLS => Err((unasked(), None)),
                     status => Ok(Answer { status, fields, body: Rest::Stream(body) }),

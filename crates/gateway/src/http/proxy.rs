@@ -6,7 +6,7 @@ use crate::config::{self, Limits, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
 use crate::http::ending::{Ending, Place};
-use crate::http::fields::{Fields, name};
+use crate::http::fields::{self, Fields, name};
 use crate::http::headers::{self, Trace};
 use crate::http::http1::io::Io;
 use crate::http::message::{Answer, Request};
@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
@@ -166,7 +166,7 @@ impl Gateway {
         let under_way = client.pulse.begin(request.version);
         let traces = state.traces.as_ref();
         let share = traces.map_or(0.0, |traces| traces.config.share);
-        let trace = Trace::of(&request.fields, share, || self.lanes.random(client.lane));
+        let trace = Trace::of(&request.fields, share, self.lanes.random(client.lane));
         let record = Record::begin(trace, self.log(), traces);
         let mut asked = Asked {
             alarm,
@@ -323,7 +323,8 @@ impl Gateway {
         if route.targets.len() == 1 {
             return 0.0;
         }
-        (self.lanes.random(client.lane) >> 11) as f64 / (1_u64 << 53) as f64
+        let [random] = self.lanes.random(client.lane);
+        (random >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// The request as it is sent; small bodies are read whole.
@@ -336,15 +337,6 @@ impl Gateway {
         body: Incoming,
     ) -> Result<Outgoing, Own> {
         let route = way.route;
-        let target = &request.target;
-        let path = match route::replaced(route, target.path()) {
-            Some(path) => {
-                let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
-                PathAndQuery::try_from(path + &query).ok()
-            }
-            None => target.path_and_query().cloned(),
-        };
-        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let is_harmless =
             request.method.is_idempotent() || request.fields.has(name::IDEMPOTENCY_KEY);
         let limits = &state.limits;
@@ -362,24 +354,34 @@ impl Gateway {
         let n_held = n_told.filter(|n_told| is_held && *n_told <= HELD_BYTES_MAX);
         let mut was_waited_for = false;
         let body = if body.is_end_stream() {
-            OutgoingBody::Held(Bytes::new())
+            OutgoingBody::Held(Bytes::new(), AtomicBool::new(false))
         } else if let Some(n_held) = n_held {
             was_waited_for = true;
-            OutgoingBody::Held(Box::pin(self.hold(limits, body, n_held, way.until)).await?)
+            let held = Box::pin(self.hold(limits, body, n_held, way.until)).await?;
+            OutgoingBody::Held(held, AtomicBool::new(false))
         } else {
             let idle = limits.body_idle_timeout;
             let upload = Arc::default();
-            OutgoingBody::Stream(RequestBody::stream(self.env(), body, idle, n_max, upload))
+            let body = RequestBody::stream(self.env(), body, idle, n_max, upload);
+            OutgoingBody::Stream(Mutex::new(Some(body)))
         };
-        let is_held = matches!(body, OutgoingBody::Held(_));
+        let is_held = matches!(body, OutgoingBody::Held(..));
+        let target = request.target;
+        let path = match route::replaced(route, target.path()) {
+            Some(path) => {
+                let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
+                PathAndQuery::try_from(path + &query).ok()
+            }
+            None => target.into_parts().path_and_query,
+        };
         Ok(Outgoing {
             method: request.method,
-            path,
+            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
             fields: request.fields,
             may_repeat: is_harmless && is_held && upgrade.is_none(),
             was_waited_for,
             upgrade,
-            body: Mutex::new(Some(body)),
+            body,
         })
     }
 
@@ -459,8 +461,7 @@ impl Gateway {
                 return Ok(answer);
             }
             let next = fallback.service.as_ref().and_then(|name| state.backends.get(name));
-            let can_send = outgoing.may_repeat || outgoing.body.lock().is_some();
-            if let Some(next) = next.filter(|_| can_send) {
+            if let Some(next) = next.filter(|_| outgoing.can_send()) {
                 upstream.counts.n_fallbacks.fetch_add(1, Relaxed);
                 backend = next;
                 ask.at = self.env().now();
@@ -648,7 +649,7 @@ fn host_of(request: &Request) -> Option<&str> {
         return None;
     }
     match host {
-        Some(host) => std::str::from_utf8(host).ok(),
+        Some(host) => fields::ascii(host),
         None if request.version < Version::HTTP_11 => Some(""),
         None => None,
     }

@@ -21,6 +21,7 @@ use crate::gateway::{Gateway, Open};
 use crate::http::body::{AnswerBody, Incoming};
 use crate::http::exchanges;
 use crate::http::http1::io::Io;
+use crate::http::message::{self, Answer};
 use crate::http::pool::Spawn;
 use crate::http::proxy::Client;
 use crate::http::pulse::Pulse;
@@ -29,7 +30,7 @@ use crate::lanes::Moved;
 use base::env::{Alarm, Env};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -87,15 +88,24 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Response<AnswerBody>, Infallible>>;
 
     fn call(&self, request: Request<hyper::body::Incoming>) -> Self::Future {
-        let (parts, body) = request.into_parts();
         let Requests { gateway, client } = self.clone();
+        let state = gateway.state();
+        let (parts, body) = request.into_parts();
+        let request = match message::Request::try_from(parts) {
+            Ok(request) if request.fields.n() <= state.limits.n_headers_max => request,
+            refused => {
+                gateway.counters.n_bad_requests.fetch_add(1, Relaxed);
+                let status = match refused {
+                    Ok(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                    Err(_) => StatusCode::BAD_REQUEST,
+                };
+                let refusal = Answer::new(status, AnswerBody::bytes(Bytes::new()));
+                return Box::pin(async { Ok(refusal.into_response()) });
+            }
+        };
         Box::pin(async move {
-            let body = Incoming::Http2(body);
-            let (state, mut alarm) = (gateway.state(), Alarm::default());
-            Ok(gateway
-                .answer(&state, &client, &mut alarm, parts.into(), body)
-                .await
-                .into_response())
+            let (body, mut alarm) = (Incoming::Http2(body), Alarm::default());
+            Ok(gateway.answer(&state, &client, &mut alarm, request, body).await.into_response())
         })
     }
 }

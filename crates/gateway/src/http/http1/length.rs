@@ -266,6 +266,11 @@ impl Encoder {
         }
     }
 
+    /// Whether all that was told is through.
+    pub fn is_through(&self) -> bool {
+        matches!(self, Encoder::Told(0))
+    }
+
     /// What stands behind the last one; false: there was less than was told.
     pub fn end(&self, out: &mut Vec<u8>, trailers: Option<&HeaderMap>) -> bool {
         match self {

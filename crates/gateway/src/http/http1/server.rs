@@ -278,7 +278,9 @@ impl Connection {
             let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else { return Ok(false) };
             let mut shared = self.shared.lock();
             let Some(io) = &mut shared.io else { return Err(Error::Cut.into()) };
-            if io.put_frame(encoder, frame.transpose()?, self.asked.takes_trailers)? {
+            let is_last = io.put_frame(encoder, frame.transpose()?, self.asked.takes_trailers)?;
+            // What is told and has come needs no look at its end, but where an upload's is behind it.
+            if is_last || (encoder.is_through() && body.is_end_stream()) {
                 self.encoder = None;
             }
         }
