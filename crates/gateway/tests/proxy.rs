@@ -731,3 +731,54 @@ async fn a_hedge_does_not_hide_who_is_slow() {
     }
     assert!((30..=60).contains(&slow.n()), "it was asked {} times", slow.n());
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_fails_beside_a_hedge_has_failed() {
+    let world = World::new(
+        r#"
+        listen = "127.0.0.1:1"
+        [services.web]
+        servers = ["10.0.0.1:1", "10.0.0.1:2"]
+        hedge = { quantile = 0.5 }
+        retries = { share = 1.0 }
+        "#,
+    );
+    let breaks = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for port in [1, 2] {
+        let breaks = breaks.clone();
+        let answer = move |_| {
+            let breaks = breaks.load(SeqCst);
+            async move {
+                let ms = if breaks { 50 * u64::from(port) } else { 10 };
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                if breaks && port == 1 { status(500) } else { says("well") }
+            }
+        };
+        world.server(port, handler(answer)).await;
+    }
+    let mut client = world.client().await;
+    for _ in 0..200 {
+        client.get("/").await;
+    }
+    breaks.store(true, SeqCst);
+    for _ in 0..5 {
+        assert_eq!(client.get("/").await, (StatusCode::OK, "well".into()));
+    }
+    let state = world.gateway.state();
+    let service = state.backends["web"].handle.lock();
+    let failed: Vec<u64> = service.fleet.servers().map(|server| server.n_failed).collect();
+    assert_eq!((service.totals.n_hedges > 0, failed), (true, vec![5, 0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_counted_outlives_the_connections() {
+    let world = World::new(ONE);
+    world.server(1, handler(|_| async { says("one") })).await;
+    world.client().await.get("/").await;
+    let sums = || world.gateway.state().backends["web"].sums();
+    assert_eq!((sums().by_class[2], sums().by_latency.iter().sum::<u64>()), (1, 1));
+    world.reload(&format!("{ONE}\nprotocol = \"http2\""));
+    assert_eq!(sums().by_class[2], 1);
+    world.client().await.get("/").await;
+    assert_eq!((sums().by_class[2], sums().by_class[5]), (1, 1));
+}
