@@ -24,7 +24,7 @@ pub struct Backend {
     pub config: config::Service,
     pub handle: Arc<Handle>,
     /// For each lane its own, so that lanes do not meet in what every request touches.
-    pub lanes: Vec<Arc<Upstream>>,
+    pub upstreams: Vec<Arc<Upstream>>,
     pub stale: Arc<Stale>,
     sources: Arc<Mutex<Sources>>,
 }
@@ -106,17 +106,17 @@ impl Backend {
             None => Handle::new(env, name, settings, closeness.clone()),
         };
         // A certificate may have changed under the same name: new connections use what is there.
-        let lanes = match before {
+        let upstreams = match before {
             Some(before)
                 if config.tls.is_none()
                     && before.config.tls.is_none()
                     && before.config.protocol == config.protocol =>
             {
-                before.lanes.clone()
+                before.upstreams.clone()
             }
             before => (0..n_lanes.max(1))
                 .map(|lane| {
-                    let counts = before.and_then(|before| before.lanes.get(lane));
+                    let counts = before.and_then(|before| before.upstreams.get(lane));
                     let counts = counts.map(|before| before.counts.clone()).unwrap_or_default();
                     Upstream::new(handle.another(), config.protocol, tls.clone(), counts)
                 })
@@ -126,16 +126,22 @@ impl Backend {
             Some(before) => (before.stale.clone(), before.sources.clone()),
             None => Default::default(),
         };
-        Ok(Backend { config: config.clone(), handle, lanes, stale, sources })
+        Ok(Backend { config: config.clone(), handle, upstreams, stale, sources })
     }
 
-    pub fn lane(&self, lane: usize) -> &Arc<Upstream> {
-        &self.lanes[lane]
+    /// The lane's own.
+    pub fn upstream(&self, lane: usize) -> &Arc<Upstream> {
+        &self.upstreams[lane]
+    }
+
+    /// No request comes by this any more, but those that are under way.
+    pub fn close(&self) {
+        self.upstreams.iter().for_each(|upstream| upstream.close());
     }
 
     pub fn sums(&self) -> Sums {
         let mut sums = Sums::default();
-        self.lanes.iter().for_each(|lane| lane.counts.add_to(&mut sums));
+        self.upstreams.iter().for_each(|upstream| upstream.counts.add_to(&mut sums));
         sums
     }
 

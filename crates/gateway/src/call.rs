@@ -448,13 +448,13 @@ where
         let is_good =
             |tried: &Tried<A>| matches!(&tried.result, Ok(sent) if sent.verdict == Verdict::Well);
         match select(first, second).await {
-            Either::Left((first, _)) | Either::Right((first, _)) if is_good(&first) => first,
-            Either::Left((first, other)) => {
-                self.over(first);
+            Either::Left((ended, _)) | Either::Right((ended, _)) if is_good(&ended) => ended,
+            Either::Left((ended, other)) => {
+                self.over(ended);
                 other.await
             }
-            Either::Right((first, other)) => {
-                self.over(first);
+            Either::Right((ended, other)) => {
+                self.over(ended);
                 other.await
             }
         }

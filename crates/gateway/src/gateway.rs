@@ -21,7 +21,7 @@ pub struct Gateway {
     pub lanes: Lanes,
     state: RwLock<Arc<State>>,
     /// How often that was replaced.
-    epoch: AtomicU64,
+    version: AtomicU64,
     /// Told once, when no new requests are wanted.
     stopping: watch::Sender<bool>,
     is_stopping: AtomicBool,
@@ -50,7 +50,7 @@ struct OwnLine<T>(T);
 /// The state as one connection goes by it, without asking others for it.
 pub struct View {
     state: Arc<State>,
-    epoch: u64,
+    version: u64,
 }
 
 /// What no service is to blame for.
@@ -129,7 +129,7 @@ impl Gateway {
             env: env.clone(),
             lanes: Lanes::new(env, n_lanes),
             state: RwLock::new(Arc::new(state)),
-            epoch: AtomicU64::new(0),
+            version: AtomicU64::new(0),
             stopping: watch::Sender::new(false),
             is_stopping: AtomicBool::new(false),
             n_connections: AtomicUsize::new(0),
@@ -145,8 +145,15 @@ impl Gateway {
         let before = self.state();
         let state = State::new(&self.env, config, self.lanes.n(), Some(&before))?;
         state.enact();
-        *self.state.write() = Arc::new(state);
-        self.epoch.fetch_add(1, Release);
+        let state = Arc::new(state);
+        *self.state.write() = state.clone();
+        self.version.fetch_add(1, Release);
+        for (name, old) in &before.backends {
+            let new = state.backends.get(name);
+            if new.is_none_or(|new| !Arc::ptr_eq(new.upstream(0), old.upstream(0))) {
+                old.close();
+            }
+        }
         self.counters.n_reloads.fetch_add(1, Relaxed);
         Ok(())
     }
@@ -162,9 +169,9 @@ impl Gateway {
     /// The state by the newest file, which `view` has unless there is a newer one.
     pub fn view<'a>(&self, view: &'a mut Option<View>) -> &'a Arc<State> {
         // In this order: a state that is newer than it says is only looked for once more.
-        let epoch = self.epoch.load(Acquire);
-        view.take_if(|view| view.epoch != epoch);
-        &view.get_or_insert_with(|| View { state: self.state(), epoch }).state
+        let version = self.version.load(Acquire);
+        view.take_if(|view| view.version != version);
+        &view.get_or_insert_with(|| View { state: self.state(), version }).state
     }
 
     pub fn set_access_log(&self, log: Option<AccessLog>) {

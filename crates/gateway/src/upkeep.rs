@@ -42,7 +42,7 @@ fn look_after(
 ) {
     let handle = &backend.handle;
     let checks = step(handle);
-    backend.lanes.iter().for_each(|lane| lane.sweep(env.now()));
+    backend.upstreams.iter().for_each(|upstream| upstream.sweep(env.now()));
     let breaker = handle.lock().breaker.state();
     let before = breakers.insert(name.to_owned(), breaker);
     if before.is_some_and(|before| before != breaker) {
@@ -72,7 +72,7 @@ async fn look_at(env: &Env, backend: &Backend, check: &Check) -> bool {
     let looked = async {
         match &check.kind {
             CheckKind::Connect => env.net().connect(address).await.is_ok(),
-            CheckKind::Get(path) => backend.lane(0).is_well(env, address, path).await,
+            CheckKind::Get(path) => backend.upstream(0).is_well(env, address, path).await,
         }
     };
     env.timeout(check.timeout, looked).await.unwrap_or(false)

@@ -136,19 +136,6 @@ async fn fields_pass_as_they_came() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn interim_answers_have_an_end() {
-    let world = World::new(ONE);
-    let few = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(30);
-    let many = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(40);
-    let well = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
-    server(&world, &[&format!("{few}{well}"), &format!("{many}{well}")]).await;
-    let told = ask(&world, "GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    assert!(told.starts_with("HTTP/1.1 200 ") && told.ends_with("hi"), "{told}");
-    let told = ask(&world, "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n").await;
-    assert!(told.starts_with("HTTP/1.1 502 ") && told.contains("interim answers"), "{told}");
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_host_is_ascii() {
     let world = World::new(ONE);
     let heard = server(&world, &[]).await;
@@ -160,13 +147,30 @@ async fn a_host_is_ascii() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_does_not_hold_the_file_that_it_began_under() {
     let world = World::new(ONE);
-    server(&world, &["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nhi"]).await;
-    let mut stream = world.connect();
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
-    assert!(hear(&world, &mut stream).await.ends_with("hi"));
+    let address = SocketAddr::from(([10, 0, 0, 1], 1));
+    let mut listener = world.env.net().listen(address).await.unwrap();
+    let mut asked = async |body: &str| {
+        let mut client = world.connect();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.read_buf(&mut Vec::new()).await.unwrap();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{body}");
+        server.write_all(answer.as_bytes()).await.unwrap();
+        assert!(hear(&world, &mut client).await.ends_with(body));
+        (client, server)
+    };
+    let (mut streaming, mut busy) = asked("h").await;
+    let (_client, mut idle) = asked("hi").await;
     let old = Arc::downgrade(&world.gateway.state());
-    world.reload(&ONE.replace(":1\"]", ":2\"]"));
+    let mut end = Vec::new();
+    let half = Duration::from_millis(500);
+    assert!(world.env.timeout(half, idle.read_to_end(&mut end)).await.is_none());
+    world.reload(&ONE.replace("services.web", "services.other"));
     assert_eq!(old.strong_count(), 0);
+    assert!(world.env.timeout(half, idle.read_to_end(&mut end)).await.is_some(), "it is closed");
+    busy.write_all(b"i").await.unwrap();
+    assert_eq!(hear(&world, &mut streaming).await, "i");
+    assert!(world.env.timeout(half, busy.read_to_end(&mut end)).await.is_some(), "nor kept");
 }
 
 #[tokio::test(start_paused = true)]

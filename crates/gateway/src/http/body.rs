@@ -273,11 +273,6 @@ impl AnswerBody {
         AnswerBody { content, ending: None, capture: None, tunnel: None }
     }
 
-    /// Whether all of it has come.
-    pub fn is_here(&self) -> bool {
-        matches!(self.content, Content::Bytes(_))
-    }
-
     /// Goes on with the request while nobody reads its answer.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if let Some(loan) = self.ending.as_mut().and_then(|ending| ending.loan.as_mut()) {

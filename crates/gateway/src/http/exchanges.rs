@@ -1,6 +1,7 @@
 //! A client's HTTP/1.1 connection: request, answer, and the next one, until it ends, is idle, or had
 //! better be served elsewhere.
 
+use crate::gateway::View;
 use crate::http::body::{AnswerBody, Incoming, Tunnel};
 use crate::http::http1::io::Io;
 use crate::http::http1::server::{Connection, Date, Failure};
@@ -107,11 +108,7 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
             serving.gateway.counters.n_broken_connections.fetch_add(1, Relaxed);
             return Left::Ended;
         };
-        if !answer.body.is_here() {
-            // A stream may last for days, and an old state has connections to servers.
-            view = None;
-        }
-        match send(serving, connection, answer).await {
+        match send(serving, connection, answer, &mut view).await {
             Ok(Some(tunnel)) => return Left::Switched(tunnel),
             Ok(None) if connection.is_kept() => {}
             Ok(None) if connection.is_read() && !connection.has_more() => return Left::Ended,
@@ -130,6 +127,7 @@ async fn send(
     serving: &Serving,
     connection: &mut Connection,
     answer: Answer<AnswerBody>,
+    view: &mut Option<View>,
 ) -> Result<Option<Box<Tunnel>>, Failure> {
     let Answer { status, fields, mut body } = answer;
     let is_last = serving.gateway.is_stopping();
@@ -140,6 +138,10 @@ async fn send(
     let mut n_sent = None;
     // For how long the client has not read: it may be slow, and must not stand still.
     let mut watch = |connection: &Connection, is_pending: bool| {
+        if is_pending {
+            // It may last for days, and the state be an old one then.
+            *view = None;
+        }
         let now = if is_pending { connection.is_blocked() } else { None };
         if now != n_sent {
             n_sent = now;

@@ -52,7 +52,7 @@ pub struct Fields {
     text: Vec<u8>,
     lines: Vec<Line>,
     /// A bit for each name that is there or was, of 64: most names that are looked for have none.
-    marks: u64,
+    hints: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,12 +63,12 @@ struct Line {
 }
 
 /// Fields for which a map has room from the beginning.
-const N_USUAL: usize = 64;
+const N_MAPPED: usize = 64;
 
 const BETWEEN: &[u8] = b": ";
 const BEHIND: &[u8] = b"\r\n";
 
-fn mark(name: &[u8]) -> u64 {
+fn hint(name: &[u8]) -> u64 {
     // Nearly all known names differ in their length or their first letter.
     let first = name.first().map_or(0, |byte| byte | 0x20);
     1 << ((name.len() as u8).wrapping_mul(7).wrapping_add(first) & 63)
@@ -101,7 +101,7 @@ impl Line {
 impl Fields {
     pub fn with_room(n_fields: usize, n_bytes: usize) -> Fields {
         let (text, lines) = (Vec::with_capacity(n_bytes), Vec::with_capacity(n_fields));
-        Fields { text, lines, marks: 0 }
+        Fields { text, lines, hints: 0 }
     }
 
     /// One more, behind all others. `name` must be a token and `value` a field's value, as all are
@@ -117,7 +117,7 @@ impl Fields {
         let at = self.text.len();
         self.text.extend_from_slice(name);
         self.text.extend_from_slice(BETWEEN);
-        self.marks |= mark(name);
+        self.hints |= hint(name);
         at
     }
 
@@ -154,7 +154,7 @@ impl Fields {
 
     #[inline]
     pub fn remove(&mut self, name: &str) {
-        if self.marks & mark(name.as_bytes()) != 0 {
+        if self.hints & hint(name.as_bytes()) != 0 {
             self.retain(|line_name| !line_name.eq_ignore_ascii_case(name.as_bytes()));
         }
     }
@@ -173,7 +173,7 @@ impl Fields {
 
     #[inline]
     fn find<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = Line> {
-        let lines = if self.marks & mark(name) == 0 { &[][..] } else { &self.lines[..] };
+        let lines = if self.hints & hint(name) == 0 { &[][..] } else { &self.lines[..] };
         lines.iter().copied().filter(|line| line.name(&self.text).eq_ignore_ascii_case(name))
     }
 
@@ -216,7 +216,7 @@ impl Fields {
     /// message is.
     pub fn to_map(&self) -> Option<HeaderMap> {
         let text = Bytes::copy_from_slice(&self.text);
-        let mut map = HeaderMap::with_capacity(self.lines.len().min(N_USUAL));
+        let mut map = HeaderMap::with_capacity(self.lines.len().min(N_MAPPED));
         for line in &self.lines {
             let name = HeaderName::from_bytes(line.name(&text)).ok()?;
             let value = text.slice_ref(line.value(&text));
@@ -241,8 +241,7 @@ impl TryFrom<&HeaderMap> for Fields {
         let n_bytes = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         let mut fields = Fields::with_room(map.len(), n_bytes);
         for (name, value) in map {
-            // HTTP/2's library takes quotes too.
-            if name.as_str().contains('"') {
+            if is_no_token(name) {
                 return Err(NoToken(name.to_string()));
             }
             if name != header::COOKIE {
@@ -256,6 +255,11 @@ impl TryFrom<&HeaderMap> for Fields {
         }
         Ok(fields)
     }
+}
+
+/// HTTP/2's library takes names with quotes, which HTTP/1.1 cannot have.
+pub fn is_no_token(name: &HeaderName) -> bool {
+    name.as_str().contains('"')
 }
 
 /// Of a value, where it is ASCII.

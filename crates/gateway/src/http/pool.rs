@@ -57,6 +57,8 @@ pub struct Upstream {
 #[derive(Default)]
 struct Pool {
     shelves: Vec<Shelf>,
+    /// What comes back is not kept.
+    is_closed: bool,
 }
 
 /// The connections to one server.
@@ -292,6 +294,17 @@ impl Upstream {
         })
     }
 
+    /// Closes all connections that are idle, and those that will be: another file has this service
+    /// otherwise, or not at all. An answer under way may hold it for days.
+    pub fn close(&self) {
+        let mut pool = self.pool.lock();
+        pool.is_closed = true;
+        for shelf in &mut pool.shelves {
+            shelf.idle.clear();
+            shelf.shared.clear();
+        }
+    }
+
     /// Closes connections that have been idle for long.
     pub fn sweep(&self, now: Instant) {
         for shelf in &mut self.pool.lock().shelves {
@@ -441,6 +454,9 @@ impl Loan {
             return;
         }
         let mut pool = self.upstream.pool.lock();
+        if pool.is_closed {
+            return;
+        }
         let shelf = pool.shelf(self.attempt);
         if shelf.idle.len() < N_IDLE_MAX {
             shelf.idle.push(Idle { connection, since: now });

@@ -207,7 +207,7 @@ impl Gateway {
             }
         };
         let Way { route, backend, priority, own_time, given, until } = way;
-        asked.ending.counts = Some(backend.lane(client.lane).counts.clone());
+        asked.ending.counts = Some(backend.upstream(client.lane).counts.clone());
 
         if request.method == Method::GET && backend.config.fallback.stale_for.is_some() {
             let path = request.target.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -437,7 +437,7 @@ impl Gateway {
     ) -> Result<Answer<AnswerBody>, Own> {
         loop {
             let called = self.send(client, backend, &ask, asked.alarm, outgoing).await;
-            let upstream = backend.lane(client.lane);
+            let upstream = backend.upstream(client.lane);
             let name = &*upstream.handle.name;
             if let (Ok(called), Some(record)) = (&called, &mut asked.ending.record) {
                 let entry = &mut record.entry;
@@ -497,7 +497,7 @@ impl Gateway {
         alarm: &mut Alarm,
         outgoing: &Outgoing,
     ) -> Result<Called<(Answer<Rest>, Loan)>, Failure> {
-        let upstream = backend.lane(client.lane);
+        let upstream = backend.upstream(client.lane);
         let env = self.env();
         call(&upstream.handle, ask, alarm, |attempt, begun| async move {
             let mut now = begun;

@@ -5,7 +5,7 @@
 //!             first bytes                    idle for a second
 //!   waiting ──────────────► HTTP/1.1 ────────────────────────────► waiting
 //!      └──────────────────► HTTP/2          (what serves it is given back: an idle
-//!         its preface                        connection costs 3 to 4 KiB)
+//!         its preface                        connection costs 3 to 5 KiB)
 //! ```
 //!
 //! Between two requests an HTTP/1.1 connection may move to another lane ([`crate::lanes`]). It is
@@ -30,7 +30,7 @@ use crate::lanes::Moved;
 use base::env::{Alarm, Env};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -94,6 +94,8 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
         let request = match message::Request::try_from(parts) {
             Ok(request) if request.fields.n() <= state.limits.n_headers_max => request,
             refused => {
+                // It was one all the same, of a client that does not stand still.
+                drop(client.pulse.begin(Version::HTTP_2));
                 gateway.counters.n_bad_requests.fetch_add(1, Relaxed);
                 let status = match refused {
                     Ok(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,

@@ -20,9 +20,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-/// Interim answers (100 to 199) before the answer itself.
-const N_INTERIM_MAX: usize = 32;
-
 pub struct Connection {
     io: Io,
     upload: Option<Upload>,
@@ -104,7 +101,7 @@ impl Connection {
         if length != Length::Told(0) {
             self.upload = Some(Upload { body, encoder: Encoder::new(length) });
         }
-        let (mut n_seen, mut n_interim) = (0, 0);
+        let mut n_seen = 0;
         let answer = poll_fn(|cx| {
             // Pending or not: an answer may come before the request is through.
             if let Poll::Ready(Err(failure)) = self.poll_send(cx) {
@@ -117,11 +114,6 @@ impl Connection {
                     n_seen = 0;
                     if !answer.status.is_informational() || answer.status.as_u16() == 101 {
                         return Poll::Ready(Ok(answer));
-                    }
-                    n_interim += 1;
-                    if n_interim > N_INTERIM_MAX {
-                        let error = Error::Malformed("interim answers without end");
-                        return Poll::Ready(Err(error.into()));
                     }
                 }
                 n_seen = self.io.input.len();

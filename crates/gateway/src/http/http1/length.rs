@@ -8,6 +8,7 @@
 
 use super::Error;
 use super::head::{Writer, may_be_whole};
+use crate::http::fields;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
@@ -293,7 +294,7 @@ impl Encoder {
 
 /// What a recipient might go by must come before the content (RFC 9110, 6.5.1).
 fn is_forbidden(name: &HeaderName) -> bool {
-    [
+    let is_reserved = [
         header::AUTHORIZATION,
         header::CACHE_CONTROL,
         header::CONNECTION,
@@ -308,7 +309,8 @@ fn is_forbidden(name: &HeaderName) -> bool {
         header::TRAILER,
         header::TRANSFER_ENCODING,
     ]
-    .contains(name)
+    .contains(name);
+    is_reserved || fields::is_no_token(name)
 }
 
 #[cfg(test)]
@@ -430,6 +432,8 @@ mod tests {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", HeaderValue::from_static("1"));
         trailers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("9"));
+        let quoted = HeaderName::from_lowercase(b"a\"b").unwrap();
+        trailers.insert(quoted, HeaderValue::from_static("9"));
         assert!(encoder.end(&mut out, Some(&trailers)));
         let (content, rest) = read(Length::Chunked, &out, 7);
         assert_eq!(content, format!("hello {} {{\"x-sum\": \"1\"}}", "x".repeat(300)));

@@ -279,6 +279,7 @@ impl Connection {
             let mut shared = self.shared.lock();
             let Some(io) = &mut shared.io else { return Err(Error::Cut.into()) };
             let is_last = io.put_frame(encoder, frame.transpose()?, self.asked.takes_trailers)?;
+            drop(shared);
             // What is told and has come needs no look at its end, but where an upload's is behind it.
             if is_last || (encoder.is_through() && body.is_end_stream()) {
                 self.encoder = None;
