@@ -160,6 +160,7 @@ async fn a_stream_does_not_hold_the_file_that_it_began_under() {
         (client, server)
     };
     let (mut streaming, mut busy) = asked("h").await;
+    let _another = asked("h").await;
     let (_client, mut idle) = asked("hi").await;
     let old = Arc::downgrade(&world.gateway.state());
     let mut end = Vec::new();
