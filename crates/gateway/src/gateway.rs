@@ -3,6 +3,8 @@
 use crate::access_log::AccessLog;
 use crate::backend::Backend;
 use crate::config::{Config, Limits, Route};
+use crate::http::ending::Place;
+use crate::http::pulse::Pulse;
 use crate::isolate::bulkhead::Priority;
 use crate::lanes::Lanes;
 use crate::tls::{self, Acceptor};
@@ -212,18 +214,15 @@ impl Gateway {
     }
 
     /// Counts a request, unless there are too many of its priority.
-    pub fn admit(&self, limits: &Limits, priority: Priority) -> bool {
+    pub fn admit(&self, pulse: &Arc<Pulse>, limits: &Limits, priority: Priority) -> Option<Place> {
         let room = f64::from(limits.n_requests_max) * priority.share();
         let n_before = self.n_requests.0.fetch_add(1, Relaxed);
-        let is_admitted = f64::from(n_before) < room.max(1.0);
-        if !is_admitted {
-            self.dismiss();
-        }
-        is_admitted
+        let place = Place::new(pulse);
+        (f64::from(n_before) < room.max(1.0)).then_some(place)
     }
 
-    /// A request that was admitted has ended.
-    pub fn dismiss(&self) {
+    /// A place is free again: for its end only.
+    pub fn leave(&self) {
         self.n_requests.0.fetch_sub(1, Relaxed);
     }
 

@@ -14,12 +14,19 @@ use std::sync::Arc;
 /// A place among the requests that the whole gateway has under way.
 pub struct Place {
     /// Holds the gateway; its own count is the connection's, and not one that all requests share.
-    pub pulse: Arc<Pulse>,
+    pulse: Arc<Pulse>,
+}
+
+impl Place {
+    /// One that [`Gateway::admit`](crate::gateway::Gateway::admit) has counted.
+    pub fn new(pulse: &Arc<Pulse>) -> Place {
+        Place { pulse: pulse.clone() }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.pulse.gateway.dismiss();
+        self.pulse.gateway.leave();
     }
 }
 

@@ -5,7 +5,7 @@ use crate::call::{Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
 use crate::config::{self, Limits, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
-use crate::http::ending::{Ending, Place};
+use crate::http::ending::Ending;
 use crate::http::fields::{self, Fields, name};
 use crate::http::headers::{self, Trace};
 use crate::http::http1::io::Io;
@@ -278,12 +278,11 @@ impl Gateway {
         let highest = route.priority;
         let asked_priority = headers::asked_priority(fields);
         let priority = asked_priority.map_or(highest, |asked| asked.min(highest));
-        if !self.admit(&state.limits, priority) {
+        let place = self.admit(&client.pulse, &state.limits, priority);
+        asked.ending.place = Some(place.ok_or_else(|| {
             self.counters.n_refused_requests.fetch_add(1, Relaxed);
-            let text = "the gateway has too many requests under way";
-            return Err(Own::busy(text, Duration::from_secs(1)));
-        }
-        asked.ending.place = Some(Place { pulse: client.pulse.clone() });
+            Own::busy("the gateway has too many requests under way", Duration::from_secs(1))
+        })?);
         let name = route::target(route, self.draw(client, route)).unwrap_or_default();
         let backend = state.backends.get(name).ok_or_else(|| {
             Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
