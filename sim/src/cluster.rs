@@ -9,7 +9,7 @@ use crate::machine::threads::{self, Host, Process};
 use crate::net::SimNet;
 use crate::task;
 use base::{Env, NodeId, TabletId, Zone};
-use cluster::supervision::{Action, EXIT_HALTED, EXIT_MISUSED, Event, Supervision};
+use cluster::supervision::{Action, EXIT_HALTED, EXIT_MISUSED, End, Event, Supervision};
 use cluster::{DeathReport, NodeRow, Topology};
 use node::config::{AuthMethod, Config};
 use node::identity::Home;
@@ -27,6 +27,7 @@ pub const SQL_PORT: u16 = 5433;
 const CLUSTER: u64 = 7;
 const TICK: Duration = Duration::from_millis(250);
 const BEAT: Duration = Duration::from_millis(500);
+const SIGKILL: i32 = 9;
 /// Deeply nested statements are planned by recursion.
 const STACK_BYTES: usize = 16 << 20;
 
@@ -319,7 +320,7 @@ impl Cluster {
         let process = threads::start(node.host, name, STACK_BYTES, move || {
             let code = work(env, config, &told, asked, &says);
             // The supervisor finds a worker that cannot tell its end by its silence.
-            says.try_send(Event::Ended(Some(code))).ok();
+            says.try_send(Event::Ended(End::Code(code))).ok();
             threads::exit();
         });
         let mut slot = node.slot.lock();
@@ -334,7 +335,7 @@ impl Cluster {
         if let Some(worker) = &slot.worker {
             threads::kill(worker.process);
             // A supervisor that is full of news finds out by the worker's silence.
-            worker.heard.try_send(Event::Ended(None)).ok();
+            worker.heard.try_send(Event::Ended(End::Signal(SIGKILL))).ok();
         }
         drop(slot);
         self.net.process_died(node.ip, &[PEER_PORT, SQL_PORT]);
@@ -458,6 +459,8 @@ fn work(
                 return if is_lost { EXIT_HALTED } else { EXIT_MISUSED };
             }
         };
+        // A supervisor that is full of news takes the worker for one that never served.
+        says.try_send(Event::Ready).ok();
         loop {
             tokio::select! {
                 biased;

@@ -1,9 +1,12 @@
 //! The small process that starts, watches and reports the worker. What it does when is decided
 //! in [`cluster::supervision`]; here it is done.
 //!
-//! The worker's standard output is its line to the supervisor (`beat`, and nothing else); its
-//! standard input is the supervisor's to it: `stop` asks, and its end means that the supervisor
-//! is gone, whereupon the worker ends itself. So no worker outlives its supervisor.
+//! The worker's standard output is its line to the supervisor: `beat` while it is well, and `ready`
+//! once it serves. Its standard input is the supervisor's to it: `stop` asks, and its end means that
+//! the supervisor is gone, whereupon the worker ends itself. So no worker outlives its supervisor.
+//!
+//! A death is told at once to all peers. A peer that does not take the report may be between two
+//! starts of its own, so it is told again for a few seconds. Nothing but time depends on that.
 
 use crate::config::Config;
 use crate::identity::Home;
@@ -11,9 +14,11 @@ use base::Env;
 use base::NodeId;
 use bytes::Bytes;
 use cluster::DeathReport;
-use cluster::supervision::{Action, EXIT_MISUSED, Event, Supervision};
+use cluster::supervision::{Action, EXIT_MISUSED, End, Event, Supervision};
 use futures::FutureExt;
-use std::process::{ExitCode, Stdio};
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -23,8 +28,11 @@ use tokio::task::JoinHandle;
 use transport::{Identity, MessageKind, Transport};
 
 const TICK: Duration = Duration::from_millis(250);
-/// A peer that does not take a report in this time learns of the death by a time-out.
+/// A peer has this long to take a report.
 const REPORT: Duration = Duration::from_millis(500);
+/// A peer that did not take a report is told again this often, and for this long.
+const TELL_AGAIN: Duration = Duration::from_millis(100);
+const TELL_FOR: Duration = Duration::from_secs(5);
 
 /// How the worker is handed its configuration.
 pub const CONFIG_VARIABLE: &str = "ATOLL_WORKER_CONFIG";
@@ -71,7 +79,7 @@ pub async fn run(config: Config, tethered: bool) -> Result<ExitCode, Box<dyn std
                     if let Some(worker) = worker.take() {
                         // Beside what comes next: a peer that does not answer delays no start.
                         let (clock, home, tls) = (env.clone(), home.clone(), tls.clone());
-                        let report = async move { report(&clock, &home, &tls, worker.boot).await };
+                        let report = async move { report(&clock, home, tls, worker.boot).await };
                         reporting = Some(env.spawn("death report", report));
                     }
                 }
@@ -90,15 +98,26 @@ pub async fn run(config: Config, tethered: bool) -> Result<ExitCode, Box<dyn std
                 None => std::future::pending().await,
             }
         };
+        let now = env.now();
+        let due = supervision.starts_at().map(|at| at.saturating_duration_since(now));
         event = tokio::select! {
             biased;
-            status = ended => Event::Ended(status.ok().and_then(|status| status.code())),
+            status = ended => Event::Ended(end_of(status?)),
             _ = terminate.recv() => Event::Stop,
             _ = interrupt.recv() => Event::Stop,
             () = &mut tether => Event::Stop,
             Some(event) = hears.recv() => event,
-            () = env.sleep(TICK) => Event::Tick,
+            () = env.sleep(due.unwrap_or(TICK).min(TICK)) => Event::Tick,
         };
+    }
+}
+
+fn end_of(status: ExitStatus) -> End {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => End::Code(code),
+        (None, Some(signal)) => End::Signal(signal),
+        // Such a status tells of a process that is stopped, and `wait` does not ask for those.
+        (None, None) => End::Code(1),
     }
 }
 
@@ -147,7 +166,12 @@ fn start(
     env.spawn("worker's word", async move {
         let mut lines = BufReader::new(stdout).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            if line == "beat" && heard.send(Event::Beat).await.is_err() {
+            let event = match line.as_str() {
+                "beat" => Event::Beat,
+                "ready" => Event::Ready,
+                _ => continue,
+            };
+            if heard.send(event).await.is_err() {
                 return;
             }
         }
@@ -155,31 +179,42 @@ fn start(
     Ok(Worker { child, stdin, boot })
 }
 
-/// Tells all peers that this node's worker is dead.
-async fn report(env: &Env, home: &Home, tls: &Option<transport::tls::Tls>, boot: u64) {
+/// Tells all peers that this node's worker is dead. Those that do not take it are told again,
+/// beside what comes next.
+async fn report(env: &Env, home: Home, tls: Option<transport::tls::Tls>, boot: u64) {
     let (Ok(Some(identity)), Ok(topology)) = (home.identity(), home.topology()) else { return };
     let report = DeathReport { node: identity.node, boot };
     let peers = topology.members().filter(|row| row.id != identity.node);
     let addresses: Vec<_> = peers.map(|row| row.peer_address).collect();
-    tell(env, tls, identity.cluster, report, &addresses).await;
+    let mut left = tell(env, &tls, identity.cluster, report, &addresses).await;
+    let clock = env.clone();
+    env.spawn("death report again", async move {
+        let until = clock.now() + TELL_FOR;
+        while !left.is_empty() && clock.now() < until {
+            clock.sleep(TELL_AGAIN).await;
+            left = tell(&clock, &tls, identity.cluster, report, &left).await;
+        }
+    });
 }
 
-/// Tells those who listen at `addresses` of a death that is certain.
+/// Tells those who listen at `addresses` of a death that is certain; returns those that did not
+/// take it.
 pub async fn tell(
     env: &Env,
     tls: &Option<transport::tls::Tls>,
     cluster: u64,
     report: DeathReport,
-    addresses: &[std::net::SocketAddr],
-) {
+    addresses: &[SocketAddr],
+) -> Vec<SocketAddr> {
     let nobody = Identity { node: NodeId(0), cluster, boot: 0 };
     let transport = Transport::new(env.clone(), nobody, tls.clone());
-    let Ok(payload) = postcard::to_stdvec(&report).map(Bytes::from) else { return };
+    let Ok(payload) = postcard::to_stdvec(&report).map(Bytes::from) else { return Vec::new() };
     let calls = addresses.iter().map(|address| {
         transport.call_address(*address, MessageKind::DeathReport, REPORT, payload.clone())
     });
-    // Peers that do not hear it find out by their time-outs.
-    drop(futures::future::join_all(calls).await);
+    let answers = futures::future::join_all(calls).await;
+    let silent = addresses.iter().zip(answers).filter(|(_, answer)| answer.is_err());
+    silent.map(|(address, _)| *address).collect()
 }
 
 /// The exit code for what cannot work however often it is tried.
