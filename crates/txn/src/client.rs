@@ -21,14 +21,17 @@ use crate::message::{Epoch, Fault, LockRequest, LockedRow, ReadAt, Request, Resp
 use crate::node::Node;
 use crate::tablet::lost_locks;
 use crate::{Error, admin};
+use base::env::Instant;
 use base::{Key, KeyRange, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
 
 pub use scan::{Reader, Scan};
@@ -95,22 +98,33 @@ pub struct Client {
 /// Rows that are read together without a snapshot: all of them must fit into one answer.
 const N_NEWEST_MAX: usize = 3;
 
+/// A wait this old is followed to see whether it closes a circle, and again after twice as long
+/// each time, up to the larger one.
+const SUSPICIOUS_MIN: Duration = Duration::from_millis(60);
+const SUSPICIOUS_MAX: Duration = Duration::from_secs(1);
+
 /// A running transaction as others see it.
 pub(crate) struct Active {
     pub(crate) isolation: Isolation,
+    /// By the wall clock, for people.
     pub(crate) started_us: i64,
+    pub(crate) started: Instant,
     pub(crate) committing: AtomicBool,
     /// The tablets in which it waits for locks right now, and for how many: one statement's scans
     /// may wait side by side.
     pub(crate) waiting: Mutex<BTreeMap<TabletId, usize>>,
+    /// How many waits it has begun.
+    pub(crate) n_waits: AtomicU64,
     /// Why it was chosen to break a deadlock.
     doom: watch::Sender<Option<String>>,
 }
 
 impl Active {
-    /// Ends a wait. One that waits no more has left the circle by itself.
-    pub(crate) fn doom(&self, detail: String) {
-        if !self.waiting.lock().is_empty() {
+    /// Ends a wait, if none has begun since there were `n_waits`. One that waits no more, or for
+    /// something else, has left the circle by itself.
+    pub(crate) fn doom(&self, n_waits: u64, detail: String) {
+        let waiting = self.waiting.lock();
+        if !waiting.is_empty() && self.n_waits.load(Ordering::Relaxed) == n_waits {
             self.doom.send_replace(Some(detail));
         }
     }
@@ -142,7 +156,6 @@ pub struct Txn {
     snapshot: Option<Scn>,
     /// The snapshot was chosen by the user and stays.
     fixed: bool,
-    /// A newest read has been made in this statement: the next read needs a snapshot.
     writes: Arc<Writes>,
     undo: Vec<(Key, Option<Option<Bytes>>)>,
     barriers: Vec<(SchemaUse, Vec<KeyRange>)>,
@@ -159,6 +172,8 @@ impl Client {
         let active = Arc::new(Active {
             isolation,
             started_us: self.node.env.wall_us(),
+            started: self.node.env.now(),
+            n_waits: AtomicU64::new(0),
             committing: AtomicBool::new(false),
             waiting: Mutex::default(),
             doom: watch::Sender::new(None),
@@ -533,19 +548,29 @@ impl Shared {
                 self.active.doom.send_if_modified(|doom| doom.take().is_some());
             }
             *waiting.entry(tablet).or_default() += 1;
+            // Under the lock on `waiting`, as whoever compares it.
+            self.active.n_waits.fetch_add(1, Ordering::Relaxed);
         }
         let waiting = NotWaiting { active: &self.active, tablet };
-        let answer = tokio::select! {
-            biased;
-            answer = self.node.ask(tablet, Request::Lock(request)) => answer?,
-            detail = async {
-                // The guard must go before the next await: it is not Send.
-                let detail = doom.wait_for(Option::is_some).await;
-                match detail.map(|detail| detail.clone().unwrap_or_default()) {
-                    Ok(detail) => detail,
-                    Err(_) => std::future::pending().await,
+        let mut asked = pin!(self.node.ask(tablet, Request::Lock(request)));
+        let mut patience = SUSPICIOUS_MIN;
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut asked => break answer?,
+                detail = async {
+                    // The guard must go before the next await: it is not Send.
+                    let detail = doom.wait_for(Option::is_some).await;
+                    match detail.map(|detail| detail.clone().unwrap_or_default()) {
+                        Ok(detail) => detail,
+                        Err(_) => std::future::pending().await,
+                    }
+                } => return Err(Error::Deadlock { detail }.into()),
+                () = self.node.env.sleep(patience) => {
+                    self.node.suspect_deadlock(self.id);
+                    patience = (patience * 2).min(SUSPICIOUS_MAX);
                 }
-            } => return Err(Error::Deadlock { detail }.into()),
+            }
         };
         drop(waiting);
         let Response::Locked { epoch, rows } = answer else {

@@ -16,6 +16,7 @@ pub mod admin;
 pub mod client;
 pub mod command;
 pub mod error;
+mod key_set;
 pub mod keyspace;
 pub mod locks;
 pub mod machine;

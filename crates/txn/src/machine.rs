@@ -25,8 +25,6 @@ pub struct State {
     /// Table to the versions below which requests are refused, each since an SCN, oldest first. A
     /// read of the past is bound by those that stood then, not by the newest alone.
     pub barriers: HashMap<u32, Vec<(u64, Scn)>>,
-    /// The highest SCN of a commit applied here.
-    pub newest: Scn,
 }
 
 /// A commit record.
@@ -63,7 +61,7 @@ impl State {
                 barriers.insert(u32::from_be_bytes(*table), standing);
             }
         }
-        Ok(Some(State { descriptor, barriers, newest: Scn::ZERO }))
+        Ok(Some(State { descriptor, barriers }))
     }
 
     /// The table among `uses` whose definition is too old for a request at `at` (none: newest).
@@ -110,7 +108,6 @@ impl State {
             }
             batch.meta_put(keyspace::barrier(tablet, barrier.table), encode(standing));
         }
-        self.newest = self.newest.max(scn);
     }
 }
 
@@ -267,7 +264,7 @@ mod tests {
     fn definitions_stand_in_the_order_of_their_versions() {
         let tablet = TabletId(7);
         let descriptor = Descriptor { tablet, range: KeyRange::all(), generation: 1 };
-        let mut state = State { descriptor, barriers: HashMap::new(), newest: Scn::ZERO };
+        let mut state = State { descriptor, barriers: HashMap::new() };
         let of = |version| SchemaUse { table: 9, version };
         let mut batch = Batch::default();
         // The decision for version 3 is carried out here after the one for version 4.

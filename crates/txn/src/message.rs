@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::client::{LockMode, Row, Wait};
 use crate::command::{Changes, Outcome, SchemaUse};
-use crate::locks::{LockRow, Target};
+use crate::locks::{LockRow, Target, Ticket};
 use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use serde::{Deserialize, Serialize};
 
@@ -83,9 +83,11 @@ pub enum Request {
         txn: TxnId,
         fence: bool,
     },
-    /// For deadlock: whom does the transaction wait for here?
+    /// For deadlock: whom do these transactions wait for here, and whom those in their turn?
     WaitsFor {
-        txn: TxnId,
+        txns: Vec<TxnId>,
+        /// Only these, and with what they ask for: to look again before a victim is chosen.
+        only_these: bool,
     },
     Split {
         at: Key,
@@ -131,7 +133,7 @@ pub enum Response {
     Committed(Scn),
     Decided(Outcome),
     Outcome(Option<Outcome>),
-    WaitsFor(Vec<Edge>),
+    WaitsFor(Vec<TxnWait>),
     Locks(Vec<LockRow>),
     Transactions(Vec<(TxnId, TxnState)>),
     Done,
@@ -151,14 +153,16 @@ pub struct Scanned {
     pub covered: KeyRange,
 }
 
-/// One wait: `txn` asks for `mode` on `target` in `tablet`, which `blocker` has or wants.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Edge {
+/// One wait in a tablet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TxnWait {
     pub txn: TxnId,
-    pub tablet: TabletId,
-    pub target: Target,
-    pub mode: LockMode,
-    pub blocker: TxnId,
+    /// Names this wait in the tablet: a later one of the same transaction has another.
+    pub ticket: Ticket,
+    /// Each with whether it holds something of what is asked for, or only asks for it before.
+    pub blockers: Vec<(TxnId, bool)>,
+    /// What is asked for, where that was wanted.
+    pub what: Option<(Target, LockMode)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,10 +232,11 @@ pub struct ScnGrant {
 pub enum CoordinatorRequest {
     /// Which of these transactions are running there?
     Alive(Vec<TxnId>),
-    /// In which tablets does it wait for locks, and since when does it run?
-    Waiting(TxnId),
-    /// Break a deadlock: end its wait, if it still waits.
-    Doom { txn: TxnId, detail: String },
+    /// In which tablets do these wait for locks, and for how long have they run? Those that run
+    /// there no more are left out.
+    Waiting(Vec<TxnId>),
+    /// Break a deadlock: end its wait, if that is still the one that was told of.
+    Doom { txn: TxnId, n_waits: u64, detail: String },
     /// All running transactions, for `atoll.transactions`.
     Active,
     /// The replicas on that node, for routing and `atoll.tablets`.
@@ -241,10 +246,21 @@ pub enum CoordinatorRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CoordinatorResponse {
     Alive(Vec<TxnId>),
-    Waiting { tablets: Vec<TabletId>, started_us: i64 },
+    Waiting(Vec<WaitingRow>),
     Active(Vec<ActiveRow>),
     Replicas(Vec<ReplicaRow>),
     Done,
+}
+
+/// A running transaction and its waits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WaitingRow {
+    pub txn: TxnId,
+    pub tablets: Vec<TabletId>,
+    /// How many waits it has begun.
+    pub n_waits: u64,
+    /// By its coordinator's monotonic clock.
+    pub running_ms: u64,
 }
 
 /// A running transaction.

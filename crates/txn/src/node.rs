@@ -60,7 +60,7 @@ pub struct Node {
     members: watch::Receiver<BTreeSet<NodeId>>,
     dead: RwLock<HashSet<NodeId>>,
     scn_asks: mpsc::Sender<ScnAsk>,
-    suspects: Mutex<HashSet<TxnId>>,
+    suspects: Mutex<deadlock::Suspects>,
     refreshing: tokio::sync::Mutex<()>,
     n_refreshes: AtomicU64,
     opening: tokio::sync::Mutex<()>,

@@ -16,6 +16,7 @@
 mod commit;
 mod lead;
 mod lock;
+mod marks;
 mod read;
 mod split;
 mod sweep;
@@ -51,6 +52,8 @@ pub(crate) struct Tablet {
     lead: Mutex<Option<Lead>>,
     changing_role: Mutex<()>,
     sweeping: AtomicBool,
+    /// Where the next sweep goes on with the records.
+    swept: Mutex<Option<base::Key>>,
     /// Counts what a waiting reader or committer may have waited for.
     changed: watch::Sender<u64>,
     effects: Mutex<Vec<Effect>>,
@@ -81,6 +84,7 @@ impl Tablet {
             lead: Mutex::new(None),
             changing_role: Mutex::default(),
             sweeping: AtomicBool::new(false),
+            swept: Mutex::default(),
             changed: watch::Sender::new(0),
             effects: Mutex::default(),
             applied_index: AtomicU64::new(0),
@@ -171,14 +175,14 @@ impl Tablet {
                 Ok(Response::Done)
             }
             Request::Outcome { txn, fence } => {
-                let epoch = self.leading()?;
+                let (epoch, now) = (self.leading()?, self.env.now());
                 self.with_lead(epoch, |lead| {
                     if lead.marks.contains(txn) {
                         return Err(Error::OutcomeUnknown { txn }.into());
                     }
                     if fence {
                         // Its commit may still be on the way here: it must find nothing.
-                        lead.doomed.insert(txn);
+                        lead.doom(txn, now);
                         lead.finish(txn);
                     }
                     Ok(())
@@ -187,7 +191,7 @@ impl Tablet {
                 self.vouch(epoch.term).await?;
                 Ok(Response::Outcome(outcome))
             }
-            Request::WaitsFor { txn } => self.waits_for(txn),
+            Request::WaitsFor { txns, only_these } => self.waits_for(txns, only_these),
             Request::Split { at, child } => self.split(at, child).await,
             Request::Locks => {
                 let epoch = self.leading()?;

@@ -1,160 +1,210 @@
-//! Deadlock: a wait that grows old is followed along the waits-for edges, across tablets.
+//! Deadlock: waits that grow old are followed along the waits-for edges, across tablets.
 //!
-//! Under strict two-phase locking an edge of a true cycle stays until somebody aborts, so edges
-//! may be gathered one after the other without a global pause (Chandy, Misra and Haas, 1983,
-//! call this the resource model). The youngest transaction of a cycle is its victim; all who
-//! find the same cycle choose the same. A prepared transaction waits for nothing, so it is never
-//! in one.
+//! Each coordinator searches for the transactions that it runs, one search at a time for all of
+//! them. A wait is a suspect when it is 60 ms old, then after 120 ms more, and so on up to a second.
+//!
+//! ```text
+//! suspects ─► their coordinators: where do they wait?        one question a node
+//!          ─► those tablets: whom for, and whom do those wait for in their turn?   one a tablet
+//!          ─► again with whoever is new, until nobody is
+//! circles  ─► one victim each ─► the tablets once more: does the circle still stand?
+//!          ─► the victim's coordinator ends its wait
+//! ```
+//!
+//! Under strict two-phase locking an edge of a true circle stays until somebody aborts, so edges
+//! may be gathered one after the other without a global pause (Chandy, Misra and Haas, 1983, call
+//! this the resource model). All edges of a circle are seen twice, with the same tickets: so there
+//! was a moment, between the two, at which all of them stood. A circle that was broken meanwhile has
+//! no second victim. A prepared transaction waits for nothing, so it is never in one.
+//!
+//! Invariants: a search looks at [`N_TRANSACTIONS_MAX`] at most, nearest first, and the next one
+//! begins with others' waits; a wait that has ended since is not the one that is broken.
+//!
+//! Not done: two coordinators that find the same circle within the same millisecond, and read the
+//! ages of its transactions in different order, may choose a victim each.
+
+mod circle;
 
 use super::Node;
-use crate::message::{CoordinatorRequest, CoordinatorResponse, Edge, Request, Response};
-use base::TxnId;
-use std::collections::{HashMap, HashSet};
+use crate::message::{
+    CoordinatorRequest, CoordinatorResponse, Request, Response, TxnWait, WaitingRow,
+};
+use base::{NodeId, TabletId, TxnId};
+use circle::{Circle, Edge, Graph};
+use futures::future::join_all;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Transactions looked at before a search is given up until the next suspicion.
-const N_TRANSACTIONS_MAX: usize = 128;
+/// Transactions that one search asks about.
+const N_TRANSACTIONS_MAX: usize = 4096;
+/// Suspects that one search begins with. The others are the next one's.
+const N_STARTS_MAX: usize = 256;
+/// Between two searches of one node.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The waits of a circle that its victim is told of.
+const N_LINES_MAX: usize = 16;
+
+/// Who is to be looked at next: no more than there are running transactions.
+#[derive(Default)]
+pub(super) struct Suspects {
+    queue: VecDeque<TxnId>,
+    queued: HashSet<TxnId>,
+    searching: bool,
+}
+
+impl Suspects {
+    fn take(&mut self) -> Vec<TxnId> {
+        let n = self.queue.len().min(N_STARTS_MAX);
+        let starts: Vec<TxnId> = self.queue.drain(..n).collect();
+        for txn in &starts {
+            self.queued.remove(txn);
+        }
+        self.searching = !starts.is_empty();
+        starts
+    }
+}
 
 impl Node {
-    /// `txn` has waited suspiciously long.
+    /// `txn`, which runs here, has waited suspiciously long.
     pub(crate) fn suspect_deadlock(self: &Arc<Self>, txn: TxnId) {
-        if !self.suspects.lock().insert(txn) {
-            return;
+        {
+            let mut suspects = self.suspects.lock();
+            if suspects.queued.insert(txn) {
+                suspects.queue.push_back(txn);
+            }
+            if std::mem::replace(&mut suspects.searching, true) {
+                return;
+            }
         }
         let node = self.clone();
         self.env.spawn("deadlock search", async move {
-            node.search(txn).await;
-            node.suspects.lock().remove(&txn);
+            loop {
+                let starts = node.suspects.lock().take();
+                if starts.is_empty() {
+                    return;
+                }
+                node.search(starts).await;
+                node.env.sleep(PAUSE).await;
+            }
         });
     }
 
-    async fn search(self: &Arc<Self>, start: TxnId) {
-        let mut started: HashMap<TxnId, i64> = HashMap::new();
-        let mut edges: HashMap<TxnId, Vec<Edge>> = HashMap::new();
-        let mut next = vec![start];
-        while let Some(txn) = next.pop() {
-            if edges.contains_key(&txn) || edges.len() >= N_TRANSACTIONS_MAX {
-                continue;
+    async fn search(self: &Arc<Self>, starts: Vec<TxnId>) {
+        let mut graph = Graph::default();
+        let mut running: HashMap<TxnId, WaitingRow> = HashMap::new();
+        let mut asked: HashSet<TxnId> = HashSet::new();
+        let mut told: HashSet<(TabletId, TxnId)> = HashSet::new();
+        let mut next = starts;
+        loop {
+            next.retain(|txn| asked.len() < N_TRANSACTIONS_MAX && asked.insert(*txn));
+            if next.is_empty() {
+                break;
             }
-            let question = CoordinatorRequest::Waiting(txn);
-            let Some(CoordinatorResponse::Waiting { tablets, started_us }) =
-                self.inspect(txn.node(), &question).await
-            else {
-                continue;
-            };
-            started.insert(txn, started_us);
-            let mut found = Vec::new();
-            for tablet in tablets {
-                if let Ok(Response::WaitsFor(more)) =
-                    self.ask(tablet, Request::WaitsFor { txn }).await
-                {
-                    found.extend(more);
+            let mut by_tablet: BTreeMap<TabletId, Vec<TxnId>> = BTreeMap::new();
+            for row in self.waiting(std::mem::take(&mut next)).await {
+                for tablet in &row.tablets {
+                    if !told.contains(&(*tablet, row.txn)) {
+                        by_tablet.entry(*tablet).or_default().push(row.txn);
+                    }
+                }
+                running.insert(row.txn, row);
+            }
+            for (tablet, waits) in self.waits(by_tablet, false).await {
+                for wait in waits {
+                    told.insert((tablet, wait.txn));
+                    next.push(wait.txn);
+                    for (blocker, holds) in wait.blockers {
+                        next.push(blocker);
+                        graph.add(wait.txn, Edge { tablet, ticket: wait.ticket, blocker, holds });
+                    }
                 }
             }
-            next.extend(found.iter().map(|edge| edge.blocker));
-            edges.insert(txn, found);
         }
-        let Some(cycle) = cycle(start, &edges) else { return };
-        let Some(victim) = victim(&cycle, &started) else { return };
-        let doom = CoordinatorRequest::Doom { txn: victim, detail: detail(&cycle) };
+        // Of one that runs no more the sweeps take care.
+        graph.retain(|txn| running.contains_key(&txn));
+        let age = |txn: TxnId| running.get(&txn).map_or(0, |row| row.running_ms);
+        let circles = graph.circles(age);
+        let break_up = circles.into_iter().filter_map(|circle| {
+            let n_waits = running.get(&circle.victim)?.n_waits;
+            Some(self.break_up(circle, n_waits))
+        });
+        join_all(break_up).await;
+    }
+
+    /// Ends the victim's wait if all of the circle still stands.
+    async fn break_up(self: &Arc<Self>, circle: Circle, n_waits: u64) {
+        let mut by_tablet: BTreeMap<TabletId, Vec<TxnId>> = BTreeMap::new();
+        for (txn, edge) in &circle.waits {
+            by_tablet.entry(edge.tablet).or_default().push(*txn);
+        }
+        let stands = self.waits(by_tablet, true).await;
+        let mut lines = Vec::new();
+        for (txn, edge) in &circle.waits {
+            let here = stands.get(&edge.tablet).into_iter().flatten();
+            let same = here.filter(|wait| wait.txn == *txn && wait.ticket == edge.ticket);
+            let mut same =
+                same.filter(|wait| wait.blockers.iter().any(|(b, _)| *b == edge.blocker));
+            let Some(wait) = same.next() else { return };
+            lines.push(line(wait, edge));
+        }
+        let more = lines.len().saturating_sub(N_LINES_MAX);
+        lines.truncate(N_LINES_MAX);
+        if more > 0 {
+            lines.push(format!("{more} more are in the circle."));
+        }
+        let (txn, detail) = (circle.victim, lines.join("\n"));
+        let doom = CoordinatorRequest::Doom { txn, n_waits, detail };
         // A victim that does not hear it is found again at the next suspicion.
-        drop(self.inspect(victim.node(), &doom).await);
+        drop(self.inspect(txn.node(), &doom).await);
     }
-}
 
-/// A circle of waits that leads from `start` back to it.
-fn cycle(start: TxnId, edges: &HashMap<TxnId, Vec<Edge>>) -> Option<Vec<Edge>> {
-    let mut path: Vec<Edge> = Vec::new();
-    let mut dead_ends = HashSet::new();
-    fn walk(
-        from: TxnId,
-        start: TxnId,
-        edges: &HashMap<TxnId, Vec<Edge>>,
-        dead_ends: &mut HashSet<TxnId>,
-        path: &mut Vec<Edge>,
-    ) -> bool {
-        for edge in edges.get(&from).into_iter().flatten() {
-            if edge.blocker != start
-                && (dead_ends.contains(&edge.blocker) || path.iter().any(|p| p.txn == edge.blocker))
-            {
-                continue;
-            }
-            path.push(edge.clone());
-            if edge.blocker == start || walk(edge.blocker, start, edges, dead_ends, path) {
-                return true;
-            }
-            path.pop();
+    /// Where `txns` wait. Those whose coordinator is silent, or runs them no more, are left out.
+    async fn waiting(self: &Arc<Self>, txns: Vec<TxnId>) -> Vec<WaitingRow> {
+        let mut by_node: BTreeMap<NodeId, Vec<TxnId>> = BTreeMap::new();
+        for txn in txns {
+            by_node.entry(txn.node()).or_default().push(txn);
         }
-        dead_ends.insert(from);
-        false
+        let ask = by_node.into_iter().map(|(node, txns)| async move {
+            self.inspect(node, &CoordinatorRequest::Waiting(txns)).await
+        });
+        let answers = join_all(ask).await.into_iter().flatten();
+        let rows = answers.filter_map(|answer| match answer {
+            CoordinatorResponse::Waiting(rows) => Some(rows),
+            _ => None,
+        });
+        rows.flatten().collect()
     }
-    walk(start, start, edges, &mut dead_ends, &mut path).then_some(path)
+
+    async fn waits(
+        self: &Arc<Self>,
+        by_tablet: BTreeMap<TabletId, Vec<TxnId>>,
+        only_these: bool,
+    ) -> BTreeMap<TabletId, Vec<TxnWait>> {
+        let ask = by_tablet.into_iter().map(|(tablet, txns)| async move {
+            let request = Request::WaitsFor { txns, only_these };
+            // A tablet that has no leader now is asked at the next suspicion.
+            match self.env.timeout(super::INSPECT, self.ask(tablet, request)).await {
+                Some(Ok(Response::WaitsFor(waits))) => Some((tablet, waits)),
+                _ => None,
+            }
+        });
+        join_all(ask).await.into_iter().flatten().collect()
+    }
 }
 
-/// The youngest: it has the least to lose.
-fn victim(cycle: &[Edge], started: &HashMap<TxnId, i64>) -> Option<TxnId> {
-    let age = |txn: &TxnId| (started.get(txn).copied().unwrap_or(0), *txn);
-    cycle.iter().map(|edge| edge.txn).max_by_key(age)
-}
-
-fn detail(cycle: &[Edge]) -> String {
-    let line = |edge: &Edge| {
-        let what = match &edge.target {
-            crate::locks::Target::Key(key) => format!("key {}", base::key::Hex(key)),
-            crate::locks::Target::Range(range) => format!("range {range}"),
-        };
-        let Edge { txn, tablet, mode, blocker, .. } = edge;
-        format!(
-            "Transaction {txn} waits for {mode:?} lock on {what} of tablet {tablet}; \
-             blocked by transaction {blocker}."
-        )
+fn line(wait: &TxnWait, edge: &Edge) -> String {
+    let what = match &wait.what {
+        Some((crate::locks::Target::Key(key), mode)) => {
+            format!("{mode:?} lock on key {}", base::key::Hex(key))
+        }
+        Some((crate::locks::Target::Range(range), mode)) => {
+            format!("{mode:?} lock on range {range}")
+        }
+        None => "a lock".to_owned(),
     };
-    cycle.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::LockMode;
-    use crate::locks::Target;
-    use base::TabletId;
-
-    fn edges(pairs: &[(u64, u64)]) -> HashMap<TxnId, Vec<Edge>> {
-        let mut edges: HashMap<TxnId, Vec<Edge>> = HashMap::new();
-        for &(txn, blocker) in pairs {
-            edges.entry(TxnId(txn)).or_default().push(Edge {
-                txn: TxnId(txn),
-                tablet: TabletId(2),
-                target: Target::Key(base::Key::from_static(b"k")),
-                mode: LockMode::Exclusive,
-                blocker: TxnId(blocker),
-            });
-        }
-        edges
-    }
-
-    fn found(start: u64, pairs: &[(u64, u64)]) -> Option<Vec<u64>> {
-        let cycle = cycle(TxnId(start), &edges(pairs))?;
-        Some(cycle.iter().map(|edge| edge.txn.0).collect())
-    }
-
-    #[test]
-    fn only_a_circle_through_the_suspect_counts() {
-        assert_eq!(found(1, &[(1, 2), (2, 1)]), Some(vec![1, 2]));
-        assert_eq!(found(1, &[(1, 2), (2, 3), (3, 1)]), Some(vec![1, 2, 3]));
-        assert_eq!(found(1, &[(1, 2), (1, 4), (2, 3), (4, 1)]), Some(vec![1, 4]));
-        assert_eq!(found(1, &[(1, 2), (2, 3), (3, 2)]), None, "others' circles are theirs to find");
-        assert_eq!(found(1, &[(1, 2), (2, 3)]), None);
-    }
-
-    #[test]
-    fn the_youngest_is_the_victim_whoever_finds_the_circle() {
-        let started = HashMap::from([(TxnId(1), 100), (TxnId(2), 300), (TxnId(3), 200)]);
-        let edges = edges(&[(1, 2), (2, 3), (3, 1)]);
-        for start in 1..=3 {
-            let cycle = cycle(TxnId(start), &edges).unwrap();
-            assert_eq!(victim(&cycle, &started), Some(TxnId(2)));
-            assert!(detail(&cycle).contains("Transaction 2 waits for Exclusive lock"));
-        }
-    }
+    let (txn, Edge { tablet, blocker, .. }) = (wait.txn, edge);
+    format!(
+        "Transaction {txn} waits for {what} of tablet {tablet}; blocked by transaction {blocker}."
+    )
 }

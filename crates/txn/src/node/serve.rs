@@ -4,8 +4,9 @@ use super::Node;
 use crate::command::decode;
 use crate::message::{
     ActiveRow, CoordinatorRequest, CoordinatorResponse, Fault, Request, Response, ScnRequest,
+    WaitingRow,
 };
-use base::{NodeId, Scn, TabletId};
+use base::{NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
@@ -90,16 +91,24 @@ impl Node {
                 let alive = txns.into_iter().filter(|txn| active.contains_key(txn)).collect();
                 CoordinatorResponse::Alive(alive)
             }
-            CoordinatorRequest::Waiting(txn) => match self.active.lock().get(&txn) {
-                Some(active) => CoordinatorResponse::Waiting {
-                    tablets: active.waiting.lock().keys().copied().collect(),
-                    started_us: active.started_us,
-                },
-                None => CoordinatorResponse::Waiting { tablets: Vec::new(), started_us: 0 },
-            },
-            CoordinatorRequest::Doom { txn, detail } => {
+            CoordinatorRequest::Waiting(txns) => {
+                let now = self.env.now();
+                let active = self.active.lock();
+                let row = |txn: TxnId| {
+                    let own = active.get(&txn)?;
+                    let waiting = own.waiting.lock();
+                    Some(WaitingRow {
+                        txn,
+                        tablets: waiting.keys().copied().collect(),
+                        n_waits: own.n_waits.load(Ordering::Relaxed),
+                        running_ms: now.saturating_duration_since(own.started).as_millis() as u64,
+                    })
+                };
+                CoordinatorResponse::Waiting(txns.into_iter().filter_map(row).collect())
+            }
+            CoordinatorRequest::Doom { txn, n_waits, detail } => {
                 if let Some(active) = self.active.lock().get(&txn) {
-                    active.doom(detail);
+                    active.doom(n_waits, detail);
                 }
                 CoordinatorResponse::Done
             }

@@ -206,8 +206,9 @@ impl Tablet {
         }
         if outcome == Outcome::Aborted {
             // A part that is still on its way must find no locks here.
+            let now = self.env.now();
             self.with_lead(epoch, |lead| {
-                lead.doomed.insert(txn);
+                lead.doom(txn, now);
                 Ok(())
             })?;
         }

@@ -1,13 +1,14 @@
 //! What a leader remembers and a new leader does not: locks, marks, prepared transactions.
 
+use super::marks::Marks;
 use crate::command::{SchemaUse, decode};
-use crate::locks::{LockTable, Target, Ticket};
+use crate::locks::{LockTable, Ticket};
 use crate::machine::Prepared;
-use crate::message::{Epoch, ReadAt, TxnState};
-use crate::{Error, LockMode, Wait, keyspace};
+use crate::message::{Epoch, TxnState};
+use crate::{Error, keyspace};
 use base::env::Instant;
-use base::{Key, KeyRange, Scn, TabletId, TxnId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use base::{Key, Scn, TabletId, TxnId};
+use std::collections::HashMap;
 use storage::Store;
 use tokio::sync::oneshot;
 
@@ -17,8 +18,9 @@ pub(crate) struct Lead {
     pub(crate) wakers: HashMap<Ticket, oneshot::Sender<()>>,
     pub(crate) marks: Marks,
     pub(crate) prepared: HashMap<TxnId, Waiting>,
-    /// Transactions whose locks were taken from them: whatever they ask now is refused.
-    pub(crate) doomed: HashSet<TxnId>,
+    /// Transactions whose locks were taken from them, and when: whatever they ask is refused. An
+    /// entry leaves once the coordinator says that it runs no such transaction.
+    doomed: HashMap<TxnId, Instant>,
     /// A split waits for commits under way to end and keeps new ones waiting.
     pub(crate) splitting: bool,
     /// A cut was proposed and its fate is not known here: nothing is vouched for.
@@ -50,7 +52,7 @@ impl Lead {
             wakers: HashMap::new(),
             marks: Marks::default(),
             prepared: HashMap::new(),
-            doomed: HashSet::new(),
+            doomed: HashMap::new(),
             splitting: false,
             cutting: false,
             floor: Scn::ZERO,
@@ -63,11 +65,7 @@ impl Lead {
             let prepared: Prepared = decode(&value, "a prepared part")?;
             let keys: Vec<Key> =
                 prepared.changes.writes.iter().map(|(key, _)| key.clone()).collect();
-            // Key by key: one lock over a range could keep out another who is prepared within it.
-            for key in &keys {
-                let target = Target::Key(key.clone());
-                lead.locks.request(now, txn, target, LockMode::Exclusive, Wait::NoWait);
-            }
+            lead.locks.restore(now, txn, &keys);
             lead.marks.add(txn, &keys, &prepared.changes.barriers, Scn::ZERO);
             lead.is_prepared(txn, prepared.anchor, now);
         }
@@ -98,7 +96,27 @@ impl Lead {
 
     /// May `txn` go on here with the locks it has?
     pub(crate) fn holds_for(&self, txn: TxnId) -> bool {
-        !self.doomed.contains(&txn) && self.locks.holds_any(txn)
+        !self.is_doomed(txn) && self.locks.holds_any(txn)
+    }
+
+    pub(crate) fn is_doomed(&self, txn: TxnId) -> bool {
+        self.doomed.contains_key(&txn)
+    }
+
+    /// What `txn` asks here from now on is refused.
+    pub(crate) fn doom(&mut self, txn: TxnId, now: Instant) {
+        self.doomed.entry(txn).or_insert(now);
+    }
+
+    /// Those who were doomed before `before`: nothing that they sent then is on its way any more.
+    pub(crate) fn doomed_before(&self, before: Option<Instant>) -> Vec<TxnId> {
+        let old = self.doomed.iter().filter(|(_, since)| before.is_some_and(|at| **since < at));
+        old.map(|(txn, _)| *txn).collect()
+    }
+
+    /// It runs no more anywhere, and will never ask again.
+    pub(crate) fn forget_doomed(&mut self, txn: TxnId) {
+        self.doomed.remove(&txn);
     }
 
     /// Must `txn` wait for a definition that is about to change? Who changes it has locked the
@@ -106,7 +124,7 @@ impl Lead {
     /// was prepared in an earlier one there are the marks only. `barriers`: what `txn` defines
     /// itself, in its turn.
     pub(crate) fn is_walled(&self, txn: TxnId, uses: &[SchemaUse], barriers: &[SchemaUse]) -> bool {
-        let others = self.marks.walls.iter().filter(|(_, owner)| *owner != txn);
+        let others = self.marks.walls().filter(|(_, owner)| *owner != txn);
         let mut prepared = others.filter(|(_, owner)| self.prepared.contains_key(owner));
         prepared.any(|(wall, _)| {
             uses.iter().any(|used| used.table == wall.table && used.version < wall.version)
@@ -119,126 +137,7 @@ impl Lead {
             true => TxnState::InDoubt,
             false => TxnState::Committing,
         };
-        self.marks.by_txn.keys().map(|txn| (*txn, state(txn))).collect()
-    }
-}
-
-/// The keys whose commit is under way. A snapshot reader waits for those that may get a number
-/// within its snapshot, and for nothing else.
-#[derive(Debug, Default)]
-pub(crate) struct Marks {
-    points: BTreeMap<Key, TxnId>,
-    ranges: Vec<(KeyRange, TxnId)>,
-    /// Definitions of tables that change with these commits.
-    walls: Vec<(SchemaUse, TxnId)>,
-    by_txn: HashMap<TxnId, Mark>,
-}
-
-#[derive(Debug)]
-struct Mark {
-    /// Known once drawn.
-    scn: Option<Scn>,
-    prepared: bool,
-    /// Its number will be larger than this.
-    floor: Scn,
-}
-
-impl Mark {
-    fn blocks(&self, at: ReadAt) -> bool {
-        match at {
-            // Not acknowledged before it is applied, so the newest state may leave it out; a
-            // prepared one may be decided and acknowledged already.
-            ReadAt::Newest => self.prepared,
-            ReadAt::Snapshot(at) => self.scn.is_none_or(|scn| scn <= at),
-        }
-    }
-}
-
-/// Marks of this many keys are kept as one range.
-const RANGE_KEYS_MIN: usize = 256;
-
-impl Marks {
-    /// `keys` are sorted.
-    pub(crate) fn add(&mut self, txn: TxnId, keys: &[Key], walls: &[SchemaUse], floor: Scn) {
-        self.walls.extend(walls.iter().map(|wall| (*wall, txn)));
-        let fresh = || Mark { scn: None, prepared: false, floor };
-        self.by_txn.entry(txn).or_insert_with(fresh);
-        match keys {
-            [first, .., last] if keys.len() >= RANGE_KEYS_MIN => {
-                let range = KeyRange::new(first.clone(), base::key::successor(last));
-                self.ranges.push((range, txn));
-            }
-            _ => self.points.extend(keys.iter().map(|key| (key.clone(), txn))),
-        }
-    }
-
-    pub(crate) fn drawn(&mut self, txn: TxnId, scn: Scn) {
-        if let Some(mark) = self.by_txn.get_mut(&txn) {
-            mark.scn = Some(scn);
-        }
-    }
-
-    fn set_prepared(&mut self, txn: TxnId) {
-        if let Some(mark) = self.by_txn.get_mut(&txn) {
-            mark.prepared = true;
-        }
-    }
-
-    pub(crate) fn remove(&mut self, txn: TxnId) {
-        if self.by_txn.remove(&txn).is_some() {
-            self.points.retain(|_, owner| *owner != txn);
-            self.ranges.retain(|(_, owner)| *owner != txn);
-            self.walls.retain(|(_, owner)| *owner != txn);
-        }
-    }
-
-    pub(crate) fn contains(&self, txn: TxnId) -> bool {
-        self.by_txn.contains_key(&txn)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_txn.is_empty()
-    }
-
-    /// No mark that is set has a number at or below this; none if nothing is marked.
-    pub(crate) fn lowest_floor(&self) -> Option<Scn> {
-        self.by_txn.values().map(|mark| mark.floor).min()
-    }
-
-    /// A table that the reader goes by may have a newer definition within its snapshot.
-    pub(crate) fn blocks_uses(&self, uses: &[SchemaUse], at: ReadAt) -> bool {
-        self.walls.iter().any(|(wall, txn)| {
-            uses.iter().any(|used| used.table == wall.table && used.version < wall.version)
-                && self.by_txn.get(txn).is_some_and(|mark| mark.blocks(at))
-        })
-    }
-
-    pub(crate) fn blocks_key(&self, key: &Key, at: ReadAt) -> bool {
-        if self.by_txn.is_empty() {
-            return false;
-        }
-        let blocks = |txn: &TxnId| self.by_txn.get(txn).is_some_and(|mark| mark.blocks(at));
-        self.points.get(key).is_some_and(blocks)
-            || self.ranges.iter().any(|(range, txn)| range.contains(key) && blocks(txn))
-    }
-
-    pub(crate) fn blocks_range(&self, range: &KeyRange, at: ReadAt) -> bool {
-        let marks = self.by_txn.iter().filter(|(_, mark)| mark.blocks(at));
-        let blocking: HashSet<TxnId> = marks.map(|(txn, _)| *txn).collect();
-        if blocking.is_empty() {
-            return false;
-        }
-        let mut points = self.points.range(range.start.clone()..);
-        let point = points.try_for_each(|(key, txn)| match range.contains(key) {
-            true if blocking.contains(txn) => Err(true),
-            true => Ok(()),
-            false => Err(false),
-        });
-        point == Err(true)
-            || self
-                .ranges
-                .iter()
-                .any(|(other, txn)| other.overlaps(range) && blocking.contains(txn))
+        self.marks.transactions().map(|txn| (txn, state(&txn))).collect()
     }
 }
 
@@ -246,7 +145,8 @@ impl Marks {
 mod tests {
     use super::*;
     use crate::command::{Changes, encode};
-    use crate::locks::Answer;
+    use crate::locks::{Answer, Target};
+    use crate::{LockMode, Wait};
     use base::Env;
     use base::env::MemoryNet;
     use std::sync::Arc;
@@ -254,41 +154,6 @@ mod tests {
 
     fn key(n: u16) -> Key {
         Key::copy_from_slice(&n.to_be_bytes())
-    }
-
-    fn at(scn: u64) -> ReadAt {
-        ReadAt::Snapshot(Scn(scn))
-    }
-
-    #[test]
-    fn a_reader_waits_for_what_may_lie_within_its_snapshot_and_for_nothing_else() {
-        let mut marks = Marks::default();
-        let txn = TxnId(1);
-        marks.add(txn, &[key(1)], &[], Scn(5));
-        assert!(marks.blocks_key(&key(1), at(10)), "its number is not known yet");
-        assert!(!marks.blocks_key(&key(2), at(10)));
-        assert!(!marks.blocks_key(&key(1), ReadAt::Newest), "not acknowledged before it is there");
-        marks.drawn(txn, Scn(11));
-        assert!(!marks.blocks_key(&key(1), at(10)));
-        assert!(marks.blocks_key(&key(1), at(11)));
-        assert_eq!(marks.lowest_floor(), Some(Scn(5)), "what is closed ends there");
-        marks.set_prepared(txn);
-        assert!(marks.blocks_key(&key(1), ReadAt::Newest), "it may be acknowledged already");
-        marks.remove(txn);
-        assert!(!marks.blocks_key(&key(1), at(99)));
-        assert_eq!(marks.lowest_floor(), None);
-    }
-
-    #[test]
-    fn a_definition_that_is_changing_holds_back_who_goes_by_the_older_one() {
-        let mut marks = Marks::default();
-        marks.add(TxnId(1), &[], &[SchemaUse { table: 7, version: 3 }], Scn(5));
-        let uses = |version| [SchemaUse { table: 7, version }];
-        assert!(marks.blocks_uses(&uses(2), at(10)));
-        assert!(!marks.blocks_uses(&uses(3), at(10)));
-        assert!(!marks.blocks_uses(&[SchemaUse { table: 8, version: 1 }], at(10)));
-        marks.remove(TxnId(1));
-        assert!(!marks.blocks_uses(&uses(2), at(10)));
     }
 
     #[test]

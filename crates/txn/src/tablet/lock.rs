@@ -2,16 +2,21 @@
 
 use super::{Tablet, lost_locks};
 use crate::locks::{Answer, Target, Ticket};
-use crate::message::{Edge, Epoch, Fault, LockRequest, LockedRow, Response};
-use crate::{Error, LockMode, Row, Wait};
-use base::{Scn, TxnId};
+use crate::message::{Epoch, Fault, LockRequest, LockedRow, Response, TxnWait};
+use crate::{Error, Row, Wait};
+use base::env::Instant;
+use base::{Key, Scn, TxnId};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use storage::At;
 use tokio::sync::oneshot;
 
-/// A wait this old is followed to see whether it closes a circle, and again after as long.
-const SUSPICIOUS: Duration = Duration::from_millis(60);
+/// The waits of one answer to a search for deadlocks, and those they are for.
+const N_WAITS_MAX: usize = 4096;
+const N_BLOCKERS_MAX: usize = 1 << 16;
+/// The transactions that are looked at before others get their turn at the lock table.
+const N_AT_ONCE: usize = 64;
 
 impl Tablet {
     pub(super) async fn lock(self: &Arc<Self>, request: LockRequest) -> Result<Response, Fault> {
@@ -104,12 +109,12 @@ impl Tablet {
         let since = now.checked_sub(Duration::from_millis(request.waited_ms)).unwrap_or(now);
         let mut skipped = Vec::new();
         let mut next = 0;
-        if mode == LockMode::Exclusive && wait == Wait::Block && self.escalate(epoch, request)? {
+        if self.acquire_all(epoch, request, since)? {
             next = targets.len();
         }
         while next < targets.len() {
             let waiting = self.with_lead(epoch, |lead| {
-                if lead.doomed.contains(&txn) {
+                if lead.is_doomed(txn) {
                     return Err(lost_locks().into());
                 }
                 while let Some(target) = targets.get(next) {
@@ -128,58 +133,73 @@ impl Tablet {
                 Ok(None)
             })?;
             if let Some((ticket, woken)) = waiting {
-                self.wait(epoch, txn, ticket, woken).await?;
+                self.wait(epoch, ticket, woken).await?;
                 next += 1;
             }
         }
         Ok(skipped)
     }
 
-    fn escalate(&self, epoch: Epoch, request: &LockRequest) -> Result<bool, Fault> {
+    /// Takes many keys at once, if nobody has or wants any of them.
+    fn acquire_all(
+        &self,
+        epoch: Epoch,
+        request: &LockRequest,
+        since: Instant,
+    ) -> Result<bool, Fault> {
         let key = |target: &Target| match target {
             Target::Key(key) => Some(key.clone()),
             Target::Range(_) => None,
         };
-        let keys: Option<Vec<_>> = request.targets.iter().map(key).collect();
+        let keys: Option<Vec<Key>> = request.targets.iter().map(key).collect();
         let Some(keys) = keys.filter(|keys| keys.len() > 1) else { return Ok(false) };
-        self.with_lead(epoch, |lead| match lead.doomed.contains(&request.txn) {
+        self.with_lead(epoch, |lead| match lead.is_doomed(request.txn) {
             true => Err(lost_locks().into()),
-            false => Ok(lead.locks.escalate(request.txn, &keys)),
+            false => Ok(lead.locks.request_all(since, request.txn, &keys, request.mode)),
         })
     }
 
+    /// Ends with the grant, or with this leadership. Whether the wait closes a circle is for the
+    /// transaction's coordinator to find out.
     async fn wait(
-        self: &Arc<Self>,
+        &self,
         epoch: Epoch,
-        txn: TxnId,
         ticket: Ticket,
-        mut woken: oneshot::Receiver<()>,
+        woken: oneshot::Receiver<()>,
     ) -> Result<(), Fault> {
         let _cancel = CancelOnDrop { tablet: self, epoch, ticket };
-        loop {
-            match self.env.timeout(SUSPICIOUS, &mut woken).await {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(_)) => return Err(lost_locks().into()),
-                None => self.node()?.suspect_deadlock(txn),
-            }
-        }
+        woken.await.map_err(|_| lost_locks().into())
     }
 
-    pub(super) fn waits_for(&self, txn: TxnId) -> Result<Response, Fault> {
+    /// Whom these transactions wait for, and (unless `only_these`) whom those wait for in their
+    /// turn: 1,000 waits for one row are one answer. Nearest first, where it has to be cut.
+    pub(super) fn waits_for(&self, txns: Vec<TxnId>, only_these: bool) -> Result<Response, Fault> {
         let epoch = self.leading()?;
-        self.with_lead(epoch, |lead| {
-            let waits = lead.locks.waits_for(txn).into_iter();
-            let edges = waits.flat_map(|(target, mode, blockers)| {
-                blockers.into_iter().map(move |blocker| Edge {
-                    txn,
-                    tablet: self.id,
-                    target: target.clone(),
-                    mode,
-                    blocker,
-                })
-            });
-            Ok(Response::WaitsFor(edges.collect()))
-        })
+        let mut seen: HashSet<TxnId> = txns.iter().copied().collect();
+        let mut next: VecDeque<TxnId> = txns.into();
+        let (mut found, mut n_blockers) = (Vec::new(), 0);
+        while !next.is_empty() && found.len() < N_WAITS_MAX && n_blockers < N_BLOCKERS_MAX {
+            let now: Vec<TxnId> = next.drain(..next.len().min(N_AT_ONCE)).collect();
+            self.with_lead(epoch, |lead| {
+                for txn in now {
+                    for wait in lead.locks.waits_for(txn) {
+                        n_blockers += wait.blockers.len();
+                        if !only_these {
+                            let fresh = wait.blockers.keys().filter(|txn| seen.insert(**txn));
+                            next.extend(fresh);
+                        }
+                        found.push(TxnWait {
+                            txn,
+                            ticket: wait.ticket,
+                            what: only_these.then(|| (wait.target.clone(), wait.mode)),
+                            blockers: wait.blockers.into_iter().collect(),
+                        });
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(Response::WaitsFor(found))
     }
 }
 

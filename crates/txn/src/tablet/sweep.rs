@@ -15,7 +15,7 @@ use crate::keyspace;
 use crate::machine::Record;
 use crate::message::{Fault, Request, Response};
 use crate::node::Node;
-use base::{NodeId, TabletId, TxnId};
+use base::{KeyRange, NodeId, TabletId, TxnId};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -27,8 +27,10 @@ const PREPARED_PATIENCE: Duration = Duration::from_secs(1);
 /// A coordinator that does not answer for this long is taken for dead. Correctness does not rest
 /// on it: a live one finds its locks gone and aborts.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
-/// Records looked at in one sweep.
+/// Records looked at in one sweep. The next one goes on behind them.
 const N_RECORDS_MAX: usize = 256;
+/// Longer than any request is on its way: what a doomed transaction sent has come or never will.
+const ON_ITS_WAY_MAX: Duration = Duration::from_secs(30);
 
 impl Tablet {
     /// In the background; not again while the last one is still at it.
@@ -47,7 +49,7 @@ impl Tablet {
     async fn try_sweep(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Fault> {
         let epoch = self.leading()?;
         let now = self.env.now();
-        let (holders, in_doubt) = self.with_lead(epoch, |lead| {
+        let (holders, in_doubt, doomed) = self.with_lead(epoch, |lead| {
             let mut holders = lead.locks.transactions();
             holders.retain(|txn| !lead.marks.contains(*txn));
             let old = lead.prepared.iter().filter(|(_, waiting)| {
@@ -55,21 +57,28 @@ impl Tablet {
             });
             let in_doubt: Vec<(TxnId, TabletId)> =
                 old.map(|(txn, waiting)| (*txn, waiting.anchor)).collect();
-            Ok((holders, in_doubt))
+            Ok((holders, in_doubt, lead.doomed_before(now.checked_sub(ON_ITS_WAY_MAX))))
         })?;
         let records = self.records()?;
         let asked = holders.iter().chain(in_doubt.iter().map(|(txn, _)| txn));
         let asked: BTreeSet<TxnId> =
-            asked.chain(records.iter().map(|(txn, _)| txn)).copied().collect();
+            asked.chain(records.iter().map(|(txn, _)| txn)).chain(&doomed).copied().collect();
         if asked.is_empty() {
             return Ok(());
         }
-        let abandoned = self.abandoned(node, asked).await?;
+        let Ended { abandoned, told: ended } = self.abandoned(node, asked).await?;
+        self.with_lead(epoch, |lead| {
+            doomed
+                .iter()
+                .filter(|txn| ended.contains(txn))
+                .for_each(|txn| lead.forget_doomed(*txn));
+            Ok(())
+        })?;
         for txn in holders.intersection(&abandoned) {
             self.with_lead(epoch, |lead| {
                 // It may have reached its commit while we asked.
                 if !lead.marks.contains(*txn) {
-                    lead.doomed.insert(*txn);
+                    lead.doom(*txn, now);
                     lead.finish(*txn);
                 }
                 Ok(())
@@ -90,11 +99,18 @@ impl Tablet {
         settled.into_iter().chain(told).collect()
     }
 
+    /// Some of the records: all get their turn, however many cannot be settled.
     fn records(&self) -> Result<Vec<(TxnId, Record)>, Fault> {
+        let all = keyspace::space(keyspace::Space::Record, self.id);
+        let mut swept = self.swept.lock();
+        let start = swept.take().filter(|key| all.contains(key)).unwrap_or(all.start.clone());
         let mut records = Vec::new();
-        let scan = self.store.meta_scan(&keyspace::space(keyspace::Space::Record, self.id));
-        for row in scan.take(N_RECORDS_MAX) {
+        for row in self.store.meta_scan(&KeyRange { start, end: all.end }) {
             let (key, value) = row?;
+            if records.len() >= N_RECORDS_MAX {
+                *swept = Some(key);
+                break;
+            }
             if let Some(txn) = keyspace::last_u64(&key) {
                 records.push((TxnId(txn), decode(&value, "a commit record")?));
             }
@@ -102,19 +118,19 @@ impl Tablet {
         Ok(records)
     }
 
-    /// Those among `asked` that no coordinator runs any more.
-    async fn abandoned(
-        &self,
-        node: &Arc<Node>,
-        asked: BTreeSet<TxnId>,
-    ) -> Result<HashSet<TxnId>, Fault> {
+    /// Those among `asked` that no coordinator runs any more. All coordinators are asked at once:
+    /// one that is silent holds up nobody's answer.
+    async fn abandoned(&self, node: &Arc<Node>, asked: BTreeSet<TxnId>) -> Result<Ended, Fault> {
         let mut by_node: BTreeMap<NodeId, Vec<TxnId>> = BTreeMap::new();
         for txn in asked {
             by_node.entry(txn.node()).or_default().push(txn);
         }
-        let mut abandoned = HashSet::new();
-        for (coordinator, txns) in by_node {
+        let ask = by_node.into_iter().map(|(coordinator, txns)| async move {
             let alive = node.which_run(coordinator, txns.clone()).await;
+            (coordinator, txns, alive)
+        });
+        let mut ended = Ended::default();
+        for (coordinator, txns, alive) in join_all(ask).await {
             let now = self.env.now();
             let silent = {
                 let mut guard = self.lead.lock();
@@ -131,13 +147,28 @@ impl Tablet {
                 }
             };
             match alive {
-                Some(alive) => abandoned.extend(txns.iter().filter(|txn| !alive.contains(txn))),
-                None if silent > SILENCE_MAX || node.is_dead(coordinator) => abandoned.extend(txns),
+                Some(alive) => {
+                    let alive: HashSet<TxnId> = alive.into_iter().collect();
+                    let gone = txns.into_iter().filter(|txn| !alive.contains(txn));
+                    ended.told.extend(gone);
+                }
+                None if silent > SILENCE_MAX || node.is_dead(coordinator) => {
+                    ended.abandoned.extend(txns);
+                }
                 None => {}
             }
         }
-        Ok(abandoned)
+        ended.abandoned.extend(&ended.told);
+        Ok(ended)
     }
+}
+
+/// Transactions that run no more.
+#[derive(Default)]
+struct Ended {
+    abandoned: HashSet<TxnId>,
+    /// Those of them of which their coordinators say so.
+    told: HashSet<TxnId>,
 }
 
 /// The decision about an abandoned transaction: its record's, or an abort written there now.

@@ -3,5 +3,6 @@
 #![allow(clippy::disallowed_methods)]
 
 mod common;
+mod queue;
 mod solo;
 mod trio;
