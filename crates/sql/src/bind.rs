@@ -10,11 +10,12 @@
 mod functions;
 mod operators;
 
-pub use operators::comparison;
+pub use functions::no_function;
+pub use operators::{comparison, temporal};
 
 use crate::catalog::Table;
 use crate::error::{Error, Result, state};
-use crate::expr::{Comparison, Expr, lookup};
+use crate::expr::{Comparison, Expr, Function};
 use crate::parse;
 use crate::types::cast::{self, Context as CastContext};
 use crate::types::{Datum, Type, Zone, text};
@@ -264,7 +265,10 @@ impl Binder<'_> {
                 self.call(name, vec![(**expr).clone()])
             }
             E::Extract { field, expr, .. } => {
-                let field = field.to_string().to_lowercase();
+                let field = match field {
+                    ast::DateTimeField::Custom(word) => word.value.clone(),
+                    known => known.to_string().to_lowercase(),
+                };
                 let field = ast::Expr::value(ast::Value::SingleQuotedString(field));
                 self.call("extract", vec![field, (**expr).clone()])
             }
@@ -300,7 +304,7 @@ impl Binder<'_> {
             Ok((idx, ty)) => Ok(Bound { expr: Expr::Column(idx), ty: ty.clone() }),
             // CURRENT_DATE and its kin are words without parentheses.
             Err(error) => match parts {
-                [word] if bare_word && lookup(word, &[]).is_some() && is_keyword_function(word) => {
+                [word] if bare_word && is_keyword_function(word) => {
                     self.call(word, Vec::new())
                 }
                 _ => Err(error),
@@ -491,9 +495,20 @@ impl Binder<'_> {
             Type::Numeric(_) => Type::Numeric(None),
             other => other,
         };
-        let left = self.coerce(left, &common, CastContext::Implicit)?;
-        let right = self.coerce(right, &common, CastContext::Implicit)?;
+        let left = self.comparable(left, &common)?;
+        let right = self.comparable(right, &common)?;
         Ok((left, right, common))
+    }
+
+    /// Makes an operand of a comparison a value of `ty`. No comparison of times fails: what a cast
+    /// would refuse stands for the nearest timestamp there is.
+    fn comparable(&mut self, bound: Bound, ty: &Type) -> Result<Expr> {
+        let function = match (&bound.ty, ty) {
+            (Type::Date, Type::Timestamp) => Function::NearestTimestamp,
+            (Type::Date | Type::Timestamp, Type::TimestampTz) => Function::NearestTimestampTz,
+            _ => return self.coerce(bound, ty, CastContext::Implicit),
+        };
+        Ok(Expr::Call { function, args: vec![bound.expr] })
     }
 }
 

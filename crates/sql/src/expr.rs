@@ -8,8 +8,8 @@
 mod functions;
 mod operators;
 
-pub use functions::{Function, TEXT_BYTES_MAX, lookup};
-pub use operators::{Arithmetic, Comparison, like};
+pub use functions::{Function, Lookup, TEXT_BYTES_MAX, call, check_length, lookup, names};
+pub use operators::{Arithmetic, Comparison, float, like};
 
 use crate::error::Result;
 use crate::session::View;
@@ -85,7 +85,6 @@ pub enum Expr {
         otherwise: Option<Box<Expr>>,
     },
     Coalesce(Vec<Expr>),
-    NullIf(Box<Expr>, Box<Expr>),
     Extreme {
         list: Vec<Expr>,
         least: bool,
@@ -250,13 +249,6 @@ impl Expr {
                 }
                 Datum::Null
             }
-            Expr::NullIf(left, right) => {
-                let datum = left.eval(cx)?;
-                match datum.compare(&*right.eval(cx)?) {
-                    Some(order) if order.is_eq() => Datum::Null,
-                    _ => datum.into_owned(),
-                }
-            }
             Expr::Extreme { list, least } => {
                 let mut best = Datum::Null;
                 for expr in list {
@@ -325,7 +317,6 @@ impl Expr {
             Expr::Arithmetic { left, right, .. }
             | Expr::Compare { left, right, .. }
             | Expr::IsDistinct { left, right, .. }
-            | Expr::NullIf(left, right)
             | Expr::Like { expr: left, pattern: right, .. }
             | Expr::Quantified { expr: left, array: right, .. } => {
                 left.walk(visit);

@@ -8,6 +8,7 @@
 //! A string of several statements is cut by a scanner of its own ([`split`]), so that a single
 //! statement whose plan is cached is never parsed at all.
 
+mod operators;
 mod types;
 mod utility;
 
@@ -331,6 +332,7 @@ fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>> {
                 .at(position(sql, error.location.line, error.location.column))
         })?;
     tokens.retain(|token| !matches!(token.token, Token::Whitespace(_)));
+    operators::split(&mut tokens);
     check_chains(&tokens)?;
     Ok(tokens)
 }

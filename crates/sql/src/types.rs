@@ -344,6 +344,20 @@ impl Datum {
         }
     }
 
+    /// What stands for a date or timestamp in a comparison with one of the type `ty`: itself as such, or
+    /// the nearest that there is.
+    pub fn nearest_timestamp(&self, ty: &Type, zone: &Zone) -> Datum {
+        let local = match self {
+            Datum::Date(days) => datetime::date_to_timestamp(*days),
+            Datum::Timestamp(us) => *us,
+            other => return other.clone(),
+        };
+        match ty {
+            Type::TimestampTz => Datum::TimestampTz(zone.to_utc(local)),
+            _ => Datum::Timestamp(local),
+        }
+    }
+
     /// SQL's `=` and `<`: unknown (none) when either side is NULL. Numbers of different types
     /// compare by value; anything else must be of one type, which the binder sees to.
     pub fn compare(&self, other: &Datum) -> Option<Ordering> {
@@ -366,8 +380,8 @@ impl Datum {
             (Date(a), Date(b)) => a.cmp(b),
             (Time(a), Time(b)) => a.cmp(b),
             (Timestamp(a) | TimestampTz(a), Timestamp(b) | TimestampTz(b)) => a.cmp(b),
-            (Date(a), Timestamp(b) | TimestampTz(b)) => datetime::date_to_timestamp(*a).cmp(b),
-            (Timestamp(a) | TimestampTz(a), Date(b)) => a.cmp(&datetime::date_to_timestamp(*b)),
+            (Date(a), Timestamp(b) | TimestampTz(b)) => datetime::order_date(*a, *b),
+            (Timestamp(a) | TimestampTz(a), Date(b)) => datetime::order_date(*b, *a).reverse(),
             (Interval(a), Interval(b)) => a.order(b),
             (Uuid(a), Uuid(b)) => a.cmp(b),
             (Array(a), Array(b)) => {

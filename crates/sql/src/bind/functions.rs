@@ -1,12 +1,20 @@
 //! Function calls, those included that are computed before rows are looked at.
 
 use super::{Binder, Bound, SlotKind};
-use crate::error::{Error, Result};
-use crate::expr::{Expr, lookup};
+use crate::error::{Error, Result, state};
+use crate::expr::{Comparison, Expr, Lookup, lookup};
 use crate::parse;
-use crate::types::Type;
 use crate::types::cast::Context as CastContext;
+use crate::types::{Datum, Type};
 use datafusion::sql::sqlparser::ast;
+
+pub fn no_function(name: &str, types: &[Type]) -> Error {
+    let types: Vec<&str> = types.iter().map(Type::base_name).collect();
+    let message = format!("function {name}({}) does not exist", types.join(", "));
+    Error::new(state::UNDEFINED_FUNCTION, message).hint(
+        "No function matches the given name and argument types. You might need to add explicit type casts.",
+    )
+}
 
 impl Binder<'_> {
     pub(super) fn function(&mut self, function: &ast::Function) -> Result<Bound> {
@@ -52,10 +60,22 @@ impl Binder<'_> {
                 return Ok(Bound { expr: Expr::Extreme { list, least: name == "least" }, ty });
             }
             ("nullif", 2) => {
+                // As a CASE: the answer is the left side as it is, and not as it is compared.
                 let (left, right) = (self.bind(&args[0])?, self.bind(&args[1])?);
                 let ty = if left.ty == Type::Unknown { Type::Text } else { left.ty.clone() };
-                let (left, right, _) = self.unify("=", left, right)?;
-                return Ok(Bound { expr: Expr::NullIf(Box::new(left), Box::new(right)), ty });
+                let (compared, right, _) = self.unify("=", left.clone(), right)?;
+                let answer = self.coerce(left, &ty, CastContext::Implicit)?;
+                let equal = Expr::Compare {
+                    op: Comparison::Eq,
+                    left: Box::new(compared),
+                    right: Box::new(right),
+                };
+                let expr = Expr::Case {
+                    operand: None,
+                    arms: vec![(equal, Expr::Const(Datum::Null))],
+                    otherwise: Some(Box::new(answer)),
+                };
+                return Ok(Bound { expr, ty });
             }
             ("nextval", 1) => return self.sequence_call(SlotKind::NextVal, &args),
             ("currval", 1) => return self.sequence_call(SlotKind::CurrVal, &args),
@@ -79,8 +99,13 @@ impl Binder<'_> {
         }
         let mut bound = args.iter().map(|arg| self.bind(arg)).collect::<Result<Vec<_>>>()?;
         let types: Vec<Type> = bound.iter().map(|bound| bound.ty.clone()).collect();
-        let (function, wanted, ty) = lookup(name, &types)
-            .ok_or_else(|| Error::unsupported(format!("the function {name} here")))?;
+        let (function, wanted, ty) = match lookup(name, &types) {
+            Lookup::Here(function, wanted, ty) => (function, wanted, ty),
+            Lookup::Elsewhere => {
+                return Err(Error::unsupported(format!("the function {name} here")));
+            }
+            Lookup::NoSuch => return Err(no_function(name, &types)),
+        };
         let args = bound
             .drain(..)
             .zip(&wanted)

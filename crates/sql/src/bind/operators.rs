@@ -16,6 +16,9 @@ impl Binder<'_> {
             }
             ast::UnaryOperator::Plus => self.bind(expr),
             ast::UnaryOperator::Minus => {
+                if let Some(power) = negated_base(expr) {
+                    return self.bind(&power);
+                }
                 // The smallest integers have no positive counterpart to negate.
                 if let ast::Expr::Value(value) = expr
                     && let ast::Value::Number(digits, long) = &value.value
@@ -63,6 +66,7 @@ impl Binder<'_> {
             B::Multiply => Arithmetic::Multiply,
             B::Divide => Arithmetic::Divide,
             B::Modulo => Arithmetic::Modulo,
+            B::PGExp => return self.call("power", vec![left.clone(), right.clone()]),
             B::StringConcat => return self.concat(left, right),
             B::BitwiseAnd => Arithmetic::BitAnd,
             B::BitwiseOr => Arithmetic::BitOr,
@@ -107,14 +111,23 @@ impl Binder<'_> {
             Arithmetic::BitAnd
                 | Arithmetic::BitOr
                 | Arithmetic::BitXor
-                | Arithmetic::ShiftLeft
-                | Arithmetic::ShiftRight
         );
         let plain = |ty: Type| match ty {
             Type::Numeric(_) => Type::Numeric(None),
             other => other,
         };
         let (lt, rt) = (plain(left.ty.clone()), plain(right.ty.clone()));
+        if matches!(op, Arithmetic::ShiftLeft | Arithmetic::ShiftRight) {
+            // By an integer, whatever is shifted.
+            let counts = matches!(rt, Type::Int2 | Type::Int4 | Type::Unknown);
+            if !lt.is_integer() || lt == Type::Oid || !counts {
+                return Err(no_operator(shown, &lt, &rt));
+            }
+            let right = self.coerce(right, &Type::Int4, CastContext::Implicit)?;
+            let expr =
+                Expr::Arithmetic { op, left: Box::new(left.expr), right: Box::new(right) };
+            return Ok(Bound { expr, ty: lt });
+        }
         let number = |ty: &Type| ty.is_number() || *ty == Type::Unknown;
         if number(&lt) && number(&rt) {
             let common = match (&lt, &rt) {
@@ -123,6 +136,8 @@ impl Binder<'_> {
                         "an operator between operands of unknown types",
                     ));
                 }
+                // A float that is not as wide as it could be meets an integer at the widest.
+                (Type::Float4, other) | (other, Type::Float4) if other.is_integer() => Type::Float8,
                 _ => cast::common(&lt, &rt).ok_or_else(|| no_operator(shown, &lt, &rt))?,
             };
             if common == Type::Oid || (bits && !common.is_integer()) {
@@ -156,40 +171,17 @@ impl Binder<'_> {
             }
             _ => (left, right),
         };
-        use Arithmetic::{Add, Divide, Multiply, Subtract};
-        use Type as T;
-        let ty = match (op, &left.ty, &right.ty) {
-            (Add | Subtract, T::Date, T::Int2 | T::Int4 | T::Int8) => T::Date,
-            (Add, T::Int2 | T::Int4 | T::Int8, T::Date) => T::Date,
-            (Subtract, T::Date, T::Date) => T::Int4,
-            (Add, T::Date, T::Time) | (Add, T::Time, T::Date) => T::Timestamp,
-            (Add | Subtract, T::Date | T::Timestamp, T::Interval) => T::Timestamp,
-            (Add, T::Interval, T::Date | T::Timestamp) => T::Timestamp,
-            (Add | Subtract, T::TimestampTz, T::Interval) | (Add, T::Interval, T::TimestampTz) => {
-                T::TimestampTz
-            }
-            (Subtract, T::Timestamp, T::Timestamp) | (Subtract, T::TimestampTz, T::TimestampTz) => {
-                T::Interval
-            }
-            (
-                Subtract,
-                T::Timestamp | T::TimestampTz | T::Date,
-                T::Timestamp | T::TimestampTz | T::Date,
-            ) => {
-                let common = cast::common(&left.ty, &right.ty)
-                    .ok_or_else(|| no_operator(shown, &lt, &rt))?;
-                let left = self.coerce(left, &common, CastContext::Implicit)?;
-                let right = self.coerce(right, &common, CastContext::Implicit)?;
-                let expr = Expr::Arithmetic { op, left: Box::new(left), right: Box::new(right) };
-                return Ok(Bound { expr, ty: T::Interval });
-            }
-            (Add | Subtract, T::Interval, T::Interval) => T::Interval,
-            (Multiply, T::Interval, n) | (Multiply, n, T::Interval) if n.is_number() => T::Interval,
-            (Divide, T::Interval, n) if n.is_number() => T::Interval,
-            (Add | Subtract, T::Time, T::Interval) | (Add, T::Interval, T::Time) => T::Time,
-            (Subtract, T::Time, T::Time) => T::Interval,
-            _ => return Err(no_operator(shown, &lt, &rt)),
-        };
+        let ty = temporal(op, &left.ty, &right.ty).ok_or_else(|| no_operator(shown, &lt, &rt))?;
+        let is_instant =
+            |ty: &Type| matches!(ty, Type::Date | Type::Timestamp | Type::TimestampTz);
+        if ty == Type::Interval && is_instant(&left.ty) && left.ty != right.ty {
+            let common = cast::common(&left.ty, &right.ty)
+                .ok_or_else(|| no_operator(shown, &lt, &rt))?;
+            let left = self.coerce(left, &common, CastContext::Implicit)?;
+            let right = self.coerce(right, &common, CastContext::Implicit)?;
+            let expr = Expr::Arithmetic { op, left: Box::new(left), right: Box::new(right) };
+            return Ok(Bound { expr, ty });
+        }
         let expr = Expr::Arithmetic { op, left: Box::new(left.expr), right: Box::new(right.expr) };
         Ok(Bound { expr, ty })
     }
@@ -485,6 +477,47 @@ impl Binder<'_> {
         let (list, ty) = self.same_type("ARRAY", bound)?;
         Ok(Bound { expr: Expr::Array(list), ty: Type::Array(Box::new(ty)) })
     }
+}
+
+/// What an operator answers where a side is a date, a time or an interval. Where two instants of
+/// different types are subtracted, both are cast to their common type.
+pub fn temporal(op: Arithmetic, left: &Type, right: &Type) -> Option<Type> {
+    use Arithmetic::{Add, Divide, Multiply, Subtract};
+    use Type as T;
+    Some(match (op, left, right) {
+        (Add | Subtract, T::Date, T::Int2 | T::Int4) => T::Date,
+        (Add, T::Int2 | T::Int4, T::Date) => T::Date,
+        (Subtract, T::Date, T::Date) => T::Int4,
+        (Add, T::Date, T::Time) | (Add, T::Time, T::Date) => T::Timestamp,
+        (Add | Subtract, T::Date | T::Timestamp, T::Interval) => T::Timestamp,
+        (Add, T::Interval, T::Date | T::Timestamp) => T::Timestamp,
+        (Add | Subtract, T::TimestampTz, T::Interval) | (Add, T::Interval, T::TimestampTz) => {
+            T::TimestampTz
+        }
+        (
+            Subtract,
+            T::Timestamp | T::TimestampTz | T::Date,
+            T::Timestamp | T::TimestampTz | T::Date,
+        ) => T::Interval,
+        (Add | Subtract, T::Interval, T::Interval) => T::Interval,
+        (Multiply, T::Interval, n) | (Multiply, n, T::Interval) if n.is_number() => T::Interval,
+        (Divide, T::Interval, n) if n.is_number() => T::Interval,
+        (Add | Subtract, T::Time, T::Interval) | (Add, T::Interval, T::Time) => T::Time,
+        (Subtract, T::Time, T::Time) => T::Interval,
+        _ => return None,
+    })
+}
+
+/// `- a ^ b` as `(- a) ^ b`: in PostgreSQL a sign binds tighter than a power, unlike in the parser.
+fn negated_base(expr: &ast::Expr) -> Option<ast::Expr> {
+    let ast::Expr::BinaryOp { left, op: op @ ast::BinaryOperator::PGExp, right } = expr else {
+        return None;
+    };
+    let base = negated_base(left).unwrap_or_else(|| ast::Expr::UnaryOp {
+        op: ast::UnaryOperator::Minus,
+        expr: left.clone(),
+    });
+    Some(ast::Expr::BinaryOp { left: Box::new(base), op: op.clone(), right: right.clone() })
 }
 
 pub fn comparison(op: &ast::BinaryOperator) -> Option<Comparison> {

@@ -1,14 +1,41 @@
-//! The functions that the fast path knows. A query that calls any other goes to DataFusion.
+//! The functions that the fast path knows, by their names and the types of their arguments.
+//!
+//! One name may have several meanings: `abs(int4)` and `abs(float8)`. As in PostgreSQL, arguments of
+//! the very types win, then those that are cast implicitly, to a preferred type (`float8`, `text`,
+//! `timestamptz`) if there is a choice: `sqrt(4)` is `sqrt(4::float8)`. A literal or parameter of unknown
+//! type fits everywhere.
+//!
+//! | call | meaning |
+//! |---|---|
+//! | `round(2.5)` | `round(numeric)`, the very type |
+//! | `round(2)` | `round(float8)`, the preferred one of two casts |
+//! | `left('abc', 1::bigint)` | none: bigint is not cast to integer unasked |
+//! | `ln(2.5)` | elsewhere: what is exact is left to the engine of wide queries |
+//!
+//! What each does to values is in [`call`] and the rooms below. Absent: functions that read tables, and
+//! those that answer rows.
+
+mod number;
+mod text;
 
 use super::Context;
 use crate::error::{Error, Result, state};
-use crate::types::{Datum, Numeric, Type, datetime};
+use crate::types::cast::{self, Context as CastContext};
+use crate::types::{Datum, Type, datetime};
 use std::borrow::Cow;
 
 /// The longest text that a function makes.
 pub const TEXT_BYTES_MAX: usize = 64 << 20;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Refuses to make a longer one.
+pub fn check_length(n_bytes: usize) -> Result<()> {
+    match n_bytes > TEXT_BYTES_MAX {
+        true => Err(Error::new(state::LIMIT_EXCEEDED, "requested length too large")),
+        false => Ok(()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Function {
     Now,
     ClockTimestamp,
@@ -20,34 +47,68 @@ pub enum Function {
     CurrentSchema,
     BackendPid,
     TransactionId,
+    Random,
+    RandomUuid,
+
     Abs,
-    Length,
-    OctetLength,
-    Lower,
-    Upper,
-    Concat,
     Round,
     RoundTo,
     Floor,
     Ceil,
     Truncate,
+    TruncateTo,
     Mod,
     Sign,
     Sqrt,
+    CubeRoot,
     Power,
-    Random,
-    RandomUuid,
+    Exp,
+    Ln,
+    Log10,
+    Degrees,
+    Radians,
+    Sin,
+    Cos,
+    Tan,
+    Cot,
+    Asin,
+    Acos,
+    Atan,
+    Atan2,
+
+    Length,
+    OctetLength,
+    BitLength,
+    Lower,
+    Upper,
+    Concat,
     Substring,
     Left,
     Right,
     Repeat,
     Replace,
+    Reverse,
     Trim,
     TrimLeft,
     TrimRight,
     Position,
+    StartsWith,
+    PadLeft,
+    PadRight,
+    SplitPart,
+    Translate,
+    Chr,
+    Ascii,
+    ToHex,
+
     DateTrunc,
     Extract,
+    DatePart,
+    IsFinite,
+    /// What stands for a timestamp in a comparison with a date, and for a timestamptz in one with
+    /// either: the nearest that there is, where a cast would be an error.
+    NearestTimestamp,
+    NearestTimestampTz,
 }
 
 impl Function {
@@ -56,135 +117,241 @@ impl Function {
     }
 }
 
-/// A function's meaning for these argument types: itself, the types its arguments are cast to,
-/// and its result's type. None: not known here.
-pub fn lookup(name: &str, args: &[Type]) -> Option<(Function, Vec<Type>, Type)> {
-    use Function::*;
-    let text = || Type::Text;
-    let float_or_numeric = |ty: &Type| match ty {
-        Type::Float4 | Type::Float8 => Some(Type::Float8),
-        Type::Numeric(_) => Some(Type::Numeric(None)),
-        _ => None,
-    };
-    Some(match (name, args) {
-        ("now" | "transaction_timestamp" | "statement_timestamp" | "current_timestamp", []) => {
-            (Now, vec![], Type::TimestampTz)
+/// One meaning of a name.
+struct Overload {
+    name: &'static str,
+    /// None: known, and computed by the engine of wide queries only.
+    function: Option<Function>,
+    args: &'static [Type],
+    answer: Type,
+}
+
+const fn here(
+    name: &'static str,
+    function: Function,
+    args: &'static [Type],
+    answer: Type,
+) -> Overload {
+    Overload { name, function: Some(function), args, answer }
+}
+
+const fn elsewhere(name: &'static str, args: &'static [Type], answer: Type) -> Overload {
+    Overload { name, function: None, args, answer }
+}
+
+use Function as F;
+use Type::{
+    Bool, Bytea, Date, Float4, Float8, Int2, Int4, Int8, Interval, Name, Text, Time, Timestamp,
+    TimestampTz, Uuid,
+};
+const NUMERIC: Type = Type::Numeric(None);
+
+static OVERLOADS: &[Overload] = &[
+    here("now", F::Now, &[], TimestampTz),
+    here("transaction_timestamp", F::Now, &[], TimestampTz),
+    here("statement_timestamp", F::Now, &[], TimestampTz),
+    here("current_timestamp", F::Now, &[], TimestampTz),
+    here("clock_timestamp", F::ClockTimestamp, &[], TimestampTz),
+    here("current_date", F::CurrentDate, &[], Date),
+    here("localtimestamp", F::LocalTimestamp, &[], Timestamp),
+    here("version", F::Version, &[], Text),
+    here("current_user", F::CurrentUser, &[], Name),
+    here("session_user", F::CurrentUser, &[], Name),
+    here("user", F::CurrentUser, &[], Name),
+    here("current_role", F::CurrentUser, &[], Name),
+    here("current_database", F::CurrentDatabase, &[], Name),
+    here("current_catalog", F::CurrentDatabase, &[], Name),
+    here("current_schema", F::CurrentSchema, &[], Name),
+    here("pg_backend_pid", F::BackendPid, &[], Int4),
+    here("txid_current", F::TransactionId, &[], Int8),
+    here("pg_current_xact_id", F::TransactionId, &[], Int8),
+    here("random", F::Random, &[], Float8),
+    here("gen_random_uuid", F::RandomUuid, &[], Uuid),
+    // Numbers.
+    here("abs", F::Abs, &[Float8], Float8),
+    here("abs", F::Abs, &[Float4], Float4),
+    here("abs", F::Abs, &[Int2], Int2),
+    here("abs", F::Abs, &[Int4], Int4),
+    here("abs", F::Abs, &[Int8], Int8),
+    here("abs", F::Abs, &[NUMERIC], NUMERIC),
+    here("round", F::Round, &[Float8], Float8),
+    here("round", F::Round, &[NUMERIC], NUMERIC),
+    here("round", F::RoundTo, &[NUMERIC, Int4], NUMERIC),
+    here("trunc", F::Truncate, &[Float8], Float8),
+    here("trunc", F::Truncate, &[NUMERIC], NUMERIC),
+    here("trunc", F::TruncateTo, &[NUMERIC, Int4], NUMERIC),
+    here("floor", F::Floor, &[Float8], Float8),
+    here("floor", F::Floor, &[NUMERIC], NUMERIC),
+    here("ceil", F::Ceil, &[Float8], Float8),
+    here("ceil", F::Ceil, &[NUMERIC], NUMERIC),
+    here("ceiling", F::Ceil, &[Float8], Float8),
+    here("ceiling", F::Ceil, &[NUMERIC], NUMERIC),
+    here("mod", F::Mod, &[Int2, Int2], Int2),
+    here("mod", F::Mod, &[Int4, Int4], Int4),
+    here("mod", F::Mod, &[Int8, Int8], Int8),
+    here("mod", F::Mod, &[NUMERIC, NUMERIC], NUMERIC),
+    here("sign", F::Sign, &[Float8], Float8),
+    here("sign", F::Sign, &[NUMERIC], NUMERIC),
+    here("sqrt", F::Sqrt, &[Float8], Float8),
+    elsewhere("sqrt", &[NUMERIC], NUMERIC),
+    here("cbrt", F::CubeRoot, &[Float8], Float8),
+    here("power", F::Power, &[Float8, Float8], Float8),
+    elsewhere("power", &[NUMERIC, NUMERIC], NUMERIC),
+    here("pow", F::Power, &[Float8, Float8], Float8),
+    elsewhere("pow", &[NUMERIC, NUMERIC], NUMERIC),
+    here("exp", F::Exp, &[Float8], Float8),
+    elsewhere("exp", &[NUMERIC], NUMERIC),
+    here("ln", F::Ln, &[Float8], Float8),
+    elsewhere("ln", &[NUMERIC], NUMERIC),
+    here("log", F::Log10, &[Float8], Float8),
+    elsewhere("log", &[NUMERIC], NUMERIC),
+    elsewhere("log", &[NUMERIC, NUMERIC], NUMERIC),
+    here("log10", F::Log10, &[Float8], Float8),
+    elsewhere("log10", &[NUMERIC], NUMERIC),
+    here("degrees", F::Degrees, &[Float8], Float8),
+    here("radians", F::Radians, &[Float8], Float8),
+    here("sin", F::Sin, &[Float8], Float8),
+    here("cos", F::Cos, &[Float8], Float8),
+    here("tan", F::Tan, &[Float8], Float8),
+    here("cot", F::Cot, &[Float8], Float8),
+    here("asin", F::Asin, &[Float8], Float8),
+    here("acos", F::Acos, &[Float8], Float8),
+    here("atan", F::Atan, &[Float8], Float8),
+    here("atan2", F::Atan2, &[Float8, Float8], Float8),
+    // Text.
+    here("length", F::Length, &[Text], Int4),
+    here("length", F::OctetLength, &[Bytea], Int4),
+    here("char_length", F::Length, &[Text], Int4),
+    here("character_length", F::Length, &[Text], Int4),
+    here("octet_length", F::OctetLength, &[Text], Int4),
+    here("octet_length", F::OctetLength, &[Bytea], Int4),
+    here("bit_length", F::BitLength, &[Text], Int4),
+    here("bit_length", F::BitLength, &[Bytea], Int4),
+    here("lower", F::Lower, &[Text], Text),
+    here("upper", F::Upper, &[Text], Text),
+    here("substring", F::Substring, &[Text, Int4], Text),
+    here("substring", F::Substring, &[Text, Int4, Int4], Text),
+    here("substring", F::Substring, &[Bytea, Int4], Bytea),
+    here("substring", F::Substring, &[Bytea, Int4, Int4], Bytea),
+    elsewhere("substring", &[Text, Text], Text),
+    here("substr", F::Substring, &[Text, Int4], Text),
+    here("substr", F::Substring, &[Text, Int4, Int4], Text),
+    here("substr", F::Substring, &[Bytea, Int4], Bytea),
+    here("substr", F::Substring, &[Bytea, Int4, Int4], Bytea),
+    here("left", F::Left, &[Text, Int4], Text),
+    here("right", F::Right, &[Text, Int4], Text),
+    here("repeat", F::Repeat, &[Text, Int4], Text),
+    here("replace", F::Replace, &[Text, Text, Text], Text),
+    here("reverse", F::Reverse, &[Text], Text),
+    here("btrim", F::Trim, &[Text], Text),
+    here("btrim", F::Trim, &[Text, Text], Text),
+    here("btrim", F::Trim, &[Bytea, Bytea], Bytea),
+    here("trim", F::Trim, &[Text], Text),
+    here("trim", F::Trim, &[Text, Text], Text),
+    here("ltrim", F::TrimLeft, &[Text], Text),
+    here("ltrim", F::TrimLeft, &[Text, Text], Text),
+    here("ltrim", F::TrimLeft, &[Bytea, Bytea], Bytea),
+    here("rtrim", F::TrimRight, &[Text], Text),
+    here("rtrim", F::TrimRight, &[Text, Text], Text),
+    here("rtrim", F::TrimRight, &[Bytea, Bytea], Bytea),
+    here("strpos", F::Position, &[Text, Text], Int4),
+    here("starts_with", F::StartsWith, &[Text, Text], Bool),
+    here("lpad", F::PadLeft, &[Text, Int4], Text),
+    here("lpad", F::PadLeft, &[Text, Int4, Text], Text),
+    here("rpad", F::PadRight, &[Text, Int4], Text),
+    here("rpad", F::PadRight, &[Text, Int4, Text], Text),
+    here("split_part", F::SplitPart, &[Text, Text, Int4], Text),
+    here("translate", F::Translate, &[Text, Text, Text], Text),
+    here("chr", F::Chr, &[Int4], Text),
+    here("ascii", F::Ascii, &[Text], Int4),
+    here("to_hex", F::ToHex, &[Int4], Text),
+    here("to_hex", F::ToHex, &[Int8], Text),
+    // Dates and times.
+    here("date_trunc", F::DateTrunc, &[Text, TimestampTz], TimestampTz),
+    here("date_trunc", F::DateTrunc, &[Text, Timestamp], Timestamp),
+    here("date_trunc", F::DateTrunc, &[Text, Interval], Interval),
+    here("extract", F::Extract, &[Text, Date], NUMERIC),
+    here("extract", F::Extract, &[Text, Time], NUMERIC),
+    here("extract", F::Extract, &[Text, Timestamp], NUMERIC),
+    here("extract", F::Extract, &[Text, TimestampTz], NUMERIC),
+    here("extract", F::Extract, &[Text, Interval], NUMERIC),
+    here("date_part", F::DatePart, &[Text, Date], Float8),
+    here("date_part", F::DatePart, &[Text, Time], Float8),
+    here("date_part", F::DatePart, &[Text, Timestamp], Float8),
+    here("date_part", F::DatePart, &[Text, TimestampTz], Float8),
+    here("date_part", F::DatePart, &[Text, Interval], Float8),
+    here("isfinite", F::IsFinite, &[Date], Bool),
+    here("isfinite", F::IsFinite, &[Timestamp], Bool),
+    here("isfinite", F::IsFinite, &[TimestampTz], Bool),
+    here("isfinite", F::IsFinite, &[Interval], Bool),
+];
+
+/// The names that are known, each once.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let mut last = "concat";
+    std::iter::once(last).chain(OVERLOADS.iter().map(|overload| overload.name).filter(
+        move |name| {
+            let is_new = *name != last;
+            last = name;
+            is_new
+        },
+    ))
+}
+
+/// What a name means for arguments of some types.
+pub enum Lookup {
+    /// The function, the types its arguments are cast to, and its result's type.
+    Here(Function, Vec<Type>, Type),
+    /// Not known, or left to the engine of wide queries.
+    Elsewhere,
+    /// Known, and not for such arguments.
+    NoSuch,
+}
+
+/// Arguments that are `very` of the wanted type, and those that reach a preferred one by a cast; none
+/// where one does not reach its type unasked.
+fn score(overload: &Overload, args: &[Type]) -> Option<(usize, usize)> {
+    if overload.args.len() != args.len() {
+        return None;
+    }
+    let mut score = (0, 0);
+    for (arg, wanted) in args.iter().zip(overload.args) {
+        if std::mem::discriminant(arg) == std::mem::discriminant(wanted) {
+            score.0 += 1;
+        } else if cast::context(arg, wanted) == Some(CastContext::Implicit) {
+            score.1 += usize::from(matches!(wanted, Float8 | Text | TimestampTz));
+        } else {
+            return None;
         }
-        ("clock_timestamp", []) => (ClockTimestamp, vec![], Type::TimestampTz),
-        ("current_date", []) => (CurrentDate, vec![], Type::Date),
-        ("localtimestamp", []) => (LocalTimestamp, vec![], Type::Timestamp),
-        ("version", []) => (Version, vec![], text()),
-        ("current_user" | "session_user" | "user" | "current_role", []) => {
-            (CurrentUser, vec![], Type::Name)
-        }
-        ("current_database" | "current_catalog", []) => (CurrentDatabase, vec![], Type::Name),
-        ("current_schema", []) => (CurrentSchema, vec![], Type::Name),
-        ("pg_backend_pid", []) => (BackendPid, vec![], Type::Int4),
-        ("txid_current" | "pg_current_xact_id", []) => (TransactionId, vec![], Type::Int8),
-        ("random", []) => (Random, vec![], Type::Float8),
-        ("gen_random_uuid", []) => (RandomUuid, vec![], Type::Uuid),
-        ("abs", [ty]) if ty.is_number() => (Abs, vec![ty.clone()], untyped(ty)),
-        ("length" | "char_length" | "character_length", [ty]) if is_textual(ty) => {
-            (Length, vec![text()], Type::Int4)
-        }
-        ("octet_length", [ty]) if is_textual(ty) => (OctetLength, vec![text()], Type::Int4),
-        ("lower", [ty]) if is_textual(ty) => (Lower, vec![text()], text()),
-        ("upper", [ty]) if is_textual(ty) => (Upper, vec![text()], text()),
-        ("concat", types) if !types.is_empty() && types.iter().all(is_textual) => {
-            (Concat, vec![text(); types.len()], text())
-        }
-        ("round", [ty]) if float_or_numeric(ty).is_some() => {
-            let ty = float_or_numeric(ty)?;
-            (Round, vec![ty.clone()], ty)
-        }
-        ("round", [Type::Numeric(_), n]) if n.is_integer() => {
-            (RoundTo, vec![Type::Numeric(None), Type::Int4], Type::Numeric(None))
-        }
-        ("trunc", [Type::Numeric(_)]) => (Truncate, vec![Type::Numeric(None)], Type::Numeric(None)),
-        ("floor", [ty]) if float_or_numeric(ty).is_some() => {
-            let ty = float_or_numeric(ty)?;
-            (Floor, vec![ty.clone()], ty)
-        }
-        ("ceil" | "ceiling", [ty]) if float_or_numeric(ty).is_some() => {
-            let ty = float_or_numeric(ty)?;
-            (Ceil, vec![ty.clone()], ty)
-        }
-        ("floor" | "ceil" | "ceiling" | "round", [ty]) if ty.is_integer() => {
-            let function = match name {
-                "floor" => Floor,
-                "round" => Round,
-                _ => Ceil,
-            };
-            (function, vec![Type::Float8], Type::Float8)
-        }
-        ("mod", [a, b]) if a.is_number() && b.is_number() => {
-            let ty = crate::types::cast::common(a, b)?;
-            (Mod, vec![ty.clone(), ty.clone()], ty)
-        }
-        ("sign", [ty]) if float_or_numeric(ty).is_some() => {
-            let ty = float_or_numeric(ty)?;
-            (Sign, vec![ty.clone()], ty)
-        }
-        ("sqrt", [Type::Float4 | Type::Float8 | Type::Int2 | Type::Int4 | Type::Int8]) => {
-            (Sqrt, vec![Type::Float8], Type::Float8)
-        }
-        ("power" | "pow", [a, b]) if float_like(a) && float_like(b) => {
-            (Power, vec![Type::Float8, Type::Float8], Type::Float8)
-        }
-        ("substring" | "substr", [ty, from]) if is_textual(ty) && from.is_integer() => {
-            (Substring, vec![text(), Type::Int4], text())
-        }
-        ("substring" | "substr", [ty, from, n])
-            if is_textual(ty) && from.is_integer() && n.is_integer() =>
+    }
+    Some(score)
+}
+
+pub fn lookup(name: &str, args: &[Type]) -> Lookup {
+    if name == "concat" {
+        // Booleans are `t` there and `true` as text.
+        let known = |ty: &Type| !matches!(ty, Bool | Type::Array(_) | Type::Void);
+        return match !args.is_empty() && args.iter().all(known) {
+            true => Lookup::Here(F::Concat, vec![Text; args.len()], Text),
+            false => Lookup::Elsewhere,
+        };
+    }
+    let mut is_known = false;
+    let mut best: Option<((usize, usize), &Overload)> = None;
+    for overload in OVERLOADS.iter().filter(|overload| overload.name == name) {
+        is_known = true;
+        if let Some(score) = score(overload, args)
+            && best.as_ref().is_none_or(|(other, _)| score > *other)
         {
-            (Substring, vec![text(), Type::Int4, Type::Int4], text())
+            best = Some((score, overload));
         }
-        ("left", [ty, n]) if is_textual(ty) && n.is_integer() => {
-            (Left, vec![text(), Type::Int4], text())
+    }
+    match best {
+        Some((_, Overload { function: Some(function), args, answer, .. })) => {
+            Lookup::Here(*function, args.to_vec(), answer.clone())
         }
-        ("right", [ty, n]) if is_textual(ty) && n.is_integer() => {
-            (Right, vec![text(), Type::Int4], text())
-        }
-        ("repeat", [ty, n]) if is_textual(ty) && n.is_integer() => {
-            (Repeat, vec![text(), Type::Int4], text())
-        }
-        ("replace", [a, b, c]) if is_textual(a) && is_textual(b) && is_textual(c) => {
-            (Replace, vec![text(); 3], text())
-        }
-        ("btrim" | "trim", [ty]) if is_textual(ty) => (Trim, vec![text()], text()),
-        ("ltrim", [ty]) if is_textual(ty) => (TrimLeft, vec![text()], text()),
-        ("rtrim", [ty]) if is_textual(ty) => (TrimRight, vec![text()], text()),
-        ("strpos", [a, b]) if is_textual(a) && is_textual(b) => {
-            (Position, vec![text(), text()], Type::Int4)
-        }
-        ("md5", _) => return None,
-        ("date_trunc", [unit, ty]) if is_textual(unit) => {
-            let ty = match ty {
-                Type::Date | Type::TimestampTz => Type::TimestampTz,
-                Type::Timestamp => Type::Timestamp,
-                _ => return None,
-            };
-            (DateTrunc, vec![text(), ty.clone()], ty)
-        }
-        ("extract", [unit, Type::Date | Type::Timestamp]) if is_textual(unit) => {
-            (Extract, vec![text(), Type::Timestamp], Type::Numeric(None))
-        }
-        _ => return None,
-    })
-}
-
-fn is_textual(ty: &Type) -> bool {
-    ty.is_text() || *ty == Type::Unknown
-}
-
-fn float_like(ty: &Type) -> bool {
-    ty.is_number() && !matches!(ty, Type::Numeric(_))
-}
-
-fn untyped(ty: &Type) -> Type {
-    match ty {
-        Type::Numeric(_) => Type::Numeric(None),
-        other => other.clone(),
+        None if is_known => Lookup::NoSuch,
+        _ => Lookup::Elsewhere,
     }
 }
 
@@ -198,6 +365,7 @@ pub fn version() -> String {
     )
 }
 
+/// The function's value. Arguments have the types that [`lookup`] told.
 pub fn call(function: Function, args: &[Cow<'_, Datum>], cx: &Context<'_>) -> Result<Datum> {
     use Function::*;
     let view = cx.view;
@@ -205,9 +373,7 @@ pub fn call(function: Function, args: &[Cow<'_, Datum>], cx: &Context<'_>) -> Re
     if function != Concat && args.iter().any(|arg| arg.is_null()) {
         return Ok(Datum::Null);
     }
-    let shown = |idx: usize| args[idx].as_str().unwrap_or_default();
-    let integer = |idx: usize| args[idx].as_i64().unwrap_or_default();
-    let float = |idx: usize| args[idx].as_f64().unwrap_or_default();
+    let name = || args[0].as_str().unwrap_or_default();
     Ok(match function {
         Now => Datum::TimestampTz(view.now_us),
         ClockTimestamp => Datum::TimestampTz(view.env.wall_us()),
@@ -229,154 +395,71 @@ pub fn call(function: Function, args: &[Cow<'_, Datum>], cx: &Context<'_>) -> Re
             let bytes = (high << 64 | low).to_be_bytes();
             Datum::Uuid(uuid::Builder::from_random_bytes(bytes).into_uuid())
         }
-        Abs => match &*args[0] {
-            Datum::Float8(value) => Datum::Float8(value.abs()),
-            Datum::Float4(value) => Datum::Float4(value.abs()),
-            Datum::Numeric(value) => Datum::Numeric(value.abs()),
-            other if other.as_i64().is_some_and(|value| value < 0) => {
-                super::operators::negate(other)?
-            }
-            other => other.clone(),
-        },
-        Length => Datum::Int4(shown(0).chars().count() as i32),
-        OctetLength => Datum::Int4(shown(0).len() as i32),
-        Lower => Datum::text(shown(0).to_lowercase()),
-        Upper => Datum::text(shown(0).to_uppercase()),
-        Concat => {
-            let mut joined = String::new();
-            args.iter().filter_map(|arg| arg.as_str()).for_each(|part| joined.push_str(part));
-            Datum::text(joined)
-        }
-        Round => match &*args[0] {
-            Datum::Numeric(value) => Datum::Numeric(value.rescale(0)?),
-            other => Datum::Float8(other.as_f64().unwrap_or_default().round_ties_even()),
-        },
-        RoundTo => match &*args[0] {
-            Datum::Numeric(value) => Datum::Numeric(round_to(value, integer(1))?),
-            other => other.clone(),
-        },
-        Floor => match &*args[0] {
-            Datum::Numeric(value) => Datum::Numeric(value.floor()?),
-            other => Datum::Float8(other.as_f64().unwrap_or_default().floor()),
-        },
-        Ceil => match &*args[0] {
-            Datum::Numeric(value) => Datum::Numeric(value.ceil()?),
-            other => Datum::Float8(other.as_f64().unwrap_or_default().ceil()),
-        },
-        Truncate => match &*args[0] {
-            Datum::Numeric(value) => Datum::Numeric(value.truncate(0)?),
-            other => other.clone(),
-        },
         Mod => super::Arithmetic::Modulo.apply(&args[0], &args[1], &view.zone)?,
-        Sign => match &*args[0] {
-            Datum::Numeric(value) => {
-                Datum::Numeric(Numeric::from(value.mantissa().signum() as i64))
+        Abs | Round | RoundTo | Floor | Ceil | Truncate | TruncateTo | Sign | Sqrt | CubeRoot
+        | Power | Exp | Ln | Log10 | Degrees | Radians | Sin | Cos | Tan | Cot | Asin | Acos
+        | Atan | Atan2 => number::call(function, args)?,
+        Length | OctetLength | BitLength | Lower | Upper | Concat | Substring | Left | Right
+        | Repeat | Replace | Reverse | Trim | TrimLeft | TrimRight | Position | StartsWith
+        | PadLeft | PadRight | SplitPart | Translate | Chr | Ascii | ToHex => {
+            text::call(function, args)?
+        }
+        DateTrunc => match &*args[1] {
+            Datum::Timestamp(us) => Datum::Timestamp(datetime::truncate(name(), *us)?),
+            Datum::TimestampTz(us) => {
+                Datum::TimestampTz(datetime::truncate_in(name(), *us, &view.zone)?)
             }
-            other => {
-                let value = other.as_f64().unwrap_or_default();
-                Datum::Float8(if value == 0.0 { 0.0 } else { value.signum() })
+            Datum::Interval(interval) => {
+                Datum::Interval(datetime::truncate_interval(name(), interval)?)
             }
+            _ => return Err(Error::internal("date_trunc of what is no time")),
         },
-        Sqrt if float(0) < 0.0 => {
-            return Err(Error::new("2201F", "cannot take square root of a negative number"));
-        }
-        Sqrt => Datum::Float8(float(0).sqrt()),
-        Power => {
-            let value = float(0).powf(float(1));
-            if value.is_infinite() && float(0).is_finite() && float(1).is_finite() {
-                return Err(Error::new(state::OUT_OF_RANGE, "value out of range: overflow"));
+        Extract => datetime::extract(name(), &args[1], &view.zone)?.numeric()?,
+        // Of a date's midnight: `date_part('hour', date)` is 0 where `extract` refuses.
+        DatePart => match &*args[1] {
+            Datum::Date(days) => {
+                let midnight = Datum::Timestamp(datetime::try_date_to_timestamp(*days)?);
+                datetime::extract(name(), &midnight, &view.zone)?.float()
             }
-            Datum::Float8(value)
-        }
-        Substring => {
-            let from = integer(1);
-            let end = match args.get(2) {
-                Some(_) if integer(2) < 0 => {
-                    return Err(Error::new("22011", "negative substring length not allowed"));
-                }
-                Some(_) => from.saturating_add(integer(2)),
-                None => i64::MAX,
-            };
-            let skip = from.max(1) - 1;
-            let n_chars = (end - 1).saturating_sub(skip).max(0);
-            Datum::text(
-                shown(0).chars().skip(skip as usize).take(n_chars as usize).collect::<String>(),
-            )
-        }
-        Left | Right => {
-            let n_chars = shown(0).chars().count() as i64;
-            let n = integer(1);
-            let kept = if n < 0 { (n_chars + n).max(0) } else { n.min(n_chars) };
-            let skip = if function == Left { 0 } else { n_chars - kept };
-            Datum::text(
-                shown(0).chars().skip(skip as usize).take(kept as usize).collect::<String>(),
-            )
-        }
-        Repeat => {
-            let n = integer(1).max(0) as usize;
-            if shown(0).len().saturating_mul(n) > TEXT_BYTES_MAX {
-                return Err(Error::new(state::LIMIT_EXCEEDED, "requested length too large"));
-            }
-            Datum::text(shown(0).repeat(n))
-        }
-        Replace if shown(1).is_empty() => args[0].clone().into_owned(),
-        Replace => Datum::text(shown(0).replace(shown(1), shown(2))),
-        Trim => Datum::text(shown(0).trim_matches(' ')),
-        TrimLeft => Datum::text(shown(0).trim_start_matches(' ')),
-        TrimRight => Datum::text(shown(0).trim_end_matches(' ')),
-        Position => {
-            let at = shown(0).find(shown(1)).map(|at| shown(0)[..at].chars().count() + 1);
-            Datum::Int4(at.unwrap_or(0) as i32)
-        }
-        DateTrunc => {
-            let unit = shown(0).to_lowercase();
-            let error = || {
-                let kind = "timestamp units";
-                Error::new(state::INVALID_PARAMETER, format!("{kind} \"{unit}\" not recognized"))
-            };
-            match &*args[1] {
-                Datum::Timestamp(us) => {
-                    Datum::Timestamp(datetime::truncate(&unit, *us).ok_or_else(error)?)
-                }
-                Datum::TimestampTz(us) => {
-                    let local = view.zone.to_local(*us);
-                    let cut = datetime::truncate(&unit, local).ok_or_else(error)?;
-                    Datum::TimestampTz(view.zone.to_utc(cut))
-                }
-                other => other.clone(),
-            }
-        }
-        Extract => {
-            let unit = shown(0).to_lowercase();
-            let Datum::Timestamp(us) = &*args[1] else { return Ok(Datum::Null) };
-            let micros = datetime::extract(&unit, *us).ok_or_else(|| {
-                Error::new(
-                    state::INVALID_PARAMETER,
-                    format!("timestamp units \"{unit}\" not recognized"),
-                )
-            })?;
-            let value = Numeric::new(micros, 6)?;
-            Datum::Numeric(match unit.as_str() {
-                "second" | "seconds" | "epoch" => value,
-                "milliseconds" | "millisecond" => value.rescale(3)?,
-                _ => value.rescale(0)?,
-            })
-        }
+            time => datetime::extract(name(), time, &view.zone)?.float(),
+        },
+        IsFinite => Datum::Bool(match &*args[0] {
+            Datum::Date(days) => !datetime::date_is_infinite(*days),
+            Datum::Timestamp(us) | Datum::TimestampTz(us) => !datetime::is_infinite(*us),
+            _ => true,
+        }),
+        NearestTimestamp => args[0].nearest_timestamp(&Timestamp, &view.zone),
+        NearestTimestampTz => args[0].nearest_timestamp(&TimestampTz, &view.zone),
     })
 }
 
-/// `round(n, digits)`; negative digits round before the point.
-fn round_to(value: &Numeric, digits: i64) -> Result<Numeric> {
-    if digits >= 0 {
-        let digits = digits.min(i64::from(crate::types::numeric::MAX_DIGITS)) as u8;
-        return match value.rescale(digits) {
-            Ok(rounded) => Ok(rounded),
-            // Zeros that do not fit say nothing.
-            Err(_) if digits > value.scale() => Ok(*value),
-            Err(error) => Err(error),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_choose_the_meaning() {
+        let answer = |name: &str, args: &[Type]| match lookup(name, args) {
+            Lookup::Here(_, _, answer) => answer.name(),
+            Lookup::Elsewhere => "elsewhere".to_owned(),
+            Lookup::NoSuch => "none".to_owned(),
         };
+        for (name, args, want) in [
+            ("round", vec![NUMERIC], "numeric"),
+            ("round", vec![Int4], "double precision"),
+            ("round", vec![Int4, Int4], "numeric"),
+            ("round", vec![Float8, Int4], "none"),
+            ("sqrt", vec![Float4], "double precision"),
+            ("sqrt", vec![NUMERIC], "elsewhere"),
+            ("power", vec![Int4, NUMERIC], "elsewhere"),
+            ("power", vec![Int4, Int4], "double precision"),
+            ("mod", vec![Int2, Int4], "integer"),
+            ("left", vec![Type::Unknown, Int8], "none"),
+            ("length", vec![Bytea], "integer"),
+            ("date_trunc", vec![Type::Unknown, Date], "timestamp with time zone"),
+            ("to_char", vec![Date, Text], "elsewhere"),
+        ] {
+            assert_eq!(answer(name, &args), want, "{name} of {args:?}");
+        }
     }
-    let unit =
-        Numeric::new(crate::types::numeric::power_of_ten(digits.unsigned_abs().min(37) as u8), 0)?;
-    value.div(&unit)?.rescale(0)?.mul(&unit)
 }

@@ -1,12 +1,13 @@
 //! Arithmetic, comparison and pattern matching on datums.
 
+use super::functions::check_length;
 use crate::error::{Error, Result, state};
 use crate::types::datetime::{self, Zone};
 use crate::types::numeric::division_by_zero;
-use crate::types::{Datum, Interval, Numeric};
+use crate::types::{Datum, Interval, Numeric, cast};
 use std::cmp::Ordering;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     Add,
     Subtract,
@@ -73,15 +74,31 @@ macro_rules! integer_arithmetic {
             Arithmetic::BitAnd => Some(a & b),
             Arithmetic::BitOr => Some(a | b),
             Arithmetic::BitXor => Some(a ^ b),
-            Arithmetic::ShiftLeft => Some(a.wrapping_shl(b as u32)),
-            Arithmetic::ShiftRight => Some(a.wrapping_shr(b as u32)),
-            Arithmetic::Concat => None,
+            Arithmetic::ShiftLeft | Arithmetic::ShiftRight | Arithmetic::Concat => None,
         };
         value.map($kind).ok_or_else(|| out_of_range($name))
     }};
 }
 
-fn float(op: Arithmetic, a: f64, b: f64) -> Result<f64> {
+/// `integer << integer`, by as many bits as the machine's own shift takes: modulo 32, or 64 for a
+/// bigint. A smallint is shifted as an integer: `1::int2 << 17` is 0, `1 << 33` is 2.
+fn shift(op: Arithmetic, left: &Datum, n_bits: i32) -> Result<Datum> {
+    let is_left = op == Arithmetic::ShiftLeft;
+    let narrow = |value: i32| match is_left {
+        true => value.wrapping_shl(n_bits as u32),
+        false => value.wrapping_shr(n_bits as u32),
+    };
+    Ok(match left {
+        Datum::Int2(value) => Datum::Int2(narrow(i32::from(*value)) as i16),
+        Datum::Int4(value) => Datum::Int4(narrow(*value)),
+        Datum::Int8(value) if is_left => Datum::Int8(value.wrapping_shl(n_bits as u32)),
+        Datum::Int8(value) => Datum::Int8(value.wrapping_shr(n_bits as u32)),
+        _ => return Err(undefined(op)),
+    })
+}
+
+/// `+ - * /` on floats: what finite operands make infinite or zero is an error.
+pub fn float(op: Arithmetic, a: f64, b: f64) -> Result<f64> {
     let value = match op {
         Arithmetic::Add => a + b,
         Arithmetic::Subtract => a - b,
@@ -118,20 +135,23 @@ impl Arithmetic {
         use Datum::*;
         Ok(match (left, right) {
             (Null, _) | (_, Null) => Null,
+            (_, Int4(n_bits)) if matches!(self, Arithmetic::ShiftLeft | Arithmetic::ShiftRight) => {
+                shift(self, left, *n_bits)?
+            }
             (Int4(a), Int4(b)) => integer_arithmetic!(self, *a, *b, Int4, "integer")?,
             (Int8(a), Int8(b)) => integer_arithmetic!(self, *a, *b, Int8, "bigint")?,
             (Int2(a), Int2(b)) => integer_arithmetic!(self, *a, *b, Int2, "smallint")?,
             (Numeric(a), Numeric(b)) => Numeric(numeric(self, a, b)?),
             (Float8(a), Float8(b)) => Float8(float(self, *a, *b)?),
             (Float4(a), Float4(b)) => {
-                let value = float(self, f64::from(*a), f64::from(*b))? as f32;
-                if value.is_infinite() && a.is_finite() && b.is_finite() {
-                    return Err(Error::new(state::OUT_OF_RANGE, "value out of range: overflow"));
-                }
-                Float4(value)
+                Float4(cast::narrow_float(float(self, f64::from(*a), f64::from(*b))?)?)
             }
-            (Text(a), Text(b)) if self == Arithmetic::Concat => Datum::text(format!("{a}{b}")),
+            (Text(a), Text(b)) if self == Arithmetic::Concat => {
+                check_length(a.len().saturating_add(b.len()))?;
+                Datum::text(format!("{a}{b}"))
+            }
             (Bytes(a), Bytes(b)) if self == Arithmetic::Concat => {
+                check_length(a.len().saturating_add(b.len()))?;
                 Datum::bytes([&a[..], &b[..]].concat())
             }
             (Array(a), Array(b)) if self == Arithmetic::Concat => {
@@ -156,77 +176,61 @@ fn numeric(op: Arithmetic, a: &Numeric, b: &Numeric) -> Result<Numeric> {
 fn temporal(op: Arithmetic, left: &Datum, right: &Datum, zone: &Zone) -> Result<Datum> {
     use Arithmetic::{Add, Divide, Multiply, Subtract};
     use Datum::*;
-    let days = |a: i32, n: i64| -> Result<Datum> {
-        datetime::check_date(i64::from(a).saturating_add(n)).map(Date)
-    };
     Ok(match (op, left, right) {
-        (Add, Date(a), n) if n.as_i64().is_some() => days(*a, n.as_i64().unwrap_or_default())?,
-        (Add, n, Date(a)) if n.as_i64().is_some() => days(*a, n.as_i64().unwrap_or_default())?,
-        (Subtract, Date(a), n) if n.as_i64().is_some() => {
-            days(*a, -n.as_i64().unwrap_or_default())?
+        (Add, Date(a), Int2(n)) | (Add, Int2(n), Date(a)) => {
+            Date(datetime::add_to_date(*a, i64::from(*n))?)
         }
-        (Subtract, Date(a), Date(b)) => {
-            Int4(a.checked_sub(*b).ok_or_else(|| out_of_range("integer"))?)
+        (Add, Date(a), Int4(n)) | (Add, Int4(n), Date(a)) => {
+            Date(datetime::add_to_date(*a, i64::from(*n))?)
         }
+        (Subtract, Date(a), Int2(n)) => Date(datetime::add_to_date(*a, -i64::from(*n))?),
+        (Subtract, Date(a), Int4(n)) => Date(datetime::add_to_date(*a, -i64::from(*n))?),
+        (Subtract, Date(a), Date(b)) => Int4(datetime::days_between(*a, *b)?),
         (Add, Date(a), Time(us)) | (Add, Time(us), Date(a)) => {
-            Timestamp(datetime::date_to_timestamp(*a).saturating_add(*us))
+            Timestamp(datetime::add_time_of_day(*a, *us)?)
         }
         (Add, Date(a), Interval(i)) | (Add, Interval(i), Date(a)) => {
-            Timestamp(datetime::add_interval(datetime::date_to_timestamp(*a), i)?)
+            Timestamp(datetime::add_interval(datetime::try_date_to_timestamp(*a)?, i)?)
         }
         (Subtract, Date(a), Interval(i)) => {
-            Timestamp(datetime::add_interval(datetime::date_to_timestamp(*a), &i.neg())?)
+            Timestamp(datetime::add_interval(datetime::try_date_to_timestamp(*a)?, &i.neg()?)?)
         }
         (Add, Timestamp(a), Interval(i)) | (Add, Interval(i), Timestamp(a)) => {
             Timestamp(datetime::add_interval(*a, i)?)
         }
-        (Subtract, Timestamp(a), Interval(i)) => Timestamp(datetime::add_interval(*a, &i.neg())?),
+        (Subtract, Timestamp(a), Interval(i)) => Timestamp(datetime::add_interval(*a, &i.neg()?)?),
         (Add, TimestampTz(a), Interval(i)) | (Add, Interval(i), TimestampTz(a)) => {
-            TimestampTz(shift_tz(*a, i, zone)?)
+            TimestampTz(datetime::add_interval_in(*a, i, zone)?)
         }
-        (Subtract, TimestampTz(a), Interval(i)) => TimestampTz(shift_tz(*a, &i.neg(), zone)?),
+        (Subtract, TimestampTz(a), Interval(i)) => {
+            TimestampTz(datetime::add_interval_in(*a, &i.neg()?, zone)?)
+        }
         (Subtract, Timestamp(a), Timestamp(b)) | (Subtract, TimestampTz(a), TimestampTz(b)) => {
-            let us = a.checked_sub(*b).ok_or_else(|| out_of_range("interval"))?;
-            Interval(self::Interval {
-                months: 0,
-                days: (us / datetime::DAY_US) as i32,
-                us: us % datetime::DAY_US,
-            })
+            Interval(datetime::time_between(*a, *b)?)
         }
         (Add, Interval(a), Interval(b)) => Interval(a.add(b)?),
-        (Subtract, Interval(a), Interval(b)) => Interval(a.add(&b.neg())?),
+        (Subtract, Interval(a), Interval(b)) => Interval(a.sub(b)?),
         (Multiply, Interval(i), n) | (Multiply, n, Interval(i)) if n.as_f64().is_some() => {
-            Interval(i.scale(n.as_f64().unwrap_or_default())?)
+            Interval(i.mul(n.as_f64().unwrap_or_default())?)
         }
         (Divide, Interval(i), n) if n.as_f64().is_some() => {
             let by = n.as_f64().unwrap_or_default();
             if by == 0.0 {
                 return Err(division_by_zero());
             }
-            Interval(i.scale(1.0 / by)?)
+            Interval(i.div(by)?)
         }
         (Add, Time(us), Interval(i)) | (Add, Interval(i), Time(us)) => {
-            Time(us.wrapping_add(i.us).rem_euclid(datetime::DAY_US))
+            Time((us + i.us % datetime::DAY_US).rem_euclid(datetime::DAY_US))
         }
         (Subtract, Time(us), Interval(i)) => {
-            Time(us.wrapping_sub(i.us).rem_euclid(datetime::DAY_US))
+            Time((us - i.us % datetime::DAY_US).rem_euclid(datetime::DAY_US))
         }
         (Subtract, Time(a), Time(b)) => {
             Interval(self::Interval { us: a - b, ..Default::default() })
         }
         _ => return Err(undefined(op)),
     })
-}
-
-/// Months and days move the local calendar, hours the instant.
-fn shift_tz(us: i64, interval: &Interval, zone: &Zone) -> Result<i64> {
-    let calendar = Interval { us: 0, ..*interval };
-    let moved = if calendar.months == 0 && calendar.days == 0 {
-        us
-    } else {
-        zone.to_utc(datetime::add_interval(zone.to_local(us), &calendar)?)
-    };
-    datetime::add_interval(moved, &Interval { months: 0, days: 0, us: interval.us })
 }
 
 pub fn negate(datum: &Datum) -> Result<Datum> {
@@ -244,7 +248,7 @@ pub fn negate(datum: &Datum) -> Result<Datum> {
         Datum::Float4(value) => Datum::Float4(-value),
         Datum::Float8(value) => Datum::Float8(-value),
         Datum::Numeric(value) => Datum::Numeric(value.neg()),
-        Datum::Interval(value) => Datum::Interval(value.neg()),
+        Datum::Interval(value) => Datum::Interval(value.neg()?),
         _ => return Err(undefined(Arithmetic::Subtract)),
     })
 }

@@ -1,6 +1,9 @@
 //! Values in the wire's binary format.
 
-use super::datetime::{EPOCH_2000_DAYS, EPOCH_2000_US, Interval, is_infinite};
+use super::datetime::{
+    DAY_US, EPOCH_2000_DAYS, EPOCH_2000_US, Interval, check_date, check_timestamp,
+    date_is_infinite, is_infinite,
+};
 use super::numeric::{MAX_DIGITS, Numeric};
 use super::{Datum, Type};
 use crate::error::{Error, Result, state};
@@ -10,16 +13,19 @@ fn to_2000(us: i64) -> i64 {
     if is_infinite(us) { us } else { us.saturating_sub(EPOCH_2000_US) }
 }
 
-fn from_2000(us: i64) -> i64 {
-    if is_infinite(us) { us } else { us.saturating_add(EPOCH_2000_US) }
+fn from_2000(us: i64) -> Result<i64> {
+    if is_infinite(us) { Ok(us) } else { check_timestamp(us.saturating_add(EPOCH_2000_US)) }
 }
 
 fn date_to_2000(days: i32) -> i32 {
-    if days == i32::MAX || days == i32::MIN { days } else { days - EPOCH_2000_DAYS }
+    if date_is_infinite(days) { days } else { days.saturating_sub(EPOCH_2000_DAYS) }
 }
 
-fn date_from_2000(days: i32) -> i32 {
-    if days == i32::MAX || days == i32::MIN { days } else { days.saturating_add(EPOCH_2000_DAYS) }
+fn date_from_2000(days: i32) -> Result<i32> {
+    if date_is_infinite(days) {
+        return Ok(days);
+    }
+    check_date(i64::from(days) + i64::from(EPOCH_2000_DAYS))
 }
 
 /// Appends the datum's bytes, without a length. NULL has none.
@@ -159,14 +165,20 @@ pub fn parse(bytes: &[u8], ty: &Type) -> Result<Datum> {
         }
         Type::Bytea => Datum::bytes(bytes),
         Type::Date => {
-            Datum::Date(date_from_2000(i32::from_be_bytes(fixed(bytes).ok_or_else(wrong)?)))
+            Datum::Date(date_from_2000(i32::from_be_bytes(fixed(bytes).ok_or_else(wrong)?))?)
         }
-        Type::Time => Datum::Time(i64::from_be_bytes(fixed(bytes).ok_or_else(wrong)?)),
+        Type::Time => {
+            let us = i64::from_be_bytes(fixed(bytes).ok_or_else(wrong)?);
+            if !(0..=DAY_US).contains(&us) {
+                return Err(Error::new(state::DATETIME_OVERFLOW, "time out of range"));
+            }
+            Datum::Time(us)
+        }
         Type::Timestamp => {
-            Datum::Timestamp(from_2000(i64::from_be_bytes(fixed(bytes).ok_or_else(wrong)?)))
+            Datum::Timestamp(from_2000(i64::from_be_bytes(fixed(bytes).ok_or_else(wrong)?))?)
         }
         Type::TimestampTz => {
-            Datum::TimestampTz(from_2000(i64::from_be_bytes(fixed(bytes).ok_or_else(wrong)?)))
+            Datum::TimestampTz(from_2000(i64::from_be_bytes(fixed(bytes).ok_or_else(wrong)?))?)
         }
         Type::Interval => {
             let all: [u8; 16] = fixed(bytes).ok_or_else(wrong)?;
@@ -301,6 +313,21 @@ mod tests {
             let back = parse(&bytes, &ty).unwrap();
             assert_eq!(text::to_string(&back, &ty, &Zone::UTC), shown);
         }
+    }
+
+    #[test]
+    fn what_no_date_or_time_is_is_refused() {
+        for (ty, bytes) in [
+            (Type::Date, (i32::MAX - 1).to_be_bytes().to_vec()),
+            (Type::Date, (i32::MIN + 1).to_be_bytes().to_vec()),
+            (Type::Time, (-1i64).to_be_bytes().to_vec()),
+            (Type::Time, (DAY_US + 1).to_be_bytes().to_vec()),
+            (Type::Timestamp, (i64::MAX - 1).to_be_bytes().to_vec()),
+            (Type::TimestampTz, (i64::MIN + 1).to_be_bytes().to_vec()),
+        ] {
+            assert_eq!(parse(&bytes, &ty).unwrap_err().state(), "22008", "{ty}");
+        }
+        assert_eq!(parse(b"a\0b", &Type::Text).unwrap_err().state(), "22021");
     }
 
     #[test]

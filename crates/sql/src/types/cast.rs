@@ -59,6 +59,19 @@ fn out_of_range(ty: &Type) -> Error {
     Error::new(state::OUT_OF_RANGE, format!("{} out of range", ty.base_name()))
 }
 
+/// As `real` holds it; an error where a number that is neither infinite nor zero would become so.
+pub fn narrow_float(value: f64) -> Result<f32> {
+    let narrow = value as f32;
+    let error = |how: &str| Err(Error::new(state::OUT_OF_RANGE, format!("value out of range: {how}")));
+    if narrow.is_infinite() && value.is_finite() {
+        return error("overflow");
+    }
+    if narrow == 0.0 && value != 0.0 {
+        return error("underflow");
+    }
+    Ok(narrow)
+}
+
 /// Converts a datum of type `from`. Whether the cast is allowed was the binder's question.
 /// `explicit`: text that is too long is cut instead of refused.
 pub fn cast(datum: Datum, from: &Type, to: &Type, zone: &Zone, explicit: bool) -> Result<Datum> {
@@ -92,18 +105,14 @@ pub fn cast(datum: Datum, from: &Type, to: &Type, zone: &Zone, explicit: bool) -
             Datum::Bool(datum.as_i64() != Some(0))
         }
         (Datum::Float8(value), Type::Float4) => {
-            let narrow = *value as f32;
-            if narrow.is_infinite() && value.is_finite() {
-                return Err(out_of_range(to));
-            }
-            Datum::Float4(narrow)
+            Datum::Float4(narrow_float(*value)?)
         }
         (Datum::Float4(_), Type::Float4) | (Datum::Float8(_), Type::Float8) => datum,
         (_, Type::Float8) if datum.as_f64().is_some() => {
             Datum::Float8(datum.as_f64().unwrap_or_default())
         }
         (_, Type::Float4) if datum.as_f64().is_some() => {
-            Datum::Float4(datum.as_f64().unwrap_or_default() as f32)
+            Datum::Float4(narrow_float(datum.as_f64().unwrap_or_default())?)
         }
         (Datum::Numeric(_), Type::Numeric(_)) => fit(datum, to, explicit)?,
         (Datum::Int2(_) | Datum::Int4(_) | Datum::Int8(_), Type::Numeric(_)) => {
@@ -117,20 +126,30 @@ pub fn cast(datum: Datum, from: &Type, to: &Type, zone: &Zone, explicit: bool) -
             fit(Datum::Numeric(Numeric::from_f32(*value)?), to, explicit)?
         }
         (Datum::Date(days), Type::Timestamp) => {
-            Datum::Timestamp(datetime::date_to_timestamp(*days))
+            Datum::Timestamp(datetime::try_date_to_timestamp(*days)?)
         }
         (Datum::Date(days), Type::TimestampTz) => {
-            Datum::TimestampTz(zone.to_utc(datetime::date_to_timestamp(*days)))
+            Datum::TimestampTz(zone.try_to_utc(datetime::try_date_to_timestamp(*days)?)?)
         }
-        (Datum::Timestamp(us), Type::TimestampTz) => Datum::TimestampTz(zone.to_utc(*us)),
-        (Datum::TimestampTz(us), Type::Timestamp) => Datum::Timestamp(zone.to_local(*us)),
+        (Datum::Timestamp(us), Type::TimestampTz) => Datum::TimestampTz(zone.try_to_utc(*us)?),
+        (Datum::TimestampTz(us), Type::Timestamp) => Datum::Timestamp(zone.try_to_local(*us)?),
         (Datum::Timestamp(us), Type::Date) => Datum::Date(datetime::timestamp_to_date(*us)),
         (Datum::TimestampTz(us), Type::Date) => {
-            Datum::Date(datetime::timestamp_to_date(zone.to_local(*us)))
+            match datetime::is_infinite(*us) {
+                true => Datum::Date(datetime::timestamp_to_date(*us)),
+                // PostgreSQL's dates begin a day earlier here, west of Greenwich.
+                false => Datum::Date(zone.day_and_time(*us).0 as i32),
+            }
+        }
+        // An infinite time has no time of day.
+        (Datum::Timestamp(us) | Datum::TimestampTz(us), Type::Time)
+            if datetime::is_infinite(*us) =>
+        {
+            Datum::Null
         }
         (Datum::Timestamp(us), Type::Time) => Datum::Time(us.rem_euclid(datetime::DAY_US)),
         (Datum::TimestampTz(us), Type::Time) => {
-            Datum::Time(zone.to_local(*us).rem_euclid(datetime::DAY_US))
+            Datum::Time(zone.day_and_time(*us).1)
         }
         (Datum::Time(us), Type::Interval) => {
             Datum::Interval(datetime::Interval { us: *us, ..Default::default() })

@@ -128,6 +128,41 @@ impl Numeric {
         Numeric::new(self.mantissa() / power_of_ten(self.scale - scale), scale)
     }
 
+    /// `round(n, digits)`; negative digits round before the point: `round(12345.6, -2)` is 12300.
+    pub fn round_to(&self, digits: i64) -> Result<Numeric> {
+        self.cut_to(digits, Numeric::rescale, divide_rounded)
+    }
+
+    /// `trunc(n, digits)`.
+    pub fn truncate_to(&self, digits: i64) -> Result<Numeric> {
+        self.cut_to(digits, Numeric::truncate, i256::checked_div)
+    }
+
+    fn cut_to(
+        &self,
+        digits: i64,
+        cut: fn(&Numeric, u8) -> Result<Numeric>,
+        divide: fn(i256, i256) -> Option<i256>,
+    ) -> Result<Numeric> {
+        if digits >= 0 {
+            let digits = digits.min(i64::from(MAX_DIGITS)) as u8;
+            return match cut(self, digits) {
+                // Zeros that do not fit say nothing.
+                Err(_) if digits > self.scale => Ok(*self),
+                cut => cut,
+            };
+        }
+        let n_zeros = digits.unsigned_abs();
+        if n_zeros > u64::from(MAX_DIGITS) {
+            return Ok(Numeric::ZERO);
+        }
+        let n_zeros = n_zeros as u8;
+        let factor = wide_power(u32::from(self.scale) + u32::from(n_zeros)).ok_or_else(overflow)?;
+        let units = divide(i256::from_i128(self.mantissa()), factor).ok_or_else(overflow)?;
+        let units = units.to_i128().ok_or_else(overflow)?;
+        Numeric::new(units.checked_mul(power_of_ten(n_zeros)).ok_or_else(overflow)?, 0)
+    }
+
     pub fn floor(&self) -> Result<Numeric> {
         let factor = power_of_ten(self.scale);
         Numeric::new(self.mantissa().div_euclid(factor), 0)
@@ -520,6 +555,18 @@ mod tests {
         assert_eq!(n("-7.5").floor().unwrap().to_string(), "-8");
         assert_eq!(n("-7.5").ceil().unwrap().to_string(), "-7");
         assert_eq!(n("7.5").rem(&n("-2")).unwrap().to_string(), "1.5");
+        for (text, digits, want) in [
+            ("12345.678", -2, "12300"),
+            ("5.5", -1, "10"),
+            ("-50", -2, "-100"),
+            ("1.5", 3, "1.500"),
+            ("1.5", -40, "0"),
+            ("0.00000000000000000000000000000000000001", -38, "0"),
+            ("99999999999999999999999999999999999999", i64::MAX, "99999999999999999999999999999999999999"),
+        ] {
+            assert_eq!(n(text).round_to(digits).unwrap().to_string(), want, "{text} to {digits}");
+        }
+        assert_eq!(n("-199.9").truncate_to(-2).unwrap().to_string(), "-100");
         assert_eq!(n("1e3").to_string(), "1000");
         assert_eq!(n("1.5e-3").to_string(), "0.0015");
         assert_eq!(n("999.995").fit(5, 2).unwrap_err().state(), "22003");

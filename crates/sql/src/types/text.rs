@@ -169,6 +169,11 @@ fn range(ty: &Type, text: &str) -> Error {
 
 /// Reads text as a value of `ty`, its length or scale applied as an assignment would.
 pub fn parse(text: &str, ty: &Type, zone: &Zone) -> Result<Datum> {
+    // A text ends there for C clients, and no comparison would find it.
+    if text.as_bytes().contains(&0) {
+        let message = "invalid byte sequence for encoding \"UTF8\": 0x00";
+        return Err(Error::new(state::INVALID_ENCODING, message));
+    }
     Ok(match ty {
         Type::Bool => Datum::Bool(parse_bool(text).ok_or_else(|| syntax(ty, text))?),
         Type::Int2 => {
@@ -182,6 +187,9 @@ pub fn parse(text: &str, ty: &Type, zone: &Zone) -> Result<Datum> {
         Type::Int8 | Type::Oid => Datum::Int8(parse_int(text, ty)?),
         Type::Float4 => Datum::Float4(parse_float::<f32>(text, ty)?),
         Type::Float8 => Datum::Float8(parse_float::<f64>(text, ty)?),
+        Type::Numeric(_) if is_no_finite_number(text) => {
+            return Err(Error::unsupported("NaN and infinity in type numeric"));
+        }
         Type::Numeric(fit) => {
             let read = match fit {
                 Some(_) => Numeric::parse_rounded(text),
@@ -223,6 +231,12 @@ pub fn parse(text: &str, ty: &Type, zone: &Zone) -> Result<Datum> {
         }
         Type::Array(element) => parse_array(text, element, zone)?,
     })
+}
+
+fn is_no_finite_number(text: &str) -> bool {
+    let word = text.trim();
+    let word = word.strip_prefix(['+', '-']).unwrap_or(word);
+    ["nan", "inf", "infinity"].iter().any(|known| word.eq_ignore_ascii_case(known))
 }
 
 fn parse_bool(text: &str) -> Option<bool> {
@@ -306,16 +320,24 @@ fn parse_bytea(text: &str) -> Result<Vec<u8>> {
     }
 }
 
+/// As many as in PostgreSQL. Arrays within arrays are compared, printed and freed by recursion.
+const DIMENSIONS_MAX: usize = 6;
+
 /// `{1,2,NULL,"a b"}`; nested braces make nested arrays.
 fn parse_array(text: &str, element: &Type, zone: &Zone) -> Result<Datum> {
     let malformed =
         || Error::new(state::INVALID_TEXT, format!("malformed array literal: \"{text}\""));
+    let too_deep = || {
+        let message = format!("number of array dimensions exceeds the maximum allowed ({DIMENSIONS_MAX})");
+        Error::new(state::LIMIT_EXCEEDED, message)
+    };
     let mut stack: Vec<Vec<Datum>> = Vec::new();
     let mut letters = text.trim().chars().peekable();
     let mut after_value = false;
     loop {
         let Some(letter) = letters.next() else { return Err(malformed()) };
         match letter {
+            '{' if !after_value && stack.len() == DIMENSIONS_MAX => return Err(too_deep()),
             '{' if !after_value => stack.push(Vec::new()),
             '}' => {
                 let done = stack.pop().ok_or_else(malformed)?;

@@ -1,16 +1,19 @@
-//! Reading dates, times and intervals in the forms that PostgreSQL takes.
+//! Reading dates and times in the forms that PostgreSQL takes.
 //!
 //! The plain form of dumps and COPY has a path of its own; everything else is taken apart into words.
 //! Absent: `now`, `today` and their kin as literals, which would read a clock.
 
 use super::{
-    DAY_US, HOUR_US, Interval, MINUTE_US, SECOND_US, Zone, check_date, check_timestamp,
-    days_from_civil, days_in_month,
+    DAY_US, HOUR_US, MINUTE_US, SECOND_US, Zone, check_date, days_from_civil, days_in_month, join,
 };
 use crate::error::{Error, Result, state};
 
+/// Later than any date, and far from where the calendar's arithmetic ends.
+const YEAR_MAX: i64 = 6_000_000;
+
 /// The parts of a date and time as text gives them.
 struct Parts {
+    has_time: bool,
     days: Option<i64>,
     time_us: i64,
     offset: Option<Zone>,
@@ -22,6 +25,21 @@ fn bad(kind: &str, text: &str) -> Error {
 
 fn out_of_range(text: &str) -> Error {
     Error::new(state::DATETIME_OVERFLOW, format!("date/time field value out of range: \"{text}\""))
+}
+
+/// A zone by its name or offset.
+fn zone(kind: &str, word: &str, text: &str) -> Result<Zone> {
+    if let Some(Err(())) = read_offset(word) {
+        let message = format!("time zone displacement out of range: \"{text}\"");
+        return Err(Error::new(DISPLACEMENT_OUT_OF_RANGE, message));
+    }
+    Zone::parse(word).ok_or_else(|| bad(kind, text))
+}
+
+const DISPLACEMENT_OUT_OF_RANGE: &str = "22009";
+
+fn timestamp_out_of_range(text: &str) -> Error {
+    Error::new(state::DATETIME_OVERFLOW, format!("timestamp out of range: \"{text}\""))
 }
 
 const MONTHS: [&str; 12] =
@@ -57,22 +75,29 @@ fn parse_clock(word: &str) -> Option<Result<i64, ()>> {
     if pieces.next().is_some() || hours.is_empty() || hours.len() > 2 || minutes.len() > 2 {
         return None;
     }
-    let hours: i64 = hours.parse().ok()?;
-    let minutes: i64 = minutes.parse().ok()?;
+    let (hours, minutes) = (digits(hours)?, digits(minutes)?);
     let seconds_us = parse_seconds(seconds)?;
+    if hours > 24 || minutes > 59 || seconds_us > MINUTE_US {
+        return Some(Err(()));
+    }
     let total = hours * HOUR_US + minutes * MINUTE_US + seconds_us;
-    let fits = hours <= 24 && minutes < 60 && seconds_us <= 60 * SECOND_US && total <= DAY_US;
-    Some(if fits { Ok(total) } else { Err(()) })
+    Some(if total <= DAY_US { Ok(total) } else { Err(()) })
+}
+
+/// A number without a sign.
+fn digits(text: &str) -> Option<i64> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if plain { text.parse().ok() } else { None }
 }
 
 /// Seconds with decimals, rounded to microseconds.
-fn parse_seconds(text: &str) -> Option<i64> {
+pub(super) fn parse_seconds(text: &str) -> Option<i64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if !whole.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    Some(whole.checked_mul(SECOND_US)? + parse_fraction(fraction))
+    whole.checked_mul(SECOND_US)?.checked_add(parse_fraction(fraction))
 }
 
 /// The digits after a point as millionths, rounded.
@@ -84,8 +109,13 @@ fn parse_fraction(digits: &str) -> i64 {
     us + i64::from(digits.as_bytes().get(6).is_some_and(|digit| *digit >= b'5'))
 }
 
-/// `+02`, `-03:30`, `+0530`, seconds too; as seconds east.
+/// `+02`, `-03:30`, `+0530`, seconds too; as seconds east. None where it is none or is too far.
 pub(super) fn parse_offset(text: &str) -> Option<i32> {
+    read_offset(text)?.ok()
+}
+
+/// As [`parse_offset`]; an error where it is sixteen hours or more.
+fn read_offset(text: &str) -> Option<Result<i32, ()>> {
     let (sign, rest) = match text.as_bytes().first()? {
         b'+' => (1, &text[1..]),
         b'-' => (-1, &text[1..]),
@@ -109,14 +139,18 @@ pub(super) fn parse_offset(text: &str) -> Option<i32> {
     } else {
         return None;
     }
-    if fields[0] > 15 || fields[1] > 59 || fields[2] > 59 || fields.iter().any(|f| *f < 0) {
+    let [hours, minutes, seconds] = fields;
+    if fields.iter().any(|field| *field < 0) {
         return None;
     }
-    Some(sign * (fields[0] * 3600 + fields[1] * 60 + fields[2]))
+    if hours > 15 || minutes > 59 || seconds > 59 {
+        return Some(Err(()));
+    }
+    Some(Ok(sign * (hours * 3600 + minutes * 60 + seconds)))
 }
 
 fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
-    let mut parts = Parts { days: None, time_us: 0, offset: None };
+    let mut parts = Parts { has_time: false, days: None, time_us: 0, offset: None };
     let trimmed = text.trim();
     // A date with `T` before its time reads as with a blank.
     let spaced = match trimmed.find(['T', 't']) {
@@ -129,8 +163,9 @@ fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
         }
         _ => trimmed.to_owned(),
     };
+    let is_before_christ =
+        spaced.split([' ', ',']).any(|word| word.eq_ignore_ascii_case("bc"));
     let mut bc = false;
-    let mut seen_time = false;
     let mut numbers: Vec<i64> = Vec::new();
     let mut month_word = None;
     let mut civil: Option<(i64, i64, i64)> = None;
@@ -139,13 +174,13 @@ fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
             // The zone may stand right behind the time.
             let cut = word.find(['+', '-', 'Z', 'z']).unwrap_or(word.len());
             match parse_clock(&word[..cut]) {
-                Some(Ok(us)) if !seen_time => parts.time_us = us,
+                Some(Ok(us)) if !parts.has_time => parts.time_us = us,
                 Some(Err(())) => return Err(out_of_range(text)),
                 _ => return Err(bad(kind, text)),
             }
-            seen_time = true;
+            parts.has_time = true;
             if cut < word.len() {
-                parts.offset = Some(Zone::parse(&word[cut..]).ok_or_else(|| bad(kind, text))?);
+                parts.offset = Some(zone(kind, &word[cut..], text)?);
             }
         } else if word.eq_ignore_ascii_case("bc") {
             bc = true;
@@ -156,7 +191,7 @@ fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
             let number: i64 = word.parse().map_err(|_| bad(kind, text))?;
             civil = Some((number / 10_000, number / 100 % 100, number % 100));
         } else if word.bytes().all(|byte| byte.is_ascii_digit()) {
-            numbers.push(word.parse().map_err(|_| bad(kind, text))?);
+            numbers.push(word.parse().map_err(|_| out_of_range(text))?);
         } else if let Some(month) = month_by_name(word) {
             month_word = Some(month);
         } else if civil.is_none() && word.as_bytes()[0].is_ascii_digit() {
@@ -164,7 +199,15 @@ fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
             let separator = word.as_bytes()[separator] as char;
             let fields: Vec<&str> = word.split(separator).collect();
             let [a, b, c] = fields[..] else { return Err(bad(kind, text)) };
-            let number = |field: &str| field.parse::<i64>().map_err(|_| bad(kind, text));
+            let number = |field: &str| match digits(field) {
+                Some(number) => Ok(number),
+                None if field.bytes().all(|b| b.is_ascii_digit()) && !field.is_empty() => {
+                    Err(out_of_range(text))
+                }
+                None => Err(bad(kind, text)),
+            };
+            // Of a year of one or two digits the century is left out.
+            let is_short = a.len() < 3 && c.len() < 3;
             civil = Some(if a.len() >= 3 {
                 let month = month_by_name(b).map_or_else(|| number(b), Ok)?;
                 (number(a)?, month, number(c)?)
@@ -174,10 +217,11 @@ fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
                 // DateStyle ISO, MDY.
                 (number(c)?, number(a)?, number(b)?)
             });
-        } else if let Some(zone) = Zone::parse(word) {
-            parts.offset = Some(zone);
+            if let (true, false, Some((year, _, _))) = (is_short, is_before_christ, &mut civil) {
+                *year += if *year < 70 { 2000 } else { 1900 };
+            }
         } else {
-            return Err(bad(kind, text));
+            parts.offset = Some(zone(kind, word, text)?);
         }
     }
     if let Some(month) = month_word {
@@ -187,6 +231,9 @@ fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
         return Err(bad(kind, text));
     }
     if let Some((mut year, month, day)) = civil {
+        if year > YEAR_MAX {
+            return Err(out_of_range(text));
+        }
         if bc {
             year = 1 - year;
         } else if year == 0 {
@@ -195,11 +242,8 @@ fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
         if !(1..=12).contains(&month) || day < 1 || day > days_in_month(year, month) {
             return Err(out_of_range(text));
         }
-        if year > 6_000_000 {
-            return Err(out_of_range(text));
-        }
         parts.days = Some(days_from_civil(year, month, day));
-    } else if !seen_time {
+    } else if !parts.has_time {
         return Err(bad(kind, text));
     }
     Ok(parts)
@@ -243,6 +287,9 @@ pub fn parse_date(text: &str) -> Result<i32> {
 /// Microseconds since midnight.
 pub fn parse_time(text: &str) -> Result<i64> {
     let parts = parse_parts("time", text)?;
+    if !parts.has_time {
+        return Err(bad("time", text));
+    }
     Ok(parts.time_us)
 }
 
@@ -253,10 +300,7 @@ pub fn parse_timestamp(text: &str) -> Result<i64> {
     }
     let parts = parse_parts("timestamp", text)?;
     let days = parts.days.ok_or_else(|| bad("timestamp", text))?;
-    days.checked_mul(DAY_US)
-        .and_then(|us| us.checked_add(parts.time_us))
-        .ok_or_else(|| out_of_range(text))
-        .and_then(check_timestamp)
+    join(days, parts.time_us).ok_or_else(|| timestamp_out_of_range(text))
 }
 
 /// Microseconds since 1970 UTC; text without a zone is read in `zone`.
@@ -267,129 +311,8 @@ pub fn parse_timestamptz(text: &str, zone: &Zone) -> Result<i64> {
     let kind = "timestamp with time zone";
     let parts = parse_parts(kind, text)?;
     let days = parts.days.ok_or_else(|| bad(kind, text))?;
-    let local = days
-        .checked_mul(DAY_US)
-        .and_then(|us| us.checked_add(parts.time_us))
-        .ok_or_else(|| out_of_range(text))?;
-    check_timestamp(parts.offset.unwrap_or(*zone).to_utc(local))
-}
-
-/// `1 year 2 mons -3 days 04:05:06`, `@ 1 hour ago`, ISO 8601's `P1Y2M3DT4H5M6S`; a bare number
-/// is seconds.
-pub fn parse_interval(text: &str) -> Result<Interval> {
-    let error = || bad("interval", text);
-    let trimmed = text.trim();
-    let mut total = Interval::default();
-    let mut months = 0f64;
-    let mut days = 0f64;
-    let mut us = 0f64;
-    let mut add = |value: f64, unit: &str| -> Option<()> {
-        match unit.to_ascii_lowercase().as_str() {
-            "millennium" | "millennia" | "millenniums" | "mil" | "mils" => {
-                months += value * 12_000.0
-            }
-            "century" | "centuries" | "c" | "cent" => months += value * 1_200.0,
-            "decade" | "decades" | "dec" | "decs" => months += value * 120.0,
-            "year" | "years" | "y" | "yr" | "yrs" => months += value * 12.0,
-            "month" | "months" | "mon" | "mons" => months += value,
-            "week" | "weeks" | "w" => days += value * 7.0,
-            "day" | "days" | "d" => days += value,
-            "hour" | "hours" | "h" | "hr" | "hrs" => us += value * HOUR_US as f64,
-            "minute" | "minutes" | "m" | "min" | "mins" => us += value * MINUTE_US as f64,
-            "second" | "seconds" | "s" | "sec" | "secs" => us += value * SECOND_US as f64,
-            "millisecond" | "milliseconds" | "ms" | "msec" | "msecs" => us += value * 1_000.0,
-            "microsecond" | "microseconds" | "us" | "usec" | "usecs" => us += value,
-            _ => return None,
-        }
-        Some(())
-    };
-    let mut ago = false;
-    if let Some(iso) = trimmed.strip_prefix('P') {
-        let mut in_time = false;
-        let mut number = String::new();
-        for letter in iso.chars() {
-            match letter {
-                'T' => in_time = true,
-                '0'..='9' | '.' | '-' | '+' => number.push(letter),
-                unit => {
-                    let value: f64 = number.parse().map_err(|_| error())?;
-                    number.clear();
-                    let unit = match (unit, in_time) {
-                        ('Y', false) => "year",
-                        ('M', false) => "month",
-                        ('W', false) => "week",
-                        ('D', false) => "day",
-                        ('H', true) => "hour",
-                        ('M', true) => "minute",
-                        ('S', true) => "second",
-                        _ => return Err(error()),
-                    };
-                    add(value, unit).ok_or_else(error)?;
-                }
-            }
-        }
-        if !number.is_empty() {
-            return Err(error());
-        }
-    } else {
-        let mut pending: Option<f64> = None;
-        let mut seen = false;
-        for word in trimmed.split_whitespace() {
-            if word == "@" {
-                continue;
-            }
-            if word.eq_ignore_ascii_case("ago") && seen {
-                ago = true;
-                continue;
-            }
-            seen = true;
-            if word.contains(':') {
-                let (negative, clock) = match word.as_bytes()[0] {
-                    b'-' => (true, &word[1..]),
-                    b'+' => (false, &word[1..]),
-                    _ => (false, word),
-                };
-                let mut pieces = clock.split(':');
-                let mut next = || pieces.next().map(|piece| piece.to_owned());
-                let hours: i64 = next().and_then(|h| h.parse().ok()).ok_or_else(error)?;
-                let minutes: i64 = next().and_then(|m| m.parse().ok()).ok_or_else(error)?;
-                let seconds = next().map_or(Some(0), |s| parse_seconds(&s)).ok_or_else(error)?;
-                if minutes > 59 || seconds >= 60 * SECOND_US {
-                    return Err(out_of_range(text));
-                }
-                let clock_us =
-                    hours.checked_mul(HOUR_US).ok_or_else(error)? + minutes * MINUTE_US + seconds;
-                total.us += if negative { -clock_us } else { clock_us };
-                continue;
-            }
-            // `3days` and `3 days` alike.
-            let split =
-                word.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(word.len());
-            let (number, unit) = word.split_at(split);
-            if !number.is_empty() {
-                if pending.is_some() {
-                    return Err(error());
-                }
-                pending = Some(number.parse().map_err(|_| error())?);
-            }
-            if !unit.is_empty() {
-                let value = pending.take().ok_or_else(error)?;
-                add(value, unit).ok_or_else(error)?;
-            }
-        }
-        if let Some(value) = pending {
-            add(value, "second").ok_or_else(error)?;
-        }
-        if !seen {
-            return Err(error());
-        }
-    }
-    days += (months.fract() * 30.0 * 1e6).round() / 1e6;
-    us += days.fract() * DAY_US as f64;
-    if months.abs() > 2e9 || days.abs() > 2e9 || us.abs() > 9e18 {
-        return Err(Error::new(state::DATETIME_OVERFLOW, "interval out of range"));
-    }
-    total =
-        total.add(&Interval { months: months as i32, days: days as i32, us: us.round() as i64 })?;
-    Ok(if ago { total.neg() } else { total })
+    let out = || timestamp_out_of_range(text);
+    // The reading may lie beyond the first or last instant where the instant does not.
+    let local = i128::from(days) * i128::from(DAY_US) + i128::from(parts.time_us);
+    parts.offset.unwrap_or(*zone).instant_of(local).ok_or_else(out)
 }

@@ -1,8 +1,8 @@
 //! Dates, times and intervals as PostgreSQL prints them: ISO style.
 
-use super::{DAY_US, HOUR_US, Interval, MINUTE_US, SECOND_US, Zone, civil_from_days};
+use super::{Interval, Zone, civil_from_days, is_infinite};
 
-fn two(value: i64, out: &mut Vec<u8>) {
+fn two(value: u64, out: &mut Vec<u8>) {
     out.push(b'0' + (value / 10 % 10) as u8);
     out.push(b'0' + (value % 10) as u8);
 }
@@ -10,7 +10,7 @@ fn two(value: i64, out: &mut Vec<u8>) {
 fn write_civil(days: i64, out: &mut Vec<u8>) -> bool {
     let (year, month, day) = civil_from_days(days);
     let bc = year <= 0;
-    let shown = if bc { 1 - year } else { year };
+    let shown = (if bc { 1 - year } else { year }).unsigned_abs();
     if shown < 10_000 {
         two(shown / 100, out);
         two(shown % 100, out);
@@ -18,9 +18,9 @@ fn write_civil(days: i64, out: &mut Vec<u8>) -> bool {
         out.extend_from_slice(shown.to_string().as_bytes());
     }
     out.push(b'-');
-    two(month, out);
+    two(month.unsigned_abs(), out);
     out.push(b'-');
-    two(day, out);
+    two(day.unsigned_abs(), out);
     bc
 }
 
@@ -37,6 +37,14 @@ pub fn write_date(days: i32, out: &mut Vec<u8>) {
 
 /// `04:05:06.7`: as many decimals as are not zero.
 pub fn write_time(us: i64, out: &mut Vec<u8>) {
+    write_clock(us.unsigned_abs(), out);
+}
+
+/// The least interval is one microsecond longer than an `i64` holds without its sign.
+fn write_clock(us: u64, out: &mut Vec<u8>) {
+    const HOUR_US: u64 = super::HOUR_US as u64;
+    const MINUTE_US: u64 = super::MINUTE_US as u64;
+    const SECOND_US: u64 = super::SECOND_US as u64;
     let hours = us / HOUR_US;
     if hours < 100 {
         two(hours, out);
@@ -56,7 +64,7 @@ pub fn write_time(us: i64, out: &mut Vec<u8>) {
 
 pub(super) fn write_offset(seconds: i32, out: &mut Vec<u8>) {
     out.push(if seconds < 0 { b'-' } else { b'+' });
-    let seconds = i64::from(seconds.abs());
+    let seconds = u64::from(seconds.unsigned_abs());
     two(seconds / 3600, out);
     if seconds % 3600 != 0 {
         out.push(b':');
@@ -73,18 +81,19 @@ pub fn write_timestamp(us: i64, out: &mut Vec<u8>) {
 }
 
 pub fn write_timestamptz(us: i64, zone: &Zone, out: &mut Vec<u8>) {
-    write_instant(zone.to_local(us), Some(zone.offset_at(us)), out);
+    write_instant(us, Some(zone.offset_at(us)), out);
 }
 
-fn write_instant(local_us: i64, offset: Option<i32>, out: &mut Vec<u8>) {
-    match local_us {
-        i64::MAX => return out.extend_from_slice(b"infinity"),
-        i64::MIN => return out.extend_from_slice(b"-infinity"),
-        _ => {}
+/// East of Greenwich the local reading of the last instants is one that no timestamp holds, so
+/// that the day and the time are moved, each by itself.
+fn write_instant(us: i64, offset: Option<i32>, out: &mut Vec<u8>) {
+    if is_infinite(us) {
+        return out.extend_from_slice(if us > 0 { b"infinity" } else { b"-infinity" });
     }
-    let bc = write_civil(local_us.div_euclid(DAY_US), out);
+    let (days, time) = Zone::Fixed(offset.unwrap_or(0)).day_and_time(us);
+    let bc = write_civil(days, out);
     out.push(b' ');
-    write_time(local_us.rem_euclid(DAY_US), out);
+    write_time(time, out);
     if let Some(offset) = offset {
         write_offset(offset, out);
     }
@@ -124,8 +133,7 @@ pub fn write_interval(interval: &Interval, out: &mut Vec<u8>) {
             text.push('+');
         }
         let mut time = Vec::new();
-        // The minimum has no positive counterpart; one microsecond off is better than a panic.
-        write_time(interval.us.checked_abs().unwrap_or(i64::MAX), &mut time);
+        write_clock(interval.us.unsigned_abs(), &mut time);
         text.push_str(&String::from_utf8_lossy(&time));
     }
     out.extend_from_slice(text.as_bytes());
