@@ -9,9 +9,11 @@
 
 mod faulty;
 mod net;
+mod runtime;
 
 pub use faulty::{FaultyHost, FaultyNet};
 pub use net::{Duplex, Listener, MemoryNet, Net, Pending, Stream, TcpNet};
+pub use runtime::{Runtime, Runtimes};
 
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -31,29 +33,58 @@ pub use tokio::time::Instant;
 #[derive(Clone)]
 pub struct Env {
     inner: Arc<Inner>,
+    /// Where [`Env::spawn`] starts tasks.
+    runtime: Runtime,
 }
 
 struct Inner {
     rng: Mutex<SmallRng>,
     net: Arc<dyn Net>,
-    halted: watch::Sender<Option<String>>,
+    halted: watch::Sender<Option<Halt>>,
+    /// None: all tasks run where they are started.
+    runtimes: Option<Runtimes>,
+}
+
+/// Why a process ends itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Halt {
+    pub cause: Cause,
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its data can no longer be trusted, or no longer be written: a fresh start would not help.
+    Data,
+    /// A bug: a fresh start on the same data goes on.
+    Bug,
 }
 
 impl Env {
     /// The real world: TCP, and a seed from the operating system.
     pub fn real() -> Env {
-        Env::new(SmallRng::from_os_rng(), Arc::new(TcpNet))
+        Env::new(SmallRng::from_os_rng(), Arc::new(TcpNet), None)
+    }
+
+    /// The real world, with runtimes of their own for each kind of work.
+    pub fn real_on(runtimes: Runtimes) -> Env {
+        Env::new(SmallRng::from_os_rng(), Arc::new(TcpNet), Some(runtimes))
     }
 
     /// A repeatable world on the given network.
     pub fn seeded(seed: u64, net: Arc<dyn Net>) -> Env {
-        Env::new(SmallRng::seed_from_u64(seed), net)
+        Env::new(SmallRng::seed_from_u64(seed), net, None)
     }
 
-    fn new(rng: SmallRng, net: Arc<dyn Net>) -> Env {
-        Env {
-            inner: Arc::new(Inner { rng: Mutex::new(rng), net, halted: watch::Sender::new(None) }),
-        }
+    fn new(rng: SmallRng, net: Arc<dyn Net>, runtimes: Option<Runtimes>) -> Env {
+        let halted = watch::Sender::new(None);
+        let inner = Inner { rng: Mutex::new(rng), net, halted, runtimes };
+        Env { inner: Arc::new(inner), runtime: Runtime::Core }
+    }
+
+    /// The same world for work of another kind: its tasks start on that runtime.
+    pub fn on(&self, runtime: Runtime) -> Env {
+        Env { inner: self.inner.clone(), runtime }
     }
 
     /// A clock that never goes back. Comparable within this process only.
@@ -119,7 +150,7 @@ impl Env {
         &*self.inner.net
     }
 
-    /// Starts a task. A panic in it is a bug in this process, whose state can then not be
+    /// Starts a task. A panic in it is a bug in this process, whose memory can then not be
     /// trusted: the process halts and its supervisor starts a fresh one.
     #[allow(clippy::disallowed_methods)]
     pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<()>
@@ -129,37 +160,68 @@ impl Env {
         let guard = PanicHalts { env: self.clone(), name };
         // Boxed at once: it would be moved several times on its way, and is often large.
         let future = Box::pin(future);
-        tokio::spawn(async move {
+        let task = async move {
             let guard = guard;
             future.await;
             drop(guard);
-        })
+        };
+        match &self.inner.runtimes {
+            Some(runtimes) => runtimes.of(self.runtime).spawn(task),
+            None => tokio::spawn(task),
+        }
+    }
+
+    /// Runs `work` on this handle's runtime, wherever the caller runs. None when it panicked, or when
+    /// the runtime is ending.
+    pub async fn run<F>(&self, name: &'static str, work: F) -> Option<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let (sender, output) = tokio::sync::oneshot::channel();
+        self.spawn(name, async move {
+            // Whoever asked may be gone.
+            drop(sender.send(work.await));
+        });
+        output.await.ok()
     }
 
     /// Declares that this process can no longer be trusted with its data. The first reason wins;
     /// the process's owner waits in [`Env::halted`] and ends it. What must not happen after a
     /// halt (an acknowledgement above all) must not follow the call.
     pub fn halt(&self, reason: impl Into<String>) {
+        self.halt_for(Cause::Data, reason.into());
+    }
+
+    /// The same for a bug: the data is sound, this process is not.
+    pub fn halt_by_bug(&self, reason: impl Into<String>) {
+        self.halt_for(Cause::Bug, reason.into());
+    }
+
+    fn halt_for(&self, cause: Cause, reason: String) {
         self.inner.halted.send_if_modified(|slot| {
             let first = slot.is_none();
             if first {
-                *slot = Some(reason.into());
+                *slot = Some(Halt { cause, reason });
             }
             first
         });
     }
 
-    /// Waits until someone calls [`Env::halt`] and returns the reason.
-    pub async fn halted(&self) -> String {
+    /// Waits until someone calls [`Env::halt`] and returns why.
+    pub async fn halted(&self) -> Halt {
         let mut halted = self.inner.halted.subscribe();
-        match halted.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        loop {
+            if let Some(halt) = halted.borrow_and_update().clone() {
+                return halt;
+            }
+            if halted.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 
-    /// The reason of the halt, if there was one.
-    pub fn halt_reason(&self) -> Option<String> {
+    /// Why the process halts, if it does.
+    pub fn halt_reason(&self) -> Option<Halt> {
         self.inner.halted.borrow().clone()
     }
 }
@@ -219,7 +281,7 @@ struct PanicHalts {
 impl Drop for PanicHalts {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.env.halt(format!("the task {:?} panicked: this is a bug", self.name));
+            self.env.halt_by_bug(format!("the task {:?} panicked", self.name));
         }
     }
 }
@@ -232,7 +294,8 @@ mod tests {
     async fn a_panicking_task_halts_the_process() {
         let env = Env::seeded(1, Arc::new(MemoryNet::default()));
         env.spawn("doomed", async { panic!("on purpose") });
-        assert!(env.halted().await.contains("doomed"));
+        let halt = env.halted().await;
+        assert!(halt.reason.contains("doomed") && halt.cause == Cause::Bug, "{halt:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -282,6 +345,6 @@ mod tests {
         let env = Env::seeded(1, Arc::new(MemoryNet::default()));
         env.halt("disk");
         env.halt("consequence");
-        assert_eq!(env.halted().await, "disk");
+        assert_eq!(env.halted().await, Halt { cause: Cause::Data, reason: "disk".into() });
     }
 }

@@ -2,12 +2,13 @@
 //! ordered key codec, error dispositions, and the one door to the world outside ([`env`]).
 //!
 //! What one room alone uses does not live here. This crate starts no task and opens no file by
-//! itself, and holds no global state.
+//! itself. Its one global is the count of panics ([`panics`]).
 
 pub mod disposition;
 pub mod env;
 pub mod id;
 pub mod key;
+pub mod panics;
 pub mod scn;
 
 pub use disposition::Disposition;

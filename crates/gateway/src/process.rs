@@ -377,9 +377,9 @@ impl Process {
             tokio::select! {
                 _ = terminate.recv() => break ExitCode::SUCCESS,
                 _ = interrupt.recv() => break ExitCode::SUCCESS,
-                reason = self.env.halted() => {
+                halt = self.env.halted() => {
                     // A panic in a connection's task is a bug; the others are served to their end.
-                    tracing::error!(reason, "stopping");
+                    tracing::error!(reason = halt.reason, "stopping");
                     break ExitCode::FAILURE;
                 }
                 _ = replace.recv() => match self.start_successor() {

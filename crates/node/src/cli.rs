@@ -74,21 +74,11 @@ impl Cli {
             Command::Sql(sql) => small_runtime()?.block_on(sql.run()),
             Command::Chaos(chaos) => chaos.run(),
             Command::Worker { data: _ } => {
-                let runtime = tokio::runtime::Builder::new_multi_thread()
-                    .enable_all()
-                    .thread_stack_size(WORKER_STACK_BYTES)
-                    .build()?;
-                let code = runtime.block_on(worker::run());
-                // Threads that still read standard input must not hold the end up.
-                runtime.shutdown_background();
-                Ok(code)
+                Ok(worker::main()?)
             }
         }
     }
 }
-
-/// Deeply nested statements are planned by recursion. Only what is used becomes memory.
-const WORKER_STACK_BYTES: usize = 16 << 20;
 
 /// For processes that mostly wait.
 fn small_runtime() -> Result<tokio::runtime::Runtime> {

@@ -4,17 +4,19 @@
 
 use crate::config::{AuthMethod, Config};
 use crate::identity::{Home, Identity};
-use crate::supervisor::{CONFIG_VARIABLE, MISUSED, stdin_lines};
+use crate::supervisor::{CONFIG_VARIABLE, stdin_lines};
 use crate::{membership, views};
-use base::{Env, NodeId, Zone};
+use base::env::{Cause, Runtime, Runtimes};
+use base::{Env, NodeId, Zone, panics};
 use bytes::Bytes;
 use cluster::report::JOIN_TRY;
-use cluster::supervision::EXIT_HALTED;
+use cluster::supervision::{EXIT_HALTED, EXIT_MISUSED};
 use cluster::{JoinAnswer, JoinRequest, NodeRow, Topology};
 use consensus::Groups;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use storage::{Options, Store};
 use tokio::sync::watch;
@@ -26,22 +28,84 @@ const BEAT: Duration = Duration::from_millis(500);
 /// A newcomer asks each of its seeds this often.
 const JOIN_PAUSE: Duration = Duration::from_millis(300);
 
-pub async fn run() -> ExitCode {
-    let env = Env::real();
+/// The worker's exit code for a bug in it: a fresh start on the same data goes on.
+const EXIT_BUG: i32 = 101;
+/// Each kind of work has as many threads as there are processors, and two at least.
+const N_THREADS_MIN: usize = 2;
+/// How much less urgent the threads of sessions and of wide queries are than those that vote (`nice`).
+const SERVE_NICENESS: i32 = 2;
+const QUERY_NICENESS: i32 = 12;
+/// Deeply nested statements are planned by recursion. Only what is used becomes memory.
+const STACK_BYTES: usize = 16 << 20;
+
+/// The process: what its supervisor starts. Returns when it has stopped.
+pub fn main() -> Result<ExitCode, std::io::Error> {
+    panics::install();
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).max(N_THREADS_MIN);
+    let core = runtime("core", n_threads, 0)?;
+    let serve = runtime("serve", n_threads, SERVE_NICENESS)?;
+    let query = runtime("query", n_threads, QUERY_NICENESS)?;
+    let env = Env::real_on(Runtimes {
+        core: core.handle().clone(),
+        serve: serve.handle().clone(),
+        query: query.handle().clone(),
+    });
+    let code = core.block_on(run(env));
+    // Threads that still read standard input must not hold the end up.
+    for runtime in [core, serve, query] {
+        runtime.shutdown_background();
+    }
+    Ok(code)
+}
+
+fn runtime(name: &str, n_threads: usize, niceness: i32) -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(n_threads)
+        .thread_name(name)
+        .thread_stack_size(STACK_BYTES)
+        .on_thread_start(move || {
+            let me = Some(rustix::thread::gettid());
+            if let Err(error) = rustix::process::setpriority_process(me, niceness) {
+                tracing::warn!(%error, "a thread's priority is not set: heavy queries may delay votes");
+            }
+        })
+        .build()
+}
+
+/// What the supervisor is told by the way this process ends.
+pub fn exit_code(cause: Cause) -> i32 {
+    match cause {
+        Cause::Data => EXIT_HALTED,
+        Cause::Bug => EXIT_BUG,
+    }
+}
+
+/// The same for a start that failed.
+pub fn exit_code_of_start(env: &Env, error: &Error) -> i32 {
+    match env.halt_reason() {
+        Some(halt) => exit_code(halt.cause),
+        None if error.is::<storage::Error>() => EXIT_HALTED,
+        None => EXIT_MISUSED,
+    }
+}
+
+async fn run(env: Env) -> ExitCode {
     let started = start_process(&env).await;
     let running = match started {
         Ok(running) => running,
         Err(error) => {
             eprintln!("atoll: {error}");
-            let data_is_lost = env.halt_reason().is_some() || error.is::<storage::Error>();
-            return ExitCode::from(if data_is_lost { EXIT_HALTED as u8 } else { MISUSED });
+            let code = exit_code_of_start(&env, &error);
+            return ExitCode::from(u8::try_from(code).unwrap_or(1));
         }
     };
+    say("ready");
     let halted = async {
-        let reason = env.halted().await;
-        eprintln!("atoll: this node stops: {reason}");
+        let halt = env.halted().await;
+        eprintln!("atoll: this node stops: {}", halt.reason);
         // Nothing that runs here may acknowledge anything any more.
-        std::process::exit(EXIT_HALTED);
+        std::process::exit(exit_code(halt.cause));
     };
     tokio::select! {
         () = halted => ExitCode::FAILURE,
@@ -150,7 +214,7 @@ pub async fn start(
         Groups::new(env.clone(), store.clone(), transport.clone(), consensus::Config::default());
     let (known, members) = watch::channel(topology.ids());
     let parts = txn::Parts {
-        env: env.clone(),
+        env: env.on(Runtime::Serve),
         store: store.clone(),
         groups: groups.clone(),
         transport: transport.clone(),
@@ -177,7 +241,7 @@ pub async fn start(
         replaced_by: None,
     };
     let members = membership::Membership::new(membership::Parts {
-        env: env.clone(),
+        env: env.on(Runtime::Serve),
         home: home.clone(),
         identity: identity.clone(),
         row,
@@ -205,7 +269,8 @@ pub async fn start(
         AuthMethod::Trust => sql::Auth::Trust,
         AuthMethod::Scram => sql::Auth::Scram,
     };
-    let engine = sql::Engine::new(env.clone(), client, source, auth);
+    let serve = env.on(Runtime::Serve);
+    let engine = sql::Engine::new(serve.clone(), client, Arc::new(query::DataFusion::new()?), source, auth);
     let listener = env
         .net()
         .listen(config.sql_listen)
@@ -215,7 +280,7 @@ pub async fn start(
     let (shutdown, stopping) = watch::channel(false);
     let limits = sql::wire::Limits::default();
     let serve_sql = sql::wire::serve(engine, listener, None, limits, stopping);
-    let sql = env.spawn("sql listener", serve_sql);
+    let sql = serve.spawn("sql listener", serve_sql);
     tracing::info!(node = %identity.node, zone = config.zone, sql = %config.sql_listen, boot, "started");
     Ok(Running { shutdown, sql, groups, store })
 }
@@ -232,15 +297,16 @@ pub(crate) fn log_to_stderr(filter: &str) -> Result<(), Error> {
 fn beat(env: &Env) {
     let clock = env.clone();
     env.spawn("beat", async move {
-        loop {
-            let mut out = std::io::stdout();
-            if out.write_all(b"beat\n").and_then(|()| out.flush()).is_err() {
-                // The supervisor is gone; standard input tells it too.
-                return;
-            }
+        while say("beat") {
             clock.sleep(BEAT).await;
         }
     });
+}
+
+/// Says a word to the supervisor. False when it is gone, which standard input tells too.
+fn say(word: &str) -> bool {
+    let mut out = std::io::stdout();
+    out.write_all(format!("{word}\n").as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
 /// Asks the seeds for an identity until one gives it.

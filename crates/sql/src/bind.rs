@@ -19,7 +19,7 @@ use crate::expr::{Comparison, Expr, Function};
 use crate::parse;
 use crate::types::cast::{self, Context as CastContext};
 use crate::types::{Datum, Type, Zone, text};
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use std::collections::HashMap;
 
 /// A bound expression and its type.

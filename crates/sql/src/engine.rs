@@ -14,6 +14,7 @@ pub use statistics::{StatementStat, Stopwatch, normalise};
 use crate::catalog::{Catalog, PUBLIC, Schema, User, retry, rows};
 use crate::error::{Result, state};
 use crate::session::{Canceler, Session};
+use crate::wide::Wide;
 use base::Env;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -46,6 +47,7 @@ pub struct Engine {
 struct Inner {
     env: Env,
     client: txn::Client,
+    wide: Arc<dyn Wide>,
     catalog: Catalog,
     node: Arc<dyn crate::views::Source>,
     auth: Auth,
@@ -60,6 +62,7 @@ impl Engine {
     pub fn new(
         env: Env,
         client: txn::Client,
+        wide: Arc<dyn Wide>,
         node: Arc<dyn crate::views::Source>,
         auth: Auth,
     ) -> Engine {
@@ -73,6 +76,7 @@ impl Engine {
                 next_pid: AtomicI32::new(1),
                 env,
                 client,
+                wide,
                 node,
                 auth,
             }),
@@ -140,6 +144,11 @@ impl Engine {
 
     pub fn client(&self) -> &txn::Client {
         &self.inner.client
+    }
+
+    /// The engine of wide queries.
+    pub fn wide(&self) -> &dyn Wide {
+        &*self.inner.wide
     }
 
     pub fn auth(&self) -> Auth {

@@ -3,7 +3,7 @@
 //! A statement's way through the house: [`wire`] reads it, [`parse`] makes a tree of it, [`bind`]
 //! and [`plan`] find its tables, types and access paths, [`run`] executes it against a
 //! [`txn::Txn`], and [`session`] keeps what lives longer than one statement. Queries beyond one
-//! table go to [`query`], which plans them in DataFusion over the same snapshot.
+//! table go through [`wide`] to an engine of their own, over the same snapshot.
 
 #![recursion_limit = "256"]
 
@@ -15,11 +15,11 @@ pub mod error;
 pub mod expr;
 pub mod parse;
 pub mod plan;
-pub mod query;
 pub mod run;
 pub mod session;
 pub mod types;
 pub mod views;
+pub mod wide;
 pub mod wire;
 
 pub use engine::{Auth, Engine};

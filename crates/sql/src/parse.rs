@@ -8,6 +8,7 @@
 //! A string of several statements is cut by a scanner of its own ([`split`]), so that a single
 //! statement whose plan is cached is never parsed at all.
 
+mod dialect;
 mod operators;
 mod types;
 mod utility;
@@ -16,15 +17,16 @@ pub use types::{Serial, serial_of, type_of};
 
 use crate::error::{Error, Result, state};
 use crate::types::Type;
-use datafusion::sql::sqlparser::ast;
-use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
-use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
+use dialect::Remembering;
+use sqlparser::ast;
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::keywords::Keyword;
+use sqlparser::parser::{Parser, ParserError};
+use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use std::sync::Arc;
 
 /// Nesting that the parser takes on; beyond it a statement is refused, not a stack overflowed.
-const DEPTH_MAX: usize = 64;
+const DEPTH_MAX: usize = 200;
 
 /// Operators one after another that are taken on: `1 + 1 + …` is a tree as deep as it is long, and
 /// trees are walked by recursion.
@@ -334,6 +336,9 @@ fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>> {
     tokens.retain(|token| !matches!(token.token, Token::Whitespace(_)));
     operators::split(&mut tokens);
     check_chains(&tokens)?;
+    if dialect::depth(&tokens) > DEPTH_MAX {
+        return Err(too_deep());
+    }
     Ok(tokens)
 }
 
@@ -410,7 +415,8 @@ fn parse_tokens(sql: &str, tokens: Vec<TokenWithSpan>) -> Result<Statement> {
     if let Some(statement) = utility::parse(sql, &tokens)? {
         return Ok(statement);
     }
-    let mut parser = parser(tokens);
+    let dialect = Remembering::of(&tokens);
+    let mut parser = parser(&dialect, tokens);
     let tree = parser.parse_statement().map_err(|error| syntax(sql, error))?;
     let rest = parser.peek_token();
     match rest.token {
@@ -426,13 +432,15 @@ fn parse_tokens(sql: &str, tokens: Vec<TokenWithSpan>) -> Result<Statement> {
     convert(tree)
 }
 
-fn parser(tokens: Vec<TokenWithSpan>) -> Parser<'static> {
-    Parser::new(&DIALECT).with_recursion_limit(DEPTH_MAX).with_tokens_with_locations(tokens)
+fn parser(dialect: &Remembering, tokens: Vec<TokenWithSpan>) -> Parser<'_> {
+    Parser::new(dialect).with_recursion_limit(DEPTH_MAX).with_tokens_with_locations(tokens)
 }
 
 /// An expression by itself, such as a stored default.
 pub fn expression(sql: &str) -> Result<ast::Expr> {
-    let mut parser = parser(tokens(sql)?);
+    let tokens = tokens(sql)?;
+    let dialect = Remembering::of(&tokens);
+    let mut parser = parser(&dialect, tokens);
     parser.parse_expr().map_err(|error| syntax(sql, error))
 }
 
@@ -453,12 +461,16 @@ fn near(sql: &str, token: &TokenWithSpan) -> Error {
     }
 }
 
+fn too_deep() -> Error {
+    Error::new(state::TOO_COMPLEX, "the statement is nested too deeply")
+        .hint(format!("Up to {DEPTH_MAX} levels are understood."))
+}
+
 /// sqlparser's `Expected: X, found: Y at Line: 1, Column: 7` in PostgreSQL's words.
 fn syntax(sql: &str, error: ParserError) -> Error {
     let text = match error {
         ParserError::RecursionLimitExceeded => {
-            return Error::new(state::TOO_COMPLEX, "the statement is nested too deeply")
-                .hint(format!("Up to {DEPTH_MAX} levels are understood."));
+            return too_deep();
         }
         ParserError::TokenizerError(text) | ParserError::ParserError(text) => text,
     };

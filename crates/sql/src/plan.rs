@@ -19,11 +19,11 @@ use crate::engine::Engine;
 use crate::error::{Error, Result, state};
 use crate::expr::Expr;
 use crate::parse::{self, Statement};
-use crate::query::{self, QueryContext};
+use crate::wide::QueryContext;
 use crate::session::{Column, View};
 use crate::types::Type;
 use base::Scn;
-use datafusion::sql::sqlparser::ast::{self, Visit, Visitor};
+use sqlparser::ast::{self, Visit, Visitor};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -173,7 +173,7 @@ impl<'a> Planner<'a> {
         }
         let view = Arc::new(self.view.with_tables(tables));
         let cx = QueryContext { engine: self.engine.clone(), reader: None, view };
-        Box::pin(query::describe(&cx, query, &self.params.types)).await
+        self.engine.wide().describe(&cx, query, &self.params.types).await
     }
 
     fn note(&mut self, table: &Arc<Table>) {

@@ -29,13 +29,12 @@ use crate::error::{Error, Result, state};
 use crate::expr::Context;
 use crate::parse;
 use crate::plan::{self, Plan};
-use crate::query::{self, QueryContext};
+use crate::wide::QueryContext;
 use crate::session::{Column, RowStream, View};
 use crate::types::{Datum, Type};
 use base::Key;
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use futures::StreamExt;
-use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -240,9 +239,7 @@ impl Exec<'_> {
         params: &[Datum],
     ) -> Result<(Arc<[Column]>, RowStream)> {
         let cx = self.query_context(plan).await?;
-        // Boxed here and below: what is large and rare must not make every statement's future so.
-        let work: BoxFuture<'_, _> = Box::pin(query::run(&cx, query, &plan.params, params));
-        work.await
+        self.engine.wide().run(&cx, query, &plan.params, params).await
     }
 
     pub async fn query_context(&mut self, plan: &Plan) -> Result<QueryContext> {

@@ -189,7 +189,7 @@ fn canceled() -> Error {
     Error::new(state::QUERY_CANCELED, "canceling statement due to user request")
 }
 
-/// What a statement may know of the session that asks: see [`crate::query::QueryContext`].
+/// What a statement may know of the session that asks: see [`crate::wide::QueryContext`].
 #[derive(Clone)]
 pub struct View {
     pub user: Arc<str>,

@@ -3,7 +3,7 @@
 //!
 //! A view is a name, its columns written as `name:type`, and a function that makes all its rows from a
 //! [`Snapshot`] of our catalog. It is small, so it is made whole for each query that names it
-//! and DataFusion filters and joins it like any table. [`pg`] has what psql, pgbench and the
+//! and the query engine filters and joins it like any table. [`pg`] has what psql, pgbench and the
 //! drivers ask for, [`standard`] the part of `information_schema` that tools read, and [`atoll`] the
 //! cluster's state, most of which the node answers through [`Source`].
 //!
@@ -16,16 +16,8 @@ mod standard;
 
 use crate::catalog::{IndexState, Schema, Sequence, Table, User};
 use crate::error::Result;
-use crate::query::{QueryContext, shape};
 use crate::types::{Datum, Row, Type};
-use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
-use datafusion::arrow::datatypes::{Schema as ArrowSchema, SchemaRef};
-use datafusion::catalog::memory::MemorySourceConfig;
-use datafusion::catalog::{Session, TableProvider};
-use datafusion::error::DataFusionError;
-use datafusion::logical_expr::{Expr, TableType};
-use datafusion::physical_plan::ExecutionPlan;
-use std::fmt;
+use crate::wide::QueryContext;
 use std::sync::{Arc, LazyLock};
 
 /// The views that a node answers from its own memory or its peers'. The columns are in
@@ -94,6 +86,26 @@ impl Definition {
     pub fn is_empty(&self) -> bool {
         matches!(self.rows, Rows::None)
     }
+
+    /// `schema.name`.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// Names and types of the columns, in order.
+    pub fn columns(&self) -> Vec<(String, Type)> {
+        parse_columns(self.columns)
+    }
+
+    /// All rows, as the session that asks may see them.
+    pub async fn rows(&self, cx: &QueryContext, snapshot: &Snapshot) -> Vec<Row> {
+        match &self.rows {
+            Rows::None => Vec::new(),
+            Rows::Catalog(rows) => rows(&Facts { snapshot, view: &cx.view }),
+            Rows::Node(view) => cx.engine.node().rows(*view).await,
+            Rows::Statements => atoll::statements(&cx.engine),
+        }
+    }
 }
 
 enum Rows {
@@ -138,83 +150,6 @@ fn parse_type(name: &str) -> Type {
         "char" => Type::InternalChar,
         "timestamptz" => Type::TimestampTz,
         _ => Type::Text,
-    }
-}
-
-/// A view as DataFusion reads it.
-pub struct Virtual {
-    definition: &'static Definition,
-    cx: QueryContext,
-    snapshot: Arc<Snapshot>,
-    columns: Vec<(String, Type)>,
-    schema: SchemaRef,
-}
-
-impl Virtual {
-    pub fn new(
-        definition: &'static Definition,
-        cx: QueryContext,
-        snapshot: Arc<Snapshot>,
-    ) -> Virtual {
-        let columns = parse_columns(definition.columns);
-        let fields = columns.iter().map(|(name, ty)| shape::field(name, ty, true, None));
-        let schema = Arc::new(ArrowSchema::new(fields.collect::<Vec<_>>()));
-        Virtual { definition, cx, snapshot, columns, schema }
-    }
-
-    async fn rows(&self) -> Vec<Row> {
-        match &self.definition.rows {
-            Rows::None => Vec::new(),
-            Rows::Catalog(rows) => rows(&Facts { snapshot: &self.snapshot, view: &self.cx.view }),
-            Rows::Node(view) => self.cx.engine.node().rows(*view).await,
-            Rows::Statements => atoll::statements(&self.cx.engine),
-        }
-    }
-
-    fn batch(&self, rows: &[Row]) -> Result<RecordBatch> {
-        let column = |(idx, (_, ty)): (usize, &(String, Type))| {
-            let mut builder = shape::Builder::new(ty, rows.len());
-            for row in rows {
-                builder.push(row.get(idx).unwrap_or(&Datum::Null))?;
-            }
-            builder.finish()
-        };
-        let arrays = self.columns.iter().enumerate().map(column).collect::<Result<Vec<_>>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
-        RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
-            .map_err(|error| crate::Error::internal(error.to_string()))
-    }
-}
-
-impl fmt::Debug for Virtual {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Virtual({}.{})", self.definition.schema, self.definition.name)
-    }
-}
-
-#[async_trait::async_trait]
-impl TableProvider for Virtual {
-    fn schema(&self) -> SchemaRef {
-        self.schema.clone()
-    }
-
-    fn table_type(&self) -> TableType {
-        TableType::View
-    }
-
-    async fn scan(
-        &self,
-        _: &dyn Session,
-        projection: Option<&Vec<usize>>,
-        _: &[Expr],
-        _: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        let rows = self.rows().await;
-        let batch =
-            self.batch(&rows).map_err(|error| DataFusionError::External(Box::new(error)))?;
-        let schema = self.schema.clone();
-        let exec = MemorySourceConfig::try_new_exec(&[vec![batch]], schema, projection.cloned())?;
-        Ok(exec)
     }
 }
 

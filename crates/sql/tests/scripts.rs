@@ -197,12 +197,17 @@ async fn play(script: &str, engines: &[Engine; 2], env: &Env) -> String {
     format!("{}\n", out.trim_end())
 }
 
+fn engine(node: &txn::testing::TestNode) -> Engine {
+    let wide = Arc::new(query::DataFusion::new().unwrap());
+    Engine::new(node.env.clone(), node.client.clone(), wide, Arc::new(NoNode), Auth::Trust)
+}
+
 /// A story whose numbers are never the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_by_its_number_goes_by_what_was() {
     let dir = tempfile::tempdir().unwrap();
     let solo = txn::testing::solo(dir.path()).await.unwrap();
-    let engine = Engine::new(solo.env.clone(), solo.client.clone(), Arc::new(NoNode), Auth::Trust);
+    let engine = engine(&solo);
     engine.bootstrap().await.unwrap();
     let mut session = engine.session("atoll".into(), "atoll".into());
     run(&mut session, "CREATE TABLE t (id int, w int); INSERT INTO t VALUES (1, 1)").await;
@@ -234,9 +239,7 @@ async fn stories_end_as_recorded() {
         }
         let dir = tempfile::tempdir().unwrap();
         let solo = txn::testing::solo(dir.path()).await.unwrap();
-        let engines = [(); 2].map(|()| {
-            Engine::new(solo.env.clone(), solo.client.clone(), Arc::new(NoNode), Auth::Trust)
-        });
+        let engines = [(); 2].map(|()| engine(&solo));
         engines[0].bootstrap().await.unwrap();
         let script = std::fs::read_to_string(&path).unwrap();
         let played = play(&script, &engines, &solo.env).await;

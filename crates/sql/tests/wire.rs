@@ -36,7 +36,13 @@ async fn serve(auth: Auth, limits: Limits) -> (Served, tempfile::TempDir) {
 }
 
 async fn serve_at(node: &TestNode, auth: Auth, limits: Limits) -> Served {
-    let engine = Engine::new(node.env.clone(), node.client.clone(), Arc::new(Alone), auth);
+    let engine = Engine::new(
+        node.env.clone(),
+        node.client.clone(),
+        Arc::new(query::DataFusion::new().unwrap()),
+        Arc::new(Alone),
+        auth,
+    );
     engine.bootstrap().await.unwrap();
     let listener = TcpNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let at = listener.local();

@@ -425,7 +425,7 @@ impl State {
         if !self.stopped.load(Ordering::Acquire) {
             return Ok(());
         }
-        let reason = self.env.halt_reason();
+        let reason = self.env.halt_reason().map(|halt| halt.reason);
         Err(Error::Halted(reason.unwrap_or_else(|| "it was closed".into())))
     }
 

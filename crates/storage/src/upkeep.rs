@@ -48,7 +48,7 @@ impl PanicHalts {
 impl Drop for PanicHalts {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.env.halt(format!("the thread {:?} panicked: this is a bug", self.thread));
+            self.env.halt_by_bug(format!("the thread {:?} panicked", self.thread));
         }
     }
 }

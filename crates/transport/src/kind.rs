@@ -1,5 +1,7 @@
 //! The closed list of what nodes say to each other, with the policy of each.
 
+use base::env::Runtime;
+
 /// Traffic classes; one connection each, so that none queues behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Priority {
@@ -28,6 +30,27 @@ impl Priority {
 }
 
 impl MessageKind {
+    /// Where a request is answered: what may read the disk or take long is nothing for the threads
+    /// that vote.
+    pub(crate) fn runtime(self) -> Runtime {
+        match self {
+            MessageKind::RaftAppend
+            | MessageKind::RaftVote
+            | MessageKind::RaftPreVote
+            | MessageKind::RaftTransferLeader
+            | MessageKind::Scn
+            | MessageKind::ClosedScn
+            | MessageKind::DeathReport
+            | MessageKind::Join
+            | MessageKind::Topology => Runtime::Core,
+            MessageKind::RaftSnapshot
+            | MessageKind::Tablet
+            | MessageKind::TabletBulk
+            | MessageKind::Coordinator
+            | MessageKind::Inspect => Runtime::Serve,
+        }
+    }
+
     /// Answered also to those who have no node id: newcomers and supervisors.
     pub fn is_for_strangers(self) -> bool {
         matches!(self, MessageKind::Join | MessageKind::DeathReport)

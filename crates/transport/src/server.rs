@@ -87,8 +87,11 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
         // Who is nobody yet may ask to become somebody, and tell of a death, but nothing else.
         let kind = kind.filter(|kind| from != ANYONE || kind.is_for_strangers());
         let handler = kind.and_then(|kind| inner.handlers.read().get(&kind).cloned());
-        let env = inner.env.clone();
-        inner.env.spawn("transport request", async move {
+        let env = match kind {
+            Some(kind) => inner.env.on(kind.runtime()),
+            None => inner.env.clone(),
+        };
+        env.clone().spawn("transport request", async move {
             let Frame { kind, request, deadline_ms, payload, .. } = request;
             let (shape, payload) = match handler {
                 None => (Shape::NoHandler, Bytes::new()),

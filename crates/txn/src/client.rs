@@ -95,6 +95,8 @@ pub struct Client {
     node: Arc<Node>,
 }
 
+/// Whoever locks this many keys at once lets others in before it goes on.
+const KEYS_WITH_A_PAUSE: usize = 256;
 /// Rows that are read together without a snapshot: all of them must fit into one answer.
 const N_NEWEST_MAX: usize = 3;
 
@@ -127,6 +129,11 @@ impl Active {
         if !waiting.is_empty() && self.n_waits.load(Ordering::Relaxed) == n_waits {
             self.doom.send_replace(Some(detail));
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.doom.borrow().is_some()
     }
 }
 
@@ -481,6 +488,10 @@ impl Shared {
             let (range, tablet) = self.node.tablet_of(&rest[0]).await?;
             let here = rest.partition_point(|key| range.contains(key)).max(1);
             let mine = &rest[..here];
+            if here >= KEYS_WITH_A_PAUSE {
+                // As a scan does between its batches.
+                tokio::task::yield_now().await;
+            }
             let uses = self.uses_of(mine);
             let targets = mine.iter().cloned().map(Target::Key).collect();
             match self.lock_in(tablet, targets, mode, wait, true, unchanged_since, uses).await {

@@ -6,7 +6,7 @@ use crate::expr::{Comparison, Expr, Lookup, lookup};
 use crate::parse;
 use crate::types::cast::Context as CastContext;
 use crate::types::{Datum, Type};
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 
 pub fn no_function(name: &str, types: &[Type]) -> Error {
     let types: Vec<&str> = types.iter().map(Type::base_name).collect();

@@ -5,7 +5,7 @@ use crate::error::{Error, Result, state};
 use crate::expr::{Arithmetic, Comparison, Expr};
 use crate::types::cast::{self, Context as CastContext};
 use crate::types::{Datum, Type};
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 
 impl Binder<'_> {
     pub(super) fn unary(&mut self, op: &ast::UnaryOperator, expr: &ast::Expr) -> Result<Bound> {

@@ -3,7 +3,7 @@
 //! An operator of several signs ends with `+` or `-` only if it has one of `~ ! @ # % ^ & | ` ?` in it, too
 //! (PostgreSQL's manual, 4.1.3). So `@-` is one operator, and `>-` is `>` before a negative number.
 
-use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
+use sqlparser::tokenizer::{Token, TokenWithSpan};
 
 /// Splits such tokens in place.
 pub fn split(tokens: &mut Vec<TokenWithSpan>) {

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, state};
 use crate::types::Type;
 use crate::types::numeric::MAX_DIGITS;
-use datafusion::sql::sqlparser::ast::{
+use sqlparser::ast::{
     ArrayElemTypeDef, CharacterLength, DataType, ExactNumberInfo, TimezoneInfo,
 };
 

@@ -5,9 +5,10 @@ use super::{
     Copy, CopyOptions, CopySource, Modes, ParsedStatement, SequenceOptions, Statement, UserOptions,
     near, parse_tokens, parser, syntax, type_of,
 };
+use super::dialect::Remembering;
 use crate::error::{Error, Result, state};
-use datafusion::sql::sqlparser::ast;
-use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
+use sqlparser::ast;
+use sqlparser::tokenizer::{Token, TokenWithSpan};
 use std::sync::Arc;
 use txn::Isolation;
 
@@ -276,7 +277,8 @@ impl Cursor<'_> {
         if inner.is_empty() {
             return Ok(Vec::new());
         }
-        let mut parser = parser(inner.to_vec());
+        let dialect = Remembering::of(&inner);
+        let mut parser = parser(&dialect, inner);
         let list = parser
             .parse_comma_separated(|parser| parser.parse_expr())
             .map_err(|error| syntax(self.sql, error))?;
@@ -441,7 +443,9 @@ impl Cursor<'_> {
         let mut types = Vec::new();
         if self.symbol(&Token::LParen) {
             self.at -= 1;
-            let mut parser = parser(self.parenthesised()?);
+            let tokens = self.parenthesised()?;
+            let dialect = Remembering::of(&tokens);
+            let mut parser = parser(&dialect, tokens);
             let list = parser
                 .parse_comma_separated(|parser| parser.parse_data_type())
                 .map_err(|error| syntax(self.sql, error))?;
@@ -674,9 +678,10 @@ impl Cursor<'_> {
             self.at += 1;
             match word.as_str() {
                 "as" => {
-                    let mut parser = parser(vec![
-                        self.tokens.get(self.at).ok_or_else(|| self.unexpected())?.clone(),
-                    ]);
+                    let token = self.tokens.get(self.at).ok_or_else(|| self.unexpected())?;
+                    let tokens = vec![token.clone()];
+                    let dialect = Remembering::of(&tokens);
+                    let mut parser = parser(&dialect, tokens);
                     let ty = parser.parse_data_type().map_err(|error| syntax(self.sql, error))?;
                     options.ty = Some(type_of(&ty)?);
                     self.at += 1;

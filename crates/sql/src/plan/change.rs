@@ -19,7 +19,7 @@ use crate::parse;
 use crate::session::Column;
 use crate::types::cast::Context as CastContext;
 use crate::types::{Datum, Type};
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 

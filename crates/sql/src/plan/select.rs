@@ -8,7 +8,7 @@ use crate::expr::Expr;
 use crate::parse;
 use crate::session::Column;
 use crate::types::{Type, cast};
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use std::sync::Arc;
 use txn::{LockMode, Wait};
 

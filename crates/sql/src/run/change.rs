@@ -599,7 +599,7 @@ impl Exec<'_> {
         &mut self,
         plan: &Plan,
         table: &Table,
-        query: &datafusion::sql::sqlparser::ast::Query,
+        query: &sqlparser::ast::Query,
         n_key: usize,
         params: &[Datum],
     ) -> Result<Vec<(Key, Row)>> {

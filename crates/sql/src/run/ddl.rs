@@ -16,7 +16,7 @@ use crate::error::{Error, Result, state};
 use crate::parse;
 use crate::plan::undefined_table;
 use base::KeyRange;
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use std::sync::Arc;
 
 /// PostgreSQL cuts names at 63 bytes; a made-up one is cut here.

@@ -4,7 +4,6 @@ use super::Exec;
 use crate::error::Result;
 use crate::plan::change::{Finder, Source};
 use crate::plan::{Kind, Plan};
-use crate::query;
 use crate::types::Datum;
 
 /// The plan, one line each. With `analyze` of a query that DataFusion runs, it is run.
@@ -27,7 +26,8 @@ pub async fn explain(
     Ok(match &plan.kind {
         Kind::Query(query) => {
             let cx = exec.query_context(plan).await?;
-            return query::explain(&cx, query, &plan.params, params, analyze).await;
+            let wide = exec.engine.wide();
+            return wide.explain(&cx, query, &plan.params, params, analyze).await;
         }
         Kind::Select(select) => match (&select.table, &select.access) {
             (Some(table), Some(access)) => {

@@ -12,7 +12,7 @@ use crate::plan::change::quoted;
 use crate::run::Exec;
 use crate::run::ddl::index::{Building, build_online};
 use crate::types::Type;
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use std::sync::Arc;
 
 impl Session {

@@ -2,7 +2,7 @@
 
 use super::transaction::Open;
 use super::{
-    Column, Outcome, ParsedStatement, Prepared, RowStream, Session, TagKind, View, canceled,
+    Canceler, Column, Outcome, ParsedStatement, Prepared, Session, TagKind, View, canceled,
 };
 use crate::catalog::Overlay;
 use crate::engine::Engine;
@@ -12,10 +12,12 @@ use crate::plan::{Kind, Plan, Planner};
 use crate::run::change::Changed;
 use crate::run::{Drawn, Exec, explain, one_batch, primed, text_column};
 use crate::types::{Datum, Type};
-use datafusion::sql::sqlparser::ast;
-use futures::StreamExt;
+use sqlparser::ast;
+use base::env::Instant;
+use futures::{Stream, StreamExt};
 use futures::future::BoxFuture;
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use txn::Isolation;
@@ -52,16 +54,10 @@ impl Session {
         source: ParsedStatement,
         hints: &[Option<Type>],
     ) -> Result<Prepared> {
-        let cancel = self.cancel.clone();
-        cancel.arm();
+        let patience = self.patience();
         // Boxed: the future is large, and whoever awaits it need not know its type.
         let work: BoxFuture<'_, Result<Arc<Plan>>> = Box::pin(self.plan(&source, hints));
-        let plan = tokio::select! {
-            biased;
-            plan = work => plan,
-            () = cancel.requested() => Err(canceled()),
-        };
-        let plan = match plan {
+        let plan = match patience.bound(work).await {
             Ok(plan) => plan,
             Err(error) => {
                 self.fail_with(&error).await;
@@ -170,37 +166,17 @@ impl Session {
     pub async fn execute(&mut self, prepared: &Prepared, params: Vec<Datum>) -> Result<Outcome> {
         let env = self.engine.env().clone();
         let begin = env.now();
-        let cancel = self.cancel.clone();
-        cancel.arm();
-        let timeout = self.settings.statement_timeout;
+        let patience = self.patience();
         let running: BoxFuture<'_, Result<Outcome>> = Box::pin(self.dispatch(prepared, params));
-        let work = async {
-            tokio::select! {
-                biased;
-                outcome = running => outcome,
-                () = cancel.requested() => Err(canceled()),
-            }
-        };
-        let outcome = if timeout.is_zero() {
-            work.await
-        } else {
-            let expired = async {
-                env.sleep(timeout).await;
-                cancel.allowed(|_| true).await;
-            };
-            tokio::select! {
-                biased;
-                outcome = work => outcome,
-                () = expired => Err(Error::new(
-                    state::QUERY_CANCELED,
-                    "canceling statement due to statement timeout",
-                )),
-            }
-        };
+        let outcome = patience.bound(running).await;
         prepared.watch.record(env.now().duration_since(begin).as_micros() as u64);
         match outcome {
             Ok(Outcome::Rows { columns, rows, tag }) => {
-                Ok(Outcome::Rows { columns, rows: self.guarded(rows), tag })
+                Ok(Outcome::Rows { columns, rows: patience.guard(rows), tag })
+            }
+            Ok(Outcome::CopyOut(mut copy)) => {
+                copy.lines = patience.guard(copy.lines);
+                Ok(Outcome::CopyOut(copy))
             }
             Ok(outcome) => Ok(outcome),
             Err(error) => {
@@ -210,19 +186,13 @@ impl Session {
         }
     }
 
-    /// A stream that a cancel request ends.
-    fn guarded(&self, rows: RowStream) -> RowStream {
-        let cancel = self.cancel.clone();
-        let state = Some((rows, cancel));
-        Box::pin(futures::stream::unfold(state, |state| async move {
-            let (mut rows, cancel) = state?;
-            let next = tokio::select! {
-                biased;
-                next = rows.next() => next?,
-                () = cancel.requested() => return Some((Err(canceled()), None)),
-            };
-            Some((next, Some((rows, cancel))))
-        }))
+    /// How long the client waits for the statement that begins now.
+    fn patience(&self) -> Patience {
+        self.cancel.arm();
+        let env = self.engine.env().clone();
+        let timeout = self.settings.statement_timeout;
+        let until = (!timeout.is_zero()).then(|| env.now() + timeout);
+        Patience { env, cancel: self.cancel.clone(), until }
     }
 
     async fn dispatch(&mut self, prepared: &Prepared, params: Vec<Datum>) -> Result<Outcome> {
@@ -575,6 +545,60 @@ impl Session {
         })
     }
 }
+
+/// The end of a client's patience: a request to cancel, or a time. It is looked at before the work each
+/// time, so that work which is always ready ends as well.
+#[derive(Clone)]
+struct Patience {
+    env: base::Env,
+    cancel: Canceler,
+    /// None: no statement_timeout.
+    until: Option<Instant>,
+}
+
+impl Patience {
+    async fn over(&self) -> Error {
+        let expired = async {
+            match self.until {
+                Some(until) => self.env.sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+            self.cancel.allowed(|_| true).await;
+        };
+        tokio::select! {
+            biased;
+            () = self.cancel.requested() => canceled(),
+            () = expired => {
+                let message = "canceling statement due to statement timeout";
+                Error::new(state::QUERY_CANCELED, message)
+            }
+        }
+    }
+
+    async fn bound<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            error = self.over() => Err(error),
+            outcome = work => outcome,
+        }
+    }
+
+    /// The same stream until then.
+    fn guard<T: Send + 'static>(self, stream: GuardedStream<T>) -> GuardedStream<T> {
+        let state = Some((stream, self));
+        Box::pin(futures::stream::unfold(state, |state| async move {
+            let (mut stream, patience) = state?;
+            let next = tokio::select! {
+                biased;
+                error = patience.over() => return Some((Err(error), None)),
+                next = stream.next() => next?,
+            };
+            Some((next, Some((stream, patience))))
+        }))
+    }
+}
+
+type GuardedStream<T> = Pin<Box<dyn Stream<Item = Result<T>> + Send>>;
 
 /// What a statement works with, from the session's parts.
 pub(super) fn exec_of<'a>(

@@ -194,6 +194,13 @@ impl Session {
         }
     }
 
+    /// After a panic in a statement: what it left half done is not to be gone back to.
+    pub(crate) async fn failed_by_bug(&mut self) {
+        if let Some(txn) = self.fail(true) {
+            txn.rollback().await;
+        }
+    }
+
     /// The transaction has failed. Where no savepoint can revive it its locks are given up at once:
     /// others must not wait for a client to send ROLLBACK. The victim of a deadlock gives them up in
     /// any case (`doomed`), or the deadlock would stay.

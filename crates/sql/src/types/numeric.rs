@@ -8,7 +8,7 @@
 //! PostgreSQL's numeric.c).
 
 use crate::error::{Error, Result, state};
-use datafusion::arrow::datatypes::i256;
+use arrow_buffer::i256;
 use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;

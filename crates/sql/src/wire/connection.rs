@@ -14,6 +14,7 @@ use crate::session::{
 };
 use crate::types::{Datum, Row, binary, text};
 use base::env::Stream;
+use base::panics;
 use bytes::Bytes;
 use futures::StreamExt;
 use pipe::{Flow, Pipe};
@@ -28,7 +29,11 @@ const INVALID_CURSOR_NAME: &str = "34000";
 pub async fn run(server: &Arc<Server>, stream: Stream, place: &Place) -> Flow<()> {
     let env = server.engine.env().clone();
     let mut pipe = Pipe::new(stream, server);
-    let opened = env.timeout(server.limits.startup, startup::open(server, &mut pipe, place)).await;
+    let opening = panics::contained(startup::open(server, &mut pipe, place));
+    let opened = env.timeout(server.limits.startup, opening).await;
+    let opened = opened.map(|opened| {
+        opened.unwrap_or_else(|panicked| Err(Gone::Refused(bug(&panicked))))
+    });
     let session = match opened {
         None => {
             let error = Error::new(state::QUERY_CANCELED, "the startup took too long");
@@ -132,12 +137,17 @@ impl Connection {
             if self.skipping && tag != b'S' && tag != b'X' {
                 continue;
             }
-            let step = match Request::parse(tag, body) {
-                Ok(Request::Terminate) => return Ok(()),
-                Ok(request) => self.handle(request).await,
-                // The frame is intact, so the connection can go on; PostgreSQL does the same.
-                Err(error) if request::is_extended(tag) || tag == b'Q' => Err(error.into()),
-                Err(error) => return Err(Gone::Refused(error)),
+            if tag == b'X' {
+                return Ok(());
+            }
+            self.pipe.mark();
+            let step = match panics::contained(self.step(tag, body)).await {
+                Ok(step) => step,
+                Err(panicked) => {
+                    self.pipe.take_back();
+                    panics::contained(self.session.failed_by_bug()).await.ok();
+                    Err(Failure::Statement(bug(&panicked)))
+                }
             };
             match step {
                 Ok(()) => {}
@@ -149,11 +159,21 @@ impl Connection {
                     if request::is_extended(tag) {
                         self.skipping = true;
                     } else {
-                        self.end_statements(true).await?;
+                        let ended = panics::contained(self.end_statements(true)).await;
+                        ended.unwrap_or_else(|panicked| Err(Gone::Refused(bug(&panicked))))?;
                     }
                 }
             }
             self.pipe.flush_if_large().await?;
+        }
+    }
+
+    async fn step(&mut self, tag: u8, body: Bytes) -> Step {
+        match Request::parse(tag, body) {
+            Ok(request) => self.handle(request).await,
+            // The frame is intact, so the connection can go on; PostgreSQL does the same.
+            Err(error) if request::is_extended(tag) || tag == b'Q' => Err(error.into()),
+            Err(error) => Err(Gone::Refused(error).into()),
         }
     }
 
@@ -312,6 +332,7 @@ impl Connection {
         let zone = self.session.zone();
         let end = running.batch.len().min(running.next.saturating_add(n_rows_max));
         for row in &running.batch[running.next..end] {
+            self.pipe.mark();
             reply::data_row(&mut self.pipe.output, &running.columns, formats, row, &zone)?;
             self.pipe.flush_if_large().await?;
         }
@@ -514,6 +535,12 @@ fn parameter_type(oid: u32) -> Result<Option<crate::types::Type>> {
             Error::new(state::UNDEFINED_OBJECT, format!("type with OID {oid} does not exist"))
         }),
     }
+}
+
+/// What the client of a statement that panicked is told.
+fn bug(panicked: &panics::Panicked) -> Error {
+    Error::internal(format!("the statement met a bug: {}", panicked.message))
+        .hint("Nothing was changed, and nothing else is affected. The node's log has the place.")
 }
 
 fn no_portal(name: &str) -> Error {

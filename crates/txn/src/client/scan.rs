@@ -31,12 +31,24 @@ impl Reader {
         self.at.scn().unwrap_or(Scn::MAX)
     }
 
+    /// Whether a read may wait for locks: at SERIALIZABLE it takes them.
+    pub fn locks(&self) -> bool {
+        self.shared.isolation == Isolation::Serializable
+    }
+
     /// Rows of `range` in key order (falling when `reverse`). `limit` is a hint for how many rows
     /// will be wanted (batches are cut to it); the scan goes on when more are asked for.
     pub fn scan(&self, range: KeyRange, reverse: bool, limit: Option<usize>) -> Scan {
         let locked = self.shared.isolation != Isolation::Serializable;
         let n_rows_max = limit.unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS);
-        Scan { reader: self.clone(), rest: Some(range), reverse, n_rows_max, locked }
+        Scan {
+            reader: self.clone(),
+            rest: Some(range),
+            reverse,
+            n_rows_max,
+            locked,
+            is_first: true,
+        }
     }
 
     pub fn get<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Vec<Option<Row>>>> {
@@ -118,6 +130,7 @@ pub struct Scan {
     n_rows_max: usize,
     /// The range lock is held, or none is needed.
     locked: bool,
+    is_first: bool,
 }
 
 impl Scan {
@@ -129,6 +142,11 @@ impl Scan {
             {
                 self.reader.shared.lock_range(range, LockMode::Shared).await?;
                 self.locked = true;
+            }
+            // Rows that lie here are read without a pause. Whoever reads many lets others in between,
+            // a request to cancel among them.
+            if !std::mem::replace(&mut self.is_first, false) {
+                tokio::task::yield_now().await;
             }
             let mut n_moved = 0;
             while let Some(rest) = self.rest.clone().filter(|rest| !rest.is_empty()) {

@@ -18,7 +18,7 @@ use crate::run::Exec;
 use crate::run::select::Finder;
 use crate::types::Datum;
 use crate::types::cast::{self, Context as CastContext};
-use datafusion::sql::sqlparser::ast::{self, AlterColumnOperation, AlterTableOperation as Op};
+use sqlparser::ast::{self, AlterColumnOperation, AlterTableOperation as Op};
 use std::sync::Arc;
 
 impl Exec<'_> {

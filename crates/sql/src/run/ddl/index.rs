@@ -24,7 +24,7 @@ use crate::run::{Exec, rows};
 use crate::types::Row;
 use crate::{catalog::Overlay, codec};
 use base::{Key, KeyRange};
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use std::collections::HashMap;
 use std::sync::Arc;
 use txn::{Isolation, LockMode, Locked, Wait};

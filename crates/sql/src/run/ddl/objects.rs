@@ -8,7 +8,7 @@ use crate::run::Exec;
 use crate::types::Type;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use ring::{digest, hmac, pbkdf2};
 use std::num::NonZeroU32;
 

@@ -16,7 +16,7 @@ use crate::run::{CHUNK_ROWS, Exec};
 use crate::types::cast::{self, Context as CastContext};
 use crate::types::{Datum, Row, Type};
 use base::Scn;
-use datafusion::sql::sqlparser::ast;
+use sqlparser::ast;
 use std::collections::HashMap;
 use std::sync::Arc;
 use txn::{Isolation, LockMode, Wait};

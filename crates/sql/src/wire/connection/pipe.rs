@@ -42,6 +42,8 @@ pub struct Pipe {
     pub stream: Stream,
     pub input: BytesMut,
     pub output: Vec<u8>,
+    /// The output up to here is whole messages.
+    whole: usize,
     pub shutdown: watch::Receiver<bool>,
     pub env: Env,
     grace: std::time::Duration,
@@ -53,6 +55,7 @@ impl Pipe {
             stream,
             input: BytesMut::new(),
             output: Vec::new(),
+            whole: 0,
             shutdown: server.shutdown.clone(),
             env: server.engine.env().clone(),
             grace: server.limits.shutdown_grace,
@@ -86,11 +89,22 @@ impl Pipe {
                 () = given_up => return Err(Gone::Closed),
             }
             self.output.clear();
+            self.whole = 0;
             if self.output.capacity() > KEPT_BYTES {
                 self.output = Vec::new();
             }
         }
         Ok(())
+    }
+
+    /// Notes that the output ends with a whole message.
+    pub fn mark(&mut self) {
+        self.whole = self.output.len();
+    }
+
+    /// Forgets a message that was begun and not ended.
+    pub fn take_back(&mut self) {
+        self.output.truncate(self.whole);
     }
 
     pub async fn flush_if_large(&mut self) -> Flow<()> {

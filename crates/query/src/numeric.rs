@@ -9,17 +9,18 @@
 //! Integers add, subtract and multiply checked: DataFusion's own operators wrap around.
 
 use super::{failure, shape};
-use crate::error::{Error, Result, state};
-use crate::types::Numeric;
-use datafusion::arrow::array::*;
-use datafusion::arrow::compute::{cast, kernels};
-use datafusion::arrow::datatypes::{DataType, Decimal256Type, Field, FieldRef, Int64Type, i256};
-use datafusion::common::ScalarValue;
-use datafusion::error::DataFusionError;
-use datafusion::functions_aggregate::{average, sum};
-use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
-use datafusion::logical_expr::utils::AggregateOrderSensitivity;
-use datafusion::logical_expr::{
+use sql::error::{Error, Result, state};
+use sql::expr::{Arithmetic, float};
+use sql::types::Numeric;
+use arrow::array::*;
+use arrow::compute::{cast, kernels};
+use arrow::datatypes::{DataType, Decimal256Type, Field, FieldRef, Int64Type, i256};
+use datafusion_common::ScalarValue;
+use datafusion_common::DataFusionError;
+use datafusion_functions_aggregate::{average, sum};
+use datafusion_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion_expr::utils::AggregateOrderSensitivity;
+use datafusion_expr::{
     Accumulator, AggregateUDF, AggregateUDFImpl, ColumnarValue, EmitTo, GroupsAccumulator,
     ReversedUDAF, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
@@ -36,17 +37,9 @@ pub enum Op {
     Div,
     Rem,
     Neg,
-    Abs,
-    Sign,
-    Ceil,
-    Floor,
-    /// To a number of digits, or to none.
-    Round,
-    Trunc,
 }
 
-/// An operation that answers [`NUMERIC`](shape::NUMERIC), or, for floats and integers given to a
-/// function like `abs`, their own type.
+/// An operation that answers [`NUMERIC`](shape::NUMERIC).
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Operation {
     op: Op,
@@ -62,12 +55,6 @@ pub fn operation(op: Op) -> Arc<ScalarUDF> {
         Op::Div => "numeric_div",
         Op::Rem => "numeric_mod",
         Op::Neg => "numeric_neg",
-        Op::Abs => "abs",
-        Op::Sign => "sign",
-        Op::Ceil => "ceil",
-        Op::Floor => "floor",
-        Op::Round => "round",
-        Op::Trunc => "trunc",
     };
     let signature = Signature::variadic_any(Volatility::Immutable);
     Arc::new(ScalarUDF::new_from_impl(Operation { op, name, signature }))
@@ -81,7 +68,7 @@ pub fn is_integer(ty: &DataType) -> bool {
     matches!(ty, DataType::Int16 | DataType::Int32 | DataType::Int64)
 }
 
-fn is_float(ty: &DataType) -> bool {
+pub fn is_float(ty: &DataType) -> bool {
     matches!(ty, DataType::Float32 | DataType::Float64)
 }
 
@@ -96,33 +83,19 @@ impl ScalarUDFImpl for Operation {
 
     fn return_type(&self, types: &[DataType]) -> Df<DataType> {
         let n_wanted = match self.op {
-            Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Rem => 2..=2,
-            Op::Round | Op::Trunc => 1..=2,
-            _ => 1..=1,
+            Op::Neg => 1..=1,
+            _ => 2..=2,
         };
         if !n_wanted.contains(&types.len()) {
             return Err(failure::through(no_such_function(self.name, types)));
         }
-        let first = &types[0];
-        match self.op {
-            Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Rem | Op::Neg => Ok(shape::NUMERIC),
-            _ if is_decimal(first) => Ok(shape::NUMERIC),
-            // PostgreSQL has these for double precision and numeric only, and prefers the former.
-            _ if types.len() == 2 && (is_integer(first) || first.is_null()) => Ok(shape::NUMERIC),
-            Op::Abs if is_integer(first) || is_float(first) => Ok(first.clone()),
-            _ if is_float(first) || is_integer(first) || first.is_null() => Ok(DataType::Float64),
-            _ => Err(failure::through(no_such_function(self.name, types))),
-        }
+        Ok(shape::NUMERIC)
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Df<ColumnarValue> {
         let all_scalars = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
-        let result = if *args.return_type() == shape::NUMERIC {
-            self.numeric(&arrays).map_err(failure::through)?
-        } else {
-            self.native(&arrays[0], args.return_type())?
-        };
+        let result = self.numeric(&arrays).map_err(failure::through)?;
         match all_scalars {
             true => Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?)),
             false => Ok(ColumnarValue::Array(result)),
@@ -159,52 +132,7 @@ impl Operation {
             Op::Div => a.div(&b_or_zero),
             Op::Rem => a.rem(&b_or_zero),
             Op::Neg => Ok(a.neg()),
-            Op::Abs => Ok(a.abs()),
-            Op::Sign => Numeric::new(a.mantissa().signum(), 0),
-            Op::Ceil => a.ceil(),
-            Op::Floor => a.floor(),
-            Op::Round | Op::Trunc => {
-                let digits = b_or_zero.to_i64().unwrap_or_default();
-                let cut = |value: &Numeric, scale| match self.op {
-                    Op::Round => value.rescale(scale),
-                    _ => value.truncate(scale),
-                };
-                match u8::try_from(digits) {
-                    Ok(scale) => cut(&a, scale.min(shape::DISPLAY_SCALE_MAX)),
-                    // Left of the point: in units of a power of ten.
-                    Err(_) if digits < -37 => Ok(Numeric::ZERO),
-                    Err(_) if digits < 0 => {
-                        let unit = Numeric::new(10_i128.pow((-digits) as u32), 0)?;
-                        let shifted = Numeric::new(a.mantissa(), a.scale())?.div(&unit)?;
-                        cut(&shifted, 0)?.mul(&unit)
-                    }
-                    Err(_) => Ok(a),
-                }
-            }
         }
-    }
-
-    /// Floats and integers in their own type.
-    fn native(&self, array: &ArrayRef, ty: &DataType) -> Df<ArrayRef> {
-        if self.op == Op::Abs && is_integer(ty) {
-            let negated = kernels::numeric::neg(array)?;
-            let zero: ArrayRef = ScalarValue::new_zero(ty)?.to_array_of_size(array.len())?;
-            let is_negative = kernels::cmp::lt(array, &zero)?;
-            return Ok(kernels::zip::zip(&is_negative, &negated, array)?);
-        }
-        let floats = cast(array, &DataType::Float64)?;
-        let floats = floats.as_primitive::<datafusion::arrow::datatypes::Float64Type>();
-        let op = |value: f64| match self.op {
-            Op::Abs => value.abs(),
-            Op::Sign if value == 0.0 || value.is_nan() => value,
-            Op::Sign => value.signum(),
-            Op::Ceil => value.ceil(),
-            Op::Floor => value.floor(),
-            Op::Trunc => value.trunc(),
-            _ => value.round_ties_even(),
-        };
-        let result: Float64Array = floats.unary(op);
-        Ok(cast(&result, ty)?)
     }
 }
 
@@ -219,7 +147,7 @@ type Numbers<'a> = Box<dyn Fn(usize) -> Result<Option<Numeric>> + 'a>;
 
 /// Reads an array of any exact numbers.
 pub fn reader(array: &ArrayRef) -> Result<Numbers<'_>> {
-    use datafusion::arrow::datatypes::{Decimal128Type, Int16Type, Int32Type};
+    use arrow::datatypes::{Decimal128Type, Int16Type, Int32Type};
     macro_rules! numbers {
         ($kind:ty, $make:expr) => {{
             let values = array.as_primitive::<$kind>();
@@ -251,7 +179,8 @@ pub fn reader(array: &ArrayRef) -> Result<Numbers<'_>> {
     })
 }
 
-/// `+ - *` on integers, failing where the result does not fit the wider operand's type.
+/// `+ - *` on integers, failing where the result does not fit the wider operand's type, and `+ - * /` on
+/// floats, failing where finite operands make what is infinite or zero.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Checked {
     op: Op,
@@ -261,9 +190,10 @@ pub struct Checked {
 
 pub fn checked(op: Op) -> Arc<ScalarUDF> {
     let name = match op {
-        Op::Sub => "int_sub",
-        Op::Mul => "int_mul",
-        _ => "int_add",
+        Op::Sub => "checked_sub",
+        Op::Mul => "checked_mul",
+        Op::Div => "checked_div",
+        _ => "checked_add",
     };
     let signature = Signature::any(2, Volatility::Immutable);
     Arc::new(ScalarUDF::new_from_impl(Checked { op, name, signature }))
@@ -292,6 +222,13 @@ impl ScalarUDFImpl for Checked {
             .map(|arg| arg.cast_to(&ty, None))
             .collect::<Df<Vec<ColumnarValue>>>()?;
         let arrays = ColumnarValue::values_to_arrays(&sides)?;
+        if is_float(&ty) {
+            let result = self.floats(&arrays, &ty).map_err(failure::through)?;
+            return match all_scalars {
+                true => Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?)),
+                false => Ok(ColumnarValue::Array(result)),
+            };
+        }
         let result = match self.op {
             Op::Sub => kernels::numeric::sub(&arrays[0], &arrays[1]),
             Op::Mul => kernels::numeric::mul(&arrays[0], &arrays[1]),
@@ -305,6 +242,41 @@ impl ScalarUDFImpl for Checked {
             true => Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?)),
             false => Ok(ColumnarValue::Array(result)),
         }
+    }
+}
+
+impl Checked {
+    fn floats(&self, arrays: &[ArrayRef], ty: &DataType) -> Result<ArrayRef> {
+        use arrow::datatypes::{Float32Type, Float64Type};
+        let op = match self.op {
+            Op::Sub => Arithmetic::Subtract,
+            Op::Mul => Arithmetic::Multiply,
+            Op::Div => Arithmetic::Divide,
+            _ => Arithmetic::Add,
+        };
+        Ok(match ty {
+            DataType::Float32 => {
+                let sides = [0, 1].map(|idx| arrays[idx].as_primitive::<Float32Type>());
+                let pairs = sides[0].iter().zip(sides[1].iter());
+                let each = pairs.map(|(a, b)| match (a, b) {
+                    (Some(a), Some(b)) => {
+                        let value = float(op, f64::from(a), f64::from(b))?;
+                        sql::types::cast::narrow_float(value).map(Some)
+                    }
+                    _ => Ok(None),
+                });
+                Arc::new(each.collect::<Result<Float32Array>>()?)
+            }
+            _ => {
+                let sides = [0, 1].map(|idx| arrays[idx].as_primitive::<Float64Type>());
+                let pairs = sides[0].iter().zip(sides[1].iter());
+                let each = pairs.map(|(a, b)| match (a, b) {
+                    (Some(a), Some(b)) => float(op, a, b).map(Some),
+                    _ => Ok(None),
+                });
+                Arc::new(each.collect::<Result<Float64Array>>()?)
+            }
+        })
     }
 }
 
@@ -572,7 +544,7 @@ impl Groups {
     fn each(array: &ArrayRef, mut take: impl FnMut(usize, i256)) -> Df<()> {
         match array.data_type() {
             DataType::Decimal128(..) => {
-                let values = array.as_primitive::<datafusion::arrow::datatypes::Decimal128Type>();
+                let values = array.as_primitive::<arrow::datatypes::Decimal128Type>();
                 for (row, value) in values.iter().enumerate() {
                     if let Some(value) = value {
                         take(row, i256::from_i128(value));

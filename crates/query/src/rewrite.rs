@@ -13,11 +13,11 @@ mod names;
 mod subquery;
 mod tree;
 
-use crate::error::{Error, Result, state};
-use crate::parse;
-use crate::session::View;
-use crate::types::{Datum, Type, text};
-use datafusion::sql::sqlparser::ast::{self, *};
+use sql::error::{Error, Result, state};
+use sql::parse;
+use sql::session::View;
+use sql::types::{Datum, Type, text};
+use sqlparser::ast::{self, *};
 use names::column_name;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -363,7 +363,7 @@ impl Rewriter<'_> {
         let TableFactor::Table { name, args: None, .. } = factor else { return false };
         let Ok((schema, name)) = parse::qualified(name) else { return false };
         self.view.table(schema.as_deref(), &name).is_none()
-            && crate::views::find(schema.as_deref(), &name).is_some_and(|view| view.is_empty())
+            && sql::views::find(schema.as_deref(), &name).is_some_and(|view| view.is_empty())
     }
 
     fn name_columns(&mut self, select: &mut Select) {
@@ -585,7 +585,7 @@ impl Rewriter<'_> {
         let timestamp = |ty: &Type, us: i64| {
             let datum = match ty {
                 Type::TimestampTz => Datum::TimestampTz(us),
-                Type::Date => Datum::Date(crate::types::datetime::timestamp_to_date(us)),
+                Type::Date => Datum::Date(sql::types::datetime::timestamp_to_date(us)),
                 Type::Time => Datum::Time(us.rem_euclid(86_400_000_000)),
                 _ => Datum::Timestamp(us),
             };
@@ -762,7 +762,7 @@ fn quantified(
         // '{a,b}' as an array.
         ast::Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(text), .. }) => {
             let ty = Type::Array(Box::new(Type::Text));
-            let array = text::parse(text, &ty, &crate::types::Zone::UTC)?;
+            let array = text::parse(text, &ty, &sql::types::Zone::UTC)?;
             quantified(left, &op, &literal(&array, &ty)?, all)
         }
         ast::Expr::Cast { expr, data_type, .. } => match (&**expr, type_of(data_type)) {
@@ -770,7 +770,7 @@ fn quantified(
                 ast::Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(text), .. }),
                 Some(ty @ Type::Array(_)),
             ) => {
-                let array = text::parse(text, &ty, &crate::types::Zone::UTC)?;
+                let array = text::parse(text, &ty, &sql::types::Zone::UTC)?;
                 quantified(left, &op, &literal(&array, &ty)?, all)
             }
             // A NULL array: the comparison is unknown.

@@ -2,10 +2,10 @@
 //!
 //! An error of our own that went through DataFusion comes out as it went in.
 
-use crate::error::{Error, state};
-use datafusion::arrow::error::ArrowError;
-use datafusion::common::SchemaError;
-use datafusion::error::DataFusionError;
+use sql::error::{Error, state};
+use arrow::error::ArrowError;
+use datafusion_common::SchemaError;
+use datafusion_common::DataFusionError;
 
 /// What the client is told.
 pub fn from(error: DataFusionError) -> Error {

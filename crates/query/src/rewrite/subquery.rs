@@ -2,10 +2,10 @@
 
 use super::names::column_name;
 use super::tree::{binary, call, number, value};
-use crate::parse;
-use crate::query::planner;
-use datafusion::sql::sqlparser::ast::helpers::attached_token::AttachedToken;
-use datafusion::sql::sqlparser::ast::{self, *};
+use sql::parse;
+use crate::setup;
+use sqlparser::ast::helpers::attached_token::AttachedToken;
+use sqlparser::ast::{self, *};
 use std::ops::ControlFlow;
 
 /// DataFusion tests existence in conditions only: where a value is wanted, rows are counted.
@@ -323,7 +323,7 @@ fn has_aggregate(expr: &ast::Expr) -> bool {
                     if self.depth == 0
                         && function.over.is_none()
                         && parse::last_part(&function.name)
-                            .is_ok_and(|name| planner::is_aggregate(&name)) =>
+                            .is_ok_and(|name| setup::is_aggregate(&name)) =>
                 {
                     ControlFlow::Break(())
                 }

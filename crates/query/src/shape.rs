@@ -11,14 +11,14 @@
 //! - `char(n)` is its text without padding, `uuid` its canonical text: both order as they should.
 //! - `oid` is `Int64`.
 
-use crate::codec::Value;
-use crate::error::{Error, Result, state};
-use crate::types::{Datum, Interval, Numeric, Row, Type};
-use datafusion::arrow::array::*;
-use datafusion::arrow::datatypes::{
+use sql::codec::Value;
+use sql::error::{Error, Result, state};
+use sql::types::{Datum, Interval, Numeric, Row, Type};
+use arrow::array::*;
+use arrow::datatypes::{
     DataType, Field, FieldRef, IntervalMonthDayNano, IntervalUnit, TimeUnit, i256,
 };
-use datafusion::common::ScalarValue;
+use datafusion_common::ScalarValue;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
@@ -456,8 +456,7 @@ pub fn each(array: &ArrayRef, ty: &Type, take: &mut dyn FnMut(Datum)) -> Result<
             });
         }
         DataType::Utf8 if *ty == Type::Uuid => fallible!(StringArray, |v: &str| {
-            let bad = |_| Error::internal(format!("the value {v:?} is not of the type uuid"));
-            uuid::Uuid::parse_str(v).map(Datum::Uuid).map_err(bad)
+            sql::types::text::parse(v, &Type::Uuid, &sql::types::Zone::UTC)
         }),
         DataType::Utf8 => values!(StringArray, |v: &str| Datum::text(v)),
         DataType::LargeUtf8 => values!(LargeStringArray, |v: &str| Datum::text(v)),

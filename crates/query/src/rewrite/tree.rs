@@ -1,9 +1,9 @@
 //! Pieces of a syntax tree, built by hand.
 
-use crate::error::Result;
-use crate::types::{Datum, Type, text};
-use datafusion::sql::sqlparser::ast::{self, *};
-use datafusion::sql::sqlparser::tokenizer::Span;
+use sql::error::Result;
+use sql::types::{Datum, Type, text};
+use sqlparser::ast::{self, *};
+use sqlparser::tokenizer::Span;
 
 pub fn value(value: ast::Value) -> ast::Expr {
     ast::Expr::Value(ValueWithSpan { value, span: Span::empty() })
@@ -58,7 +58,7 @@ pub fn binary(left: ast::Expr, op: BinaryOperator, right: ast::Expr) -> ast::Exp
 /// A datum written as a literal of its type.
 pub fn literal(datum: &Datum, ty: &Type) -> Result<ast::Expr> {
     use ast::DataType as To;
-    let shown = || text::to_string(datum, ty, &crate::types::Zone::UTC);
+    let shown = || text::to_string(datum, ty, &sql::types::Zone::UTC);
     let custom = |name: &str| To::Custom(ObjectName::from(vec![Ident::new(name)]), Vec::new());
     let to = match ty {
         Type::Bool => To::Boolean,

@@ -9,86 +9,43 @@
 //!   timestamp.
 
 use super::expr::call;
-use super::numeric::{self, Op, is_decimal, is_integer};
-use super::{QueryContext, failure, functions, no_relation, rewrite, shape, single, table};
-use crate::error::{Error, Result};
-use crate::types::{Type, Zone, text};
-use crate::views;
-use datafusion::arrow::datatypes::{DataType, FieldRef, SchemaRef};
-use datafusion::common::{DFSchema, ScalarValue, TableReference};
-use datafusion::config::ConfigOptions;
-use datafusion::datasource::cte_worktable::CteWorkTable;
-use datafusion::datasource::provider_as_source;
-use datafusion::error::DataFusionError;
-use datafusion::execution::SessionStateBuilder;
-use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{GreedyMemoryPool, TrackConsumersPool};
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::expr::Cast;
-use datafusion::logical_expr::planner::{
+use super::numeric::{self, Op, is_decimal, is_float, is_integer};
+use super::setup::Setup;
+use sql::wide::QueryContext;
+use super::{House, evaluated, failure, operator, functions, no_relation, rewrite, shape, single, table};
+use super::series::Series;
+use super::source::{LastRound, source};
+use super::virtual_table::Virtual;
+use datafusion_session::Session;
+use sql::error::{Error, Result};
+use sql::expr::Arithmetic;
+use sql::types::{Type, Zone, cast, text};
+use sql::views;
+use arrow::datatypes::{DataType, FieldRef, SchemaRef};
+use datafusion_common::{DFSchema, ScalarValue, TableReference};
+use datafusion_common::config::ConfigOptions;
+use datafusion_common::DataFusionError;
+use datafusion_expr::expr::Cast;
+use datafusion_expr::planner::{
     ContextProvider, ExprPlanner, PlannerResult, RawBinaryExpr, TypePlanner,
 };
-use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{
+use datafusion_expr::simplify::SimplifyContext;
+use datafusion_expr::{
     AggregateUDF, BinaryExpr, Expr, ExprSchemable, HigherOrderUDF, ScalarUDF, TableSource,
     WindowUDF, lit,
 };
-use datafusion::optimizer::simplify_expressions::ExprSimplifier;
-use datafusion::prelude::SessionConfig;
-use datafusion::sql::sqlparser::ast::{self, BinaryOperator};
+use datafusion_optimizer::simplify_expressions::ExprSimplifier;
+use sqlparser::ast::{self, BinaryOperator};
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 type Df<T> = Result<T, DataFusionError>;
-
-/// For all queries of the process together.
-const MEMORY_BYTES_MAX: usize = 512 << 20;
-const N_PARTITIONS: usize = 2;
-/// How many of the largest consumers an out-of-memory error names.
-const N_CONSUMERS_NAMED: NonZeroUsize = NonZeroUsize::new(3).expect("not zero");
-
-/// Functions, rules and limits: made once, never changed.
-static STATE: LazyLock<Result<SessionState, String>> = LazyLock::new(|| {
-    let mut config = SessionConfig::new()
-        .with_target_partitions(N_PARTITIONS)
-        .with_information_schema(false)
-        .with_create_default_catalog_and_schema(false);
-    let options = config.options_mut();
-    options.sql_parser.parse_float_as_decimal = true;
-    options.sql_parser.map_string_types_to_utf8view = false;
-    // A constant that cannot be computed is the user's error, at the user's time: not a rule's.
-    options.optimizer.skip_failed_rules = false;
-    // A union's branches differ in their fields' metadata, where one is a column and one is none.
-    options.execution.skip_physical_aggregate_schema_check = true;
-    let pool = TrackConsumersPool::new(GreedyMemoryPool::new(MEMORY_BYTES_MAX), N_CONSUMERS_NAMED);
-    let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
-    let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(pool))
-        .with_disk_manager_builder(disk)
-        .build_arc()
-        .map_err(|error| error.to_string())?;
-    Ok(SessionStateBuilder::new_with_default_features()
-        .with_config(config)
-        .with_runtime_env(runtime)
-        .build())
-});
-
-pub fn state() -> Result<&'static SessionState> {
-    let unusable = |error: &String| Error::internal(format!("queries cannot run: {error}"));
-    STATE.as_ref().map_err(unusable)
-}
-
-pub fn is_aggregate(name: &str) -> bool {
-    matches!(name, "every" | "variance" | "single_value")
-        || state().is_ok_and(|state| state.aggregate_functions().contains_key(name))
-}
 
 /// What a query's names mean.
 pub struct Names<'a> {
     cx: &'a QueryContext,
-    state: &'static SessionState,
+    house: &'a House,
+    setup: Arc<Setup>,
     /// The catalog, when the query asks about it.
     snapshot: Arc<views::Snapshot>,
     planners: Vec<Arc<dyn ExprPlanner>>,
@@ -96,26 +53,32 @@ pub struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    pub fn new(cx: &'a QueryContext, snapshot: Arc<views::Snapshot>) -> Result<Names<'a>> {
-        let state = state()?;
+    pub fn new(cx: &'a QueryContext, house: &'a House, snapshot: Arc<views::Snapshot>) -> Names<'a> {
+        let setup = &house.setup;
         let zone = cx.view.zone;
-        let mut planners: Vec<Arc<dyn ExprPlanner>> = vec![Arc::new(Operators { zone, state })];
-        planners.extend(state.expr_planners().iter().cloned());
-        let functions = functions::of(cx, &snapshot);
-        Ok(Names { cx, state, snapshot, planners, functions })
+        let mut planners: Vec<Arc<dyn ExprPlanner>> = vec![Arc::new(Operators {
+            zone,
+            extract: evaluated::one("extract", &cx.view),
+            power: evaluated::one("power", &cx.view),
+            substring: evaluated::one("substring", &cx.view),
+        })];
+        planners.extend(setup.planners().iter().cloned());
+        let functions = functions::of(cx, setup, &snapshot);
+        Names { cx, house, setup: setup.clone(), snapshot, planners, functions }
     }
 
     fn table(&self, schema: Option<&str>, name: &str) -> Df<Arc<dyn TableSource>> {
         let view = &self.cx.view;
         if let Some(table) = view.table(schema, name) {
-            let stored = table::Stored::new(table, self.cx.reader.clone());
-            return Ok(provider_as_source(Arc::new(stored)));
+            let seen = self.house.seen.clone();
+            let stored = table::Stored::new(table, self.cx.reader.clone(), seen);
+            return Ok(source(stored));
         }
         match views::find(schema, name) {
             Some(found) => {
                 let cx = self.cx.clone();
-                let provider = views::Virtual::new(found, cx, self.snapshot.clone());
-                Ok(provider_as_source(Arc::new(provider)))
+                let provider = Virtual::new(found, cx, self.snapshot.clone());
+                Ok(source(provider))
             }
             None => Err(failure::through(no_relation(schema, name))),
         }
@@ -128,31 +91,29 @@ impl ContextProvider for Names<'_> {
     }
 
     fn get_table_function_source(&self, name: &str, args: Vec<Expr>) -> Df<Arc<dyn TableSource>> {
-        let function = self.state.table_functions().get(name).cloned().ok_or_else(|| {
-            failure::through(Error::unsupported(format!("the function {name} in FROM")))
-        })?;
+        if name != "generate_series" {
+            let what = format!("the function {name} in FROM");
+            return Err(failure::through(Error::unsupported(what)));
+        }
         let context = SimplifyContext::builder()
-            .with_config_options(self.state.config_options().clone())
+            .with_config_options(self.setup.config().options().clone())
             .build();
         let simplifier = ExprSimplifier::new(context);
         let schema = DFSchema::empty();
-        let args = args
-            .into_iter()
-            .map(|arg| {
-                // Literals are int4 here and int8 there.
-                let arg = match arg.get_type(&schema)? {
-                    ty if is_integer(&ty) => arg.cast_to(&DataType::Int64, &schema)?,
-                    _ => arg,
-                };
-                simplifier.simplify(simplifier.coerce(arg, &schema)?)
-            })
-            .collect::<Df<Vec<_>>>()?;
-        let args = datafusion::catalog::TableFunctionArgs::new(&args, self.state);
-        Ok(provider_as_source(function.create_table_provider_with_args(args)?))
+        let value = |arg: Expr| match simplifier.simplify(simplifier.coerce(arg, &schema)?)? {
+            Expr::Literal(value, _) => Ok(value),
+            _ => {
+                let what = "generate_series in FROM of values that other rows have";
+                Err(failure::through(Error::unsupported(what)))
+            }
+        };
+        let args = args.into_iter().map(value).collect::<Df<Vec<_>>>()?;
+        let series = Series::new(&args, self.cx.view.zone).map_err(failure::through)?;
+        Ok(source(series))
     }
 
     fn create_cte_work_table(&self, name: &str, schema: SchemaRef) -> Df<Arc<dyn TableSource>> {
-        Ok(provider_as_source(Arc::new(CteWorkTable::new(name, schema))))
+        Ok(source(LastRound { name: name.to_owned(), schema }))
     }
 
     fn get_expr_planners(&self) -> &[Arc<dyn ExprPlanner>] {
@@ -166,11 +127,11 @@ impl ContextProvider for Names<'_> {
     fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
         let name = name.to_ascii_lowercase();
         let ours = self.functions.get(&name).cloned();
-        ours.or_else(|| self.state.scalar_functions().get(&name).cloned())
+        ours.or_else(|| self.setup.scalar_functions().get(&name).cloned())
     }
 
     fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {
-        self.state.higher_order_functions().get(name).cloned()
+        self.setup.higher_order_functions().get(name).cloned()
     }
 
     fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
@@ -178,14 +139,14 @@ impl ContextProvider for Names<'_> {
             "sum" => Some(numeric::total(false)),
             "avg" => Some(numeric::total(true)),
             "single_value" => Some(single::single_value()),
-            "every" => self.state.aggregate_functions().get("bool_and").cloned(),
-            "variance" => self.state.aggregate_functions().get("var_samp").cloned(),
-            name => self.state.aggregate_functions().get(name).cloned(),
+            "every" => self.setup.aggregate_functions().get("bool_and").cloned(),
+            "variance" => self.setup.aggregate_functions().get("var_samp").cloned(),
+            name => self.setup.aggregate_functions().get(name).cloned(),
         }
     }
 
     fn get_window_meta(&self, name: &str) -> Option<Arc<WindowUDF>> {
-        self.state.window_functions().get(name).cloned()
+        self.setup.window_functions().get(name).cloned()
     }
 
     fn get_variable_type(&self, _: &[String]) -> Option<DataType> {
@@ -193,11 +154,11 @@ impl ContextProvider for Names<'_> {
     }
 
     fn options(&self) -> &ConfigOptions {
-        self.state.config_options()
+        self.setup.config_options()
     }
 
     fn udf_names(&self) -> Vec<String> {
-        self.state.scalar_functions().keys().cloned().collect()
+        self.setup.scalar_functions().keys().cloned().collect()
     }
 
     fn higher_order_function_names(&self) -> Vec<String> {
@@ -205,11 +166,11 @@ impl ContextProvider for Names<'_> {
     }
 
     fn udaf_names(&self) -> Vec<String> {
-        self.state.aggregate_functions().keys().cloned().collect()
+        self.setup.aggregate_functions().keys().cloned().collect()
     }
 
     fn udwf_names(&self) -> Vec<String> {
-        self.state.window_functions().keys().cloned().collect()
+        self.setup.window_functions().keys().cloned().collect()
     }
 }
 
@@ -224,7 +185,7 @@ impl TypePlanner for Types {
             Some(ty) => Ok(field(&ty)),
             None => {
                 let message = format!("type \"{ty}\" does not exist");
-                let state = crate::error::state::UNDEFINED_OBJECT;
+                let state = sql::error::state::UNDEFINED_OBJECT;
                 Err(failure::through(Error::new(state, message)))
             }
         }
@@ -234,7 +195,9 @@ impl TypePlanner for Types {
 #[derive(Debug)]
 struct Operators {
     zone: Zone,
-    state: &'static SessionState,
+    extract: Arc<ScalarUDF>,
+    power: Arc<ScalarUDF>,
+    substring: Arc<ScalarUDF>,
 }
 
 impl Operators {
@@ -260,7 +223,7 @@ impl Operators {
         };
         let datum = text::parse(value, &ty, &self.zone).map_err(failure::through)?;
         // As a plain decimal where that is what it meets, so that key ranges can be told from it.
-        if let (DataType::Decimal128(_, scale), crate::types::Datum::Numeric(value)) =
+        if let (DataType::Decimal128(_, scale), sql::types::Datum::Numeric(value)) =
             (other, &datum)
             && let Ok(exact) = value.rescale(*scale as u8)
             && exact == *value
@@ -268,6 +231,57 @@ impl Operators {
             return Ok(lit(ScalarValue::Decimal128(Some(exact.mantissa()), 38, *scale)));
         }
         Ok(lit(shape::scalar(&datum, &ty).map_err(failure::through)?))
+    }
+}
+
+impl Operators {
+    /// What neither Arrow nor DataFusion does as PostgreSQL does.
+    fn computed(
+        &self,
+        op: &BinaryOperator,
+        left: &Expr,
+        right: &Expr,
+        a: &DataType,
+        b: &DataType,
+    ) -> Option<Expr> {
+        let op = match op {
+            BinaryOperator::Plus => Arithmetic::Add,
+            BinaryOperator::Minus => Arithmetic::Subtract,
+            BinaryOperator::Multiply => Arithmetic::Multiply,
+            BinaryOperator::Divide => Arithmetic::Divide,
+            BinaryOperator::PGBitwiseShiftLeft => Arithmetic::ShiftLeft,
+            BinaryOperator::PGBitwiseShiftRight => Arithmetic::ShiftRight,
+            _ => return None,
+        };
+        let (mut lt, mut rt) = (shape::type_of_arrow(a), shape::type_of_arrow(b));
+        let (mut left, mut right) = (left.clone(), right.clone());
+        let turn = |expr: Expr, ty: &Type| {
+            Expr::Cast(Cast::new(Box::new(expr), shape::arrow_type(ty)))
+        };
+        let answer = if matches!(op, Arithmetic::ShiftLeft | Arithmetic::ShiftRight) {
+            if !is_integer(a) || !matches!(rt, Type::Int2 | Type::Int4) {
+                return None;
+            }
+            (right, rt) = (turn(right, &Type::Int4), Type::Int4);
+            lt.clone()
+        } else {
+            let is_known = |ty: &DataType| !matches!(ty, DataType::Null | DataType::Utf8);
+            // Days from a plain date on are left as they are: what they are compared with may be a column.
+            let is_plain = matches!(a, DataType::Date32) && is_plain_date(&left) && whole_days(&right);
+            if is_plain || !is_known(a) || !is_known(b) {
+                return None;
+            }
+            sql::bind::temporal(op, &lt, &rt)?
+        };
+        let is_instant =
+            |ty: &Type| matches!(ty, Type::Date | Type::Timestamp | Type::TimestampTz);
+        if answer == Type::Interval && is_instant(&lt) && lt != rt {
+            let common = cast::common(&lt, &rt)?;
+            (left, right) = (turn(left, &common), turn(right, &common));
+            (lt, rt) = (common.clone(), common);
+        }
+        let computed = operator::computed(op, lt, rt, answer, self.zone);
+        Some(call(computed, vec![left, right]))
     }
 }
 
@@ -284,6 +298,32 @@ impl ExprPlanner for Operators {
         };
         let compares = matches!(op, Eq | NotEq | Lt | LtEq | Gt | GtEq);
         let computes = matches!(op, Plus | Minus | Multiply | Divide | Modulo);
+        if compares {
+            // What a cast would refuse stands for the nearest timestamp there is.
+            let nearest = |expr: Expr, to: &DataType| {
+                let udf = operator::nearest(to.clone(), self.zone);
+                call(udf, vec![expr])
+            };
+            match (&a, &b) {
+                (DataType::Date32, DataType::Timestamp(..)) if still_a_date(right.clone()) == right => {
+                    left = nearest(left, &b);
+                }
+                (DataType::Timestamp(..), DataType::Date32) if still_a_date(left.clone()) == left => {
+                    right = nearest(right, &a);
+                }
+                (DataType::Timestamp(_, None), DataType::Timestamp(_, Some(_))) => {
+                    left = nearest(left, &b);
+                }
+                (DataType::Timestamp(_, Some(_)), DataType::Timestamp(_, None)) => {
+                    right = nearest(right, &a);
+                }
+                _ => {}
+            }
+            (a, b) = (left.get_type(schema)?, right.get_type(schema)?);
+        }
+        if op == PGExp {
+            return Ok(PlannerResult::Planned(call(self.power.clone(), vec![left, right])));
+        }
         if compares || computes {
             if !matches!(b, DataType::Date32 | DataType::Timestamp(..)) || compares {
                 left = self.resolve(left, &b)?;
@@ -317,6 +357,30 @@ impl ExprPlanner for Operators {
             if any_numeric || (op == Divide && !both_integers) || too_long {
                 return Ok(planned(call(numeric::operation(numeric_op), vec![left, right])));
             }
+        }
+        if matches!(op, Plus | Minus | Multiply | Divide)
+            && (is_float(&a) || is_float(&b))
+            && (is_float(&a) || is_number(&a))
+            && (is_float(&b) || is_number(&b))
+        {
+            let ty = match a == DataType::Float32 && b == DataType::Float32 {
+                true => DataType::Float32,
+                false => DataType::Float64,
+            };
+            let op = match op {
+                Plus => Op::Add,
+                Minus => Op::Sub,
+                Multiply => Op::Mul,
+                _ => Op::Div,
+            };
+            let wide = |expr: Expr| match expr.get_type(schema) {
+                Ok(known) if known == ty => expr,
+                _ => Expr::Cast(Cast::new(Box::new(expr), ty.clone())),
+            };
+            return Ok(planned(call(numeric::checked(op), vec![wide(left), wide(right)])));
+        }
+        if let Some(computed) = self.computed(&op, &left, &right, &a, &b) {
+            return Ok(planned(computed));
         }
         let as_days = |expr: Expr| Expr::Cast(Cast::new(Box::new(expr), DataType::Int32));
         let as_date = |expr: Expr| Expr::Cast(Cast::new(Box::new(expr), DataType::Date32));
@@ -354,31 +418,31 @@ impl ExprPlanner for Operators {
     }
 
     /// PostgreSQL's `extract` is numeric, and its seconds have fractions.
-    fn plan_extract(&self, args: Vec<Expr>) -> Df<PlannerResult<Vec<Expr>>> {
-        let Some(date_part) = self.state.scalar_functions().get("date_part").cloned() else {
-            return Ok(PlannerResult::Original(args));
-        };
-        let [Expr::Literal(ScalarValue::Utf8(Some(field)), _), source] = &args[..] else {
-            return Ok(PlannerResult::Original(args));
-        };
-        let part = |field: &str, ty| {
-            let part = call(date_part.clone(), vec![lit(field), source.clone()]);
-            Expr::Cast(Cast::new(Box::new(part), ty))
-        };
-        let field = field.to_ascii_lowercase();
-        let whole = DataType::Decimal128(20, 0);
-        Ok(PlannerResult::Planned(match field.as_str() {
-            "second" | "seconds" => {
-                let us = part("microsecond", whole);
-                us * lit(ScalarValue::Decimal128(Some(1), 6, 6))
-            }
-            "millisecond" | "milliseconds" => {
-                let us = part("microsecond", whole);
-                us * lit(ScalarValue::Decimal128(Some(1), 3, 3))
-            }
-            "epoch" => part("epoch", DataType::Decimal128(20, 6)),
-            field => part(field, whole),
-        }))
+    fn plan_extract(&self, mut args: Vec<Expr>) -> Df<PlannerResult<Vec<Expr>>> {
+        // A word in quotes comes with them.
+        if let Some(Expr::Literal(ScalarValue::Utf8(Some(field)), _)) = args.first_mut() {
+            *field = field.trim_matches('"').to_owned();
+        }
+        Ok(PlannerResult::Planned(call(self.extract.clone(), args)))
+    }
+
+    fn plan_substring(&self, args: Vec<Expr>) -> Df<PlannerResult<Vec<Expr>>> {
+        Ok(PlannerResult::Planned(call(self.substring.clone(), args)))
+    }
+}
+
+/// A literal of a day that people have calendars for, and not of the ends of time.
+fn is_plain_date(expr: &Expr) -> bool {
+    const N_DAYS: u32 = 1_000 * 366;
+    // The least date, which is -infinity, has no positive counterpart.
+    let near = |days: i32| days.unsigned_abs() < N_DAYS;
+    match expr {
+        Expr::Literal(ScalarValue::Date32(Some(days)), _) => near(*days),
+        Expr::Literal(ScalarValue::Utf8(Some(date)), _) => {
+            sql::types::datetime::parse_date(date).is_ok_and(near)
+        }
+        Expr::Cast(Cast { expr, .. }) => is_plain_date(expr),
+        _ => false,
     }
 }
 

@@ -5,13 +5,15 @@
 //! [`super::numeric`]. A function of DataFusion's that has PostgreSQL's name and another
 //! meaning is refused rather than run.
 
-use super::{QueryContext, failure, numeric, numeric::Op, planner, shape};
-use crate::error::{Error, Result, state};
-use crate::types::{Datum, Type, Zone};
-use crate::views::{self, Snapshot};
-use datafusion::arrow::datatypes::DataType;
-use datafusion::error::DataFusionError;
-use datafusion::logical_expr::{
+use sql::wide::QueryContext;
+use super::{evaluated, failure, numeric, setup::Setup, shape};
+use sql::error::{Error, Result, state};
+use sql::types::{Datum, Type, Zone};
+use sql::views::{self, Snapshot};
+use arrow::datatypes::DataType;
+use datafusion_common::DataFusionError;
+use datafusion_session::Session;
+use datafusion_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 use std::collections::HashMap;
@@ -24,7 +26,7 @@ type Df<T> = Result<T, DataFusionError>;
 /// What the functions know.
 pub struct Facts {
     snapshot: Arc<Snapshot>,
-    view: Arc<crate::session::View>,
+    view: Arc<sql::session::View>,
 }
 
 /// Name, fewest and most arguments, the answer's type, and the function. Where `strict`, a NULL
@@ -108,9 +110,6 @@ static DEFINITIONS: &[Definition] = &[
     define("regclass_name", (1, 1), Answer::Text, regclass_name),
     define("quote_ident", (1, 1), Answer::Text, quote_ident),
     define("quote_literal", (1, 1), Answer::Text, quote_literal),
-    define("repeat", (2, 2), Answer::Text, repeat),
-    define("lpad", (2, 3), Answer::Text, |_, args| pad(args, true)),
-    define("rpad", (2, 3), Answer::Text, |_, args| pad(args, false)),
     define("timezone", (2, 2), Answer::OtherTimestamp, timezone),
 ];
 
@@ -119,7 +118,7 @@ static REFUSED: &[&str] = &["to_char", "to_date", "to_number", "to_timestamp", "
 
 /// Names of DataFusion's by PostgreSQL's.
 static ALIASES: &[(&str, &str)] =
-    &[("gen_random_uuid", "uuid"), ("array_upper", "array_length"), ("ceiling", "ceil")];
+    &[("gen_random_uuid", "uuid"), ("array_upper", "array_length")];
 
 /// Whether a function needs the catalog to answer.
 pub fn asks_catalog(name: &str) -> bool {
@@ -127,7 +126,11 @@ pub fn asks_catalog(name: &str) -> bool {
 }
 
 /// The functions of one query, by name.
-pub fn of(cx: &QueryContext, snapshot: &Arc<Snapshot>) -> HashMap<String, Arc<ScalarUDF>> {
+pub fn of(
+    cx: &QueryContext,
+    setup: &Setup,
+    snapshot: &Arc<Snapshot>,
+) -> HashMap<String, Arc<ScalarUDF>> {
     let facts = Arc::new(Facts { snapshot: snapshot.clone(), view: cx.view.clone() });
     let mut functions: HashMap<String, Arc<ScalarUDF>> = DEFINITIONS
         .iter()
@@ -141,16 +144,7 @@ pub fn of(cx: &QueryContext, snapshot: &Arc<Snapshot>) -> HashMap<String, Arc<Sc
             (definition.name.to_owned(), Arc::new(ScalarUDF::new_from_impl(function)))
         })
         .collect();
-    for (name, op) in [
-        ("abs", Op::Abs),
-        ("sign", Op::Sign),
-        ("ceil", Op::Ceil),
-        ("floor", Op::Floor),
-        ("round", Op::Round),
-        ("trunc", Op::Trunc),
-    ] {
-        functions.insert(name.to_owned(), numeric::operation(op));
-    }
+    functions.extend(evaluated::of(&cx.view).map(|(name, udf)| (name.to_owned(), udf)));
     for name in REFUSED {
         let signature = Signature::variadic_any(Volatility::Stable);
         let refused = Refused { name, signature };
@@ -159,7 +153,7 @@ pub fn of(cx: &QueryContext, snapshot: &Arc<Snapshot>) -> HashMap<String, Arc<Sc
     for (name, meant) in ALIASES {
         let known = functions.get(*meant).cloned();
         let found =
-            known.or_else(|| planner::state().ok()?.scalar_functions().get(*meant).cloned());
+            known.or_else(|| setup.scalar_functions().get(*meant).cloned());
         if let Some(function) = found {
             functions.insert((*name).to_owned(), function);
         }
@@ -257,7 +251,7 @@ impl ScalarUDFImpl for Function {
         let result = run().map_err(failure::through)?;
         match all_scalars {
             true => {
-                let value = datafusion::common::ScalarValue::try_from_array(&result, 0)?;
+                let value = datafusion_common::ScalarValue::try_from_array(&result, 0)?;
                 Ok(ColumnarValue::Scalar(value))
             }
             false => Ok(ColumnarValue::Array(result)),
@@ -512,53 +506,33 @@ fn quote_ident(_: &Facts, args: &[Datum]) -> Result<Datum> {
 }
 
 fn quote_literal(_: &Facts, args: &[Datum]) -> Result<Datum> {
-    let text = crate::types::text::show(&args[0]);
+    let text = sql::types::text::show(&args[0]);
     Ok(Datum::text(format!("'{}'", text.replace('\'', "''"))))
 }
 
-/// A text of at most so many bytes.
-fn check_length(n_bytes: usize) -> Result<()> {
-    match n_bytes > crate::expr::TEXT_BYTES_MAX {
-        true => Err(Error::new(state::LIMIT_EXCEEDED, "requested length too large")),
-        false => Ok(()),
-    }
-}
-
-fn count_of(datum: &Datum) -> usize {
-    usize::try_from(datum.as_i64().unwrap_or_default()).unwrap_or(0)
-}
-
-fn repeat(_: &Facts, args: &[Datum]) -> Result<Datum> {
-    let (text, n) = (crate::types::text::show(&args[0]), count_of(&args[1]));
-    check_length(text.len().saturating_mul(n))?;
-    Ok(Datum::text(text.repeat(n)))
-}
-
-/// To `n` characters: cut on the right, or filled on the left or the right.
-fn pad(args: &[Datum], left: bool) -> Result<Datum> {
-    let (text, n) = (crate::types::text::show(&args[0]), count_of(&args[1]));
-    let fill = args.get(2).map_or(" ", text_of);
-    let n_chars = text.chars().count();
-    if n <= n_chars || fill.is_empty() {
-        return Ok(Datum::text(text.chars().take(n).collect::<String>()));
-    }
-    check_length(n)?;
-    let filling: String = fill.chars().cycle().take(n - n_chars).collect();
-    check_length(text.len() + filling.len())?;
-    Ok(Datum::text(if left { filling + &text } else { text + &filling }))
-}
-
 fn timezone(_: &Facts, args: &[Datum]) -> Result<Datum> {
-    let name = text_of(&args[0]);
-    let zone = Zone::parse(name).ok_or_else(|| {
-        Error::new(state::INVALID_PARAMETER, format!("time zone \"{name}\" not recognized"))
-    })?;
+    let zone = match &args[0] {
+        Datum::Interval(offset) => {
+            let seconds = i32::try_from(offset.us / 1_000_000).ok();
+            let seconds = seconds.filter(|_| offset.months == 0 && offset.days == 0);
+            Zone::Fixed(seconds.ok_or_else(|| {
+                let shown = sql::types::text::show(&args[0]);
+                let rule = "must not include months or days";
+                let message = format!("interval time zone \"{shown}\" {rule}");
+                Error::new(state::INVALID_PARAMETER, message)
+            })?)
+        }
+        name => Zone::parse(text_of(name)).ok_or_else(|| {
+            let message = format!("time zone \"{}\" not recognized", text_of(name));
+            Error::new(state::INVALID_PARAMETER, message)
+        })?,
+    };
     Ok(match &args[1] {
-        Datum::TimestampTz(us) => Datum::Timestamp(zone.to_local(*us)),
-        Datum::Timestamp(us) => Datum::TimestampTz(zone.to_utc(*us)),
+        Datum::TimestampTz(us) => Datum::Timestamp(zone.try_to_local(*us)?),
+        Datum::Timestamp(us) => Datum::TimestampTz(zone.try_to_utc(*us)?),
         Datum::Date(days) => {
-            let local = crate::types::datetime::date_to_timestamp(*days);
-            Datum::TimestampTz(zone.to_utc(local))
+            let local = sql::types::datetime::try_date_to_timestamp(*days)?;
+            Datum::TimestampTz(zone.try_to_utc(local)?)
         }
         _ => return Err(Error::new(state::UNDEFINED_FUNCTION, "AT TIME ZONE needs a timestamp")),
     })

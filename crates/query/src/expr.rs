@@ -3,18 +3,20 @@
 //! DataFusion inserts casts and compares decimals by their digits. Two things must change before
 //! its optimizer runs: values of the type [`NUMERIC`](shape::NUMERIC) lose their display scale where
 //! they are compared, and casts that Arrow does differently from PostgreSQL (text to and from
-//! anything, rounding to integers, time zones) are done by [`crate::types::cast`].
+//! anything, rounding to integers, time zones) are done by [`sql::types::cast`].
 
-use super::{failure, numeric, shape};
-use crate::types::{Type, Zone, cast, text};
-use datafusion::arrow::datatypes::{DataType, FieldRef};
-use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{DFSchema, ScalarValue};
-use datafusion::error::DataFusionError;
-use datafusion::logical_expr::expr::{Between, InList, ScalarFunction};
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::utils::merge_schema;
-use datafusion::logical_expr::{
+use super::{failure, numeric, operator, shape};
+use sql::error::{Error, state};
+use sql::expr::Arithmetic;
+use sql::types::{Datum, Interval, Type, Zone, cast, text};
+use arrow::datatypes::{DataType, FieldRef};
+use datafusion_common::tree_node::{Transformed, TreeNode};
+use datafusion_common::{DFSchema, ScalarValue};
+use datafusion_common::DataFusionError;
+use datafusion_expr::expr::{Between, InList, ScalarFunction};
+use datafusion_expr::expr_rewriter::NamePreserver;
+use datafusion_expr::utils::merge_schema;
+use datafusion_expr::{
     BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator,
     ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TryCast, Volatility,
 };
@@ -65,9 +67,20 @@ fn correct_one(expr: Expr, schema: &DFSchema, zone: &Zone) -> Df<Transformed<Exp
             let expr = Expr::BinaryExpr(BinaryExpr::new(left, op, right));
             if is_new { Transformed::yes(expr) } else { Transformed::no(expr) }
         }
-        Expr::ScalarFunction(function) => local_time(function, schema, zone)?,
         Expr::Negative(inner) if is_numeric(&inner)? => {
             Transformed::yes(call(numeric::operation(numeric::Op::Neg), vec![*inner]))
+        }
+        Expr::Negative(inner) if numeric::is_integer(&inner.get_type(schema)?) => {
+            let zero = ScalarValue::new_zero(&inner.get_type(schema)?)?;
+            let zero = Expr::Literal(zero, None);
+            Transformed::yes(call(numeric::checked(numeric::Op::Sub), vec![zero, *inner]))
+        }
+        Expr::Negative(inner) if matches!(inner.get_type(schema)?, DataType::Interval(_)) => {
+            let zero = shape::scalar(&Datum::Interval(Interval::default()), &Type::Interval);
+            let zero = Expr::Literal(zero.map_err(failure::through)?, None);
+            let (ty, op) = (Type::Interval, Arithmetic::Subtract);
+            let minus = operator::computed(op, ty.clone(), ty.clone(), ty, *zone);
+            Transformed::yes(call(minus, vec![zero, *inner]))
         }
         Expr::Between(Between { expr, negated, low, high }) if is_numeric(&expr)? => {
             let (expr, low, high) = (strip(*expr)?, strip(*low)?, strip(*high)?);
@@ -95,7 +108,7 @@ fn correct_one(expr: Expr, schema: &DFSchema, zone: &Zone) -> Df<Transformed<Exp
                 return Ok(Transformed::no(Expr::Cast(Cast { expr, field })));
             }
             let (_, from) = expr.to_field(schema)?;
-            Transformed::yes(call(Conversion::udf(&from, &field, zone), vec![*expr]))
+            Transformed::yes(call(Conversion::udf(&from, &field, zone)?, vec![*expr]))
         }
         other => Transformed::no(other),
     })
@@ -121,31 +134,6 @@ fn respelled(literal: &Expr, column: &Expr, schema: &DFSchema) -> Df<Option<Expr
     Ok(is_new.then(|| Expr::Literal(ScalarValue::Utf8(Some(spelling)), metadata.clone())))
 }
 
-/// `date_part` and `date_trunc` of a timestamptz go by the clocks of the session's time zone.
-fn local_time(function: ScalarFunction, schema: &DFSchema, zone: &Zone) -> Df<Transformed<Expr>> {
-    let same = |function| Ok(Transformed::no(Expr::ScalarFunction(function)));
-    let truncates = match function.name() {
-        "date_trunc" => true,
-        "date_part" => false,
-        _ => return same(function),
-    };
-    let [Expr::Literal(ScalarValue::Utf8(Some(part)), _), instant] = &function.args[..] else {
-        return same(function);
-    };
-    let (_, field) = instant.to_field(schema)?;
-    let has_zone = matches!(field.data_type(), DataType::Timestamp(_, Some(_)));
-    if *zone == Zone::UTC || !has_zone || part.eq_ignore_ascii_case("epoch") {
-        return same(function);
-    }
-    let local: FieldRef = Arc::new(shape::field("", &Type::Timestamp, true, None));
-    let there = call(Conversion::udf(&field, &local, zone), vec![instant.clone()]);
-    let answer = call(function.func.clone(), vec![function.args[0].clone(), there]);
-    Ok(Transformed::yes(match truncates {
-        true => call(Conversion::udf(&local, &field, zone), vec![answer]),
-        false => answer,
-    }))
-}
-
 fn compares(op: Operator) -> bool {
     use Operator::*;
     matches!(op, Eq | NotEq | Lt | LtEq | Gt | GtEq | IsDistinctFrom | IsNotDistinctFrom)
@@ -167,7 +155,6 @@ fn is_arrows(from: &DataType, to: &DataType) -> bool {
         (a, b) if exact(a) && float(b) => true,
         (Float32, Float64) => true,
         (Decimal128(..) | Decimal256(..), Decimal256(..)) => true,
-        (Date32, Timestamp(_, None)) => true,
         (Utf8, LargeUtf8 | Utf8View) | (LargeUtf8 | Utf8View, Utf8) => true,
         // Element by element.
         (List(a), List(b)) => is_arrows(a.data_type(), b.data_type()),
@@ -204,7 +191,7 @@ impl Hash for Conversion {
 }
 
 impl Conversion {
-    pub fn udf(from: &FieldRef, to: &FieldRef, zone: &Zone) -> Arc<ScalarUDF> {
+    pub fn udf(from: &FieldRef, to: &FieldRef, zone: &Zone) -> Df<Arc<ScalarUDF>> {
         let (from, _) = shape::type_of(from);
         // A cast's field keeps what it was cast from in its metadata: only the Arrow type counts.
         let to_arrow = to.data_type().clone();
@@ -212,10 +199,14 @@ impl Conversion {
             ty if *ty == shape::NUMERIC => Type::Numeric(None),
             ty => shape::type_of_arrow(ty),
         };
+        if cast::context(&from, &to).is_none() {
+            let message = format!("cannot cast type {from} to {to}");
+            return Err(failure::through(Error::new(state::CANNOT_COERCE, message)));
+        }
         let name = format!("cast_{}_as_{}", from.short_name(), to.short_name());
         let signature = Signature::any(1, Volatility::Stable);
         let conversion = Conversion { from, to, to_arrow, zone: *zone, name, signature };
-        Arc::new(ScalarUDF::new_from_impl(conversion))
+        Ok(Arc::new(ScalarUDF::new_from_impl(conversion)))
     }
 }
 
@@ -250,10 +241,10 @@ impl ScalarUDFImpl for Conversion {
         }
         let result = out.finish().map_err(failure::through)?;
         // Arrow types that share one SQL type (int4 and uint16, say).
-        let result = datafusion::arrow::compute::cast(&result, &self.to_arrow)?;
+        let result = arrow::compute::cast(&result, &self.to_arrow)?;
         match is_scalar {
             true => {
-                let value = datafusion::common::ScalarValue::try_from_array(&result, 0)?;
+                let value = datafusion_common::ScalarValue::try_from_array(&result, 0)?;
                 Ok(ColumnarValue::Scalar(value))
             }
             false => Ok(ColumnarValue::Array(result)),

@@ -12,35 +12,35 @@
 //! Absent: sorted output, several partitions of one table, limits on index access.
 
 use super::{failure, shape};
-use crate::catalog::{IndexState, RelationId, Table};
-use crate::codec::{self, RowReader};
-use crate::error::{Error, Result};
-use crate::run::rows::row_key_of_entry;
-use crate::types::{Datum, Type};
+use sql::catalog::{IndexState, RelationId, Table};
+use sql::codec::{self, RowReader};
+use sql::error::{Error, Result};
+use sql::run::rows::row_key_of_entry;
+use sql::types::{Datum, Type};
 use base::KeyRange;
 use base::key::prefix_end;
-use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
-use datafusion::arrow::datatypes::{Schema, SchemaRef};
-use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::stats::Precision;
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
-use datafusion::error::DataFusionError;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::logical_expr::{
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{Schema, SchemaRef};
+use datafusion_session::{Session, TableProvider};
+use datafusion_common::stats::Precision;
+use datafusion_common::tree_node::TreeNodeRecursion;
+use datafusion_common::{ColumnStatistics, ScalarValue, Statistics};
+use datafusion_common::DataFusionError;
+use datafusion_execution::{SendableRecordBatchStream, TaskContext};
+use datafusion_expr::{
     BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType,
 };
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
-use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{
+use datafusion_physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion_physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion_physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion_physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion_physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
 };
 use futures::TryStreamExt;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -51,27 +51,43 @@ const BATCH_ROWS: usize = 8192;
 /// Rows looked up at once by an index.
 const LOOKUP_ROWS: usize = 1024;
 
-/// How many rows a relation had when it was last read whole. Only the order of work depends on it,
-/// never an answer.
-static N_ROWS_SEEN: LazyLock<Mutex<HashMap<RelationId, usize>>> = LazyLock::new(Default::default);
 const N_RELATIONS_REMEMBERED: usize = 10_000;
+
+/// How many rows each relation had when it was last read whole. Only the order of work depends on
+/// it, never an answer.
+#[derive(Debug, Default)]
+pub struct RowsSeen(Mutex<HashMap<RelationId, usize>>);
+
+impl RowsSeen {
+    fn of(&self, relation: RelationId) -> Option<usize> {
+        self.0.lock().get(&relation).copied()
+    }
+
+    fn note(&self, relation: RelationId, n_rows: usize) {
+        let mut seen = self.0.lock();
+        if seen.len() < N_RELATIONS_REMEMBERED || seen.contains_key(&relation) {
+            seen.insert(relation, n_rows);
+        }
+    }
+}
 
 /// A table at a snapshot.
 pub struct Stored {
     table: Arc<Table>,
     reader: Option<txn::Reader>,
+    seen: Arc<RowsSeen>,
     schema: SchemaRef,
 }
 
 impl Stored {
-    pub fn new(table: Arc<Table>, reader: Option<txn::Reader>) -> Stored {
-        let field = |column: &crate::catalog::Column| {
+    pub fn new(table: Arc<Table>, reader: Option<txn::Reader>, seen: Arc<RowsSeen>) -> Stored {
+        let field = |column: &sql::catalog::Column| {
             let attnum = i16::try_from(column.id).unwrap_or_default();
             // Nullable even where it is not: DataFusion forgets that a subquery without rows is NULL.
             shape::field(&column.name, &column.ty, true, Some((table.id, attnum)))
         };
         let schema = Arc::new(Schema::new(table.columns.iter().map(field).collect::<Vec<_>>()));
-        Stored { table, reader, schema }
+        Stored { table, reader, seen, schema }
     }
 }
 
@@ -119,7 +135,8 @@ impl TableProvider for Stored {
         let access = Access::choose(&self.table, &bounds);
         // A filter above may drop rows, so that more are needed than asked for: DataFusion sends no
         // limit then.
-        Ok(Arc::new(Scan::new(self.table.clone(), reader, access, projection, schema, limit)))
+        let seen = self.seen.clone();
+        Ok(Arc::new(Scan::new(self.table.clone(), reader, seen, access, projection, schema, limit)))
     }
 }
 
@@ -228,6 +245,7 @@ fn key_range(
 struct Scan {
     table: Arc<Table>,
     reader: txn::Reader,
+    seen: Arc<RowsSeen>,
     access: Access,
     /// Positions in the table's columns, as asked for.
     projection: Vec<usize>,
@@ -241,6 +259,7 @@ impl Scan {
     fn new(
         table: Arc<Table>,
         reader: txn::Reader,
+        seen: Arc<RowsSeen>,
         access: Access,
         projection: Vec<usize>,
         schema: SchemaRef,
@@ -254,7 +273,7 @@ impl Scan {
         );
         let metrics = ExecutionPlanMetricsSet::new();
         let properties = Arc::new(properties);
-        Scan { table, reader, access, projection, schema, limit, properties, metrics }
+        Scan { table, reader, seen, access, projection, schema, limit, properties, metrics }
     }
 
     fn is_whole(&self) -> bool {
@@ -262,7 +281,7 @@ impl Scan {
     }
 
     fn estimate(&self) -> Precision<usize> {
-        let n_rows = N_ROWS_SEEN.lock().get(&self.table.relation).copied();
+        let n_rows = self.seen.of(self.table.relation);
         match (n_rows, &self.access) {
             (None, _) => Precision::Absent,
             (Some(n), _) if self.is_whole() => {
@@ -353,7 +372,7 @@ impl ExecutionPlan for Scan {
             decoder,
             left: self.limit.unwrap_or(usize::MAX),
             n_rows: 0,
-            remember: self.is_whole().then_some(self.table.relation),
+            remember: self.is_whole().then(|| (self.seen.clone(), self.table.relation)),
             metrics,
         };
         let batches = futures::stream::try_unfold(state, |mut state| async move {
@@ -374,7 +393,7 @@ struct Reading {
     /// Rows still wanted.
     left: usize,
     n_rows: usize,
-    remember: Option<RelationId>,
+    remember: Option<(Arc<RowsSeen>, RelationId)>,
     metrics: BaselineMetrics,
 }
 
@@ -383,11 +402,8 @@ impl Reading {
         while self.left > 0 {
             let rows = self.scan.next_batch().await?;
             if rows.is_empty() {
-                if let Some(relation) = self.remember {
-                    let mut seen = N_ROWS_SEEN.lock();
-                    if seen.len() < N_RELATIONS_REMEMBERED || seen.contains_key(&relation) {
-                        seen.insert(relation, self.n_rows);
-                    }
+                if let Some((seen, relation)) = &self.remember {
+                    seen.note(*relation, self.n_rows);
                 }
                 break;
             }

@@ -1,9 +1,9 @@
 //! What a column without a name is called.
 
 use super::type_of;
-use crate::parse;
-use datafusion::sql::sqlparser::ast;
-use datafusion::sql::sqlparser::ast::*;
+use sql::parse;
+use sqlparser::ast;
+use sqlparser::ast::*;
 
 /// A column's name where none is given, by PostgreSQL's rules (`FigureColname`).
 pub fn column_name(expr: &ast::Expr) -> String {
