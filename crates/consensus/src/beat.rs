@@ -44,7 +44,7 @@ impl Groups {
             let pulse = &group.inner.pulse;
             match pulse.due(now_us) {
                 Due::Nothing => {}
-                Due::Campaign if group.inner.is_silent() => {}
+                Due::Campaign if group.inner.is_silent() && !self.sets_free(group) => {}
                 Due::Campaign => candidates.push(group.clone()),
                 Due::Beat if !beat => {}
                 Due::Beat => {
@@ -70,10 +70,13 @@ impl Groups {
             }
         }
         for group in candidates {
-            group.inner.pulse.campaigned(now_us + self.retry_us(), self.patience_us());
-            if let Err(fatal) = group.inner.raft.trigger().elect(true).await {
-                tracing::debug!(tablet = %group.tablet(), %fatal, "no campaign");
-            }
+            let pulse = &group.inner.pulse;
+            let retry_us = match pulse.is_hurried(now_us) {
+                true => self.hurried_us(),
+                false => self.retry_us(),
+            };
+            pulse.campaigned(now_us + retry_us, self.patience_us());
+            group.try_campaign().await;
         }
         for (peer, groups) in quiet {
             self.name_quiet(peer, groups);
@@ -127,5 +130,11 @@ impl Groups {
     fn retry_us(&self) -> u64 {
         let heartbeat_us = self.inner.config.heartbeat.as_micros() as u64;
         heartbeat_us / 2 + self.inner.env.random_below(heartbeat_us * 2)
+    }
+
+    /// The same of one whose voters may be starting at this moment.
+    pub(crate) fn hurried_us(&self) -> u64 {
+        let heartbeat_us = self.inner.config.heartbeat.as_micros() as u64;
+        heartbeat_us / 4 + self.inner.env.random_below(heartbeat_us / 2)
     }
 }

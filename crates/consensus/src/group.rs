@@ -1,6 +1,7 @@
 //! One group: its role, its proposals, its lease, its members.
 
 use crate::lease::Lease;
+use crate::promise::Promises;
 use crate::pulse::{Pulse, Standing};
 use crate::types::{Command, LogId, Raft, Types};
 use crate::{Error, Machine};
@@ -15,7 +16,7 @@ use openraft::type_config::alias::InstantOf;
 use openraft::{ChangeMembers, RaftMetrics, ReadPolicy, ServerState};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -69,6 +70,7 @@ pub(crate) struct Parts {
     pub silent_until: Option<Instant>,
     /// The end of the log that this process found on disk.
     pub last_at_start: Option<LogId>,
+    pub promises: Arc<Promises>,
     pub pulse: Pulse,
 }
 
@@ -81,6 +83,7 @@ pub(crate) struct Inner {
     pub(crate) pulse: Pulse,
     pub(crate) last_at_start: Option<LogId>,
     pub(crate) overbid_until_us: AtomicU64,
+    pub(crate) promises: Arc<Promises>,
     lease: Lease,
     /// The term in which leadership is being handed over: nothing new is proposed in it.
     handing_over: AtomicU64,
@@ -88,6 +91,8 @@ pub(crate) struct Inner {
     lease_max: Duration,
     patience: Duration,
     silent_until: Option<Instant>,
+    /// What it found on disk when it started binds it no more.
+    is_freed: AtomicBool,
 }
 
 /// How often it is looked whether a successor has caught up.
@@ -117,7 +122,13 @@ impl Inner {
 
     /// Whether this process may have forgotten a promise.
     pub(crate) fn is_silent(&self) -> bool {
-        self.silent_until.is_some_and(|until| self.env.now() < until)
+        self.silent_until
+            .is_some_and(|until| !self.is_freed.load(Ordering::Acquire) && self.env.now() < until)
+    }
+
+    /// What this process found on disk when it started binds it no more.
+    pub(crate) fn end_silence(&self) {
+        self.is_freed.store(true, Ordering::Release);
     }
 }
 
@@ -133,6 +144,7 @@ impl Group {
             patience,
             silent_until,
             last_at_start,
+            promises,
             pulse,
         } = parts;
         Group {
@@ -145,12 +157,14 @@ impl Group {
                 pulse,
                 last_at_start,
                 overbid_until_us: AtomicU64::new(0),
+                promises,
                 lease: Lease::default(),
                 handing_over: AtomicU64::new(0),
                 epoch,
                 lease_max: lease,
                 patience,
                 silent_until,
+                is_freed: AtomicBool::new(false),
             }),
         }
     }
@@ -350,7 +364,14 @@ impl Group {
         self.inner.last_at_start.is_none()
     }
 
-    /// Campaigns now, unless a leader is known.
+    /// Asks whether it would be elected, and campaigns if so. Who is bound to a leader does neither.
+    pub(crate) async fn try_campaign(&self) {
+        if let Err(fatal) = self.inner.raft.trigger().elect(true).await {
+            tracing::debug!(tablet = %self.inner.tablet, %fatal, "no campaign");
+        }
+    }
+
+    /// Campaigns now, unless it leads. For new groups, in which nobody is bound to anyone.
     pub async fn campaign(&self) -> Result<(), Error> {
         self.inner.raft.trigger().elect(false).await.map_err(|fatal| self.stopped(&fatal))
     }
@@ -438,6 +459,7 @@ impl Group {
         machine: Arc<dyn Machine>,
     ) {
         let group = self.clone();
+        let found = self.inner.promises.newest().map(|promise| promise.vote.leader_id);
         self.inner.env.spawn("group role", async move {
             let mut server = group.inner.raft.server_metrics();
             loop {
@@ -445,6 +467,11 @@ impl Group {
                 let (now, standing) = {
                     let server = server.borrow_watched();
                     let term = server.vote.leader_id.term;
+                    if found.is_some_and(|found| term > found.term) {
+                        // Whoever was elected since needed voters that were free of the earlier
+                        // leader; so that one's lease is over, and this node's part in it.
+                        group.inner.end_silence();
+                    }
                     let leader = server.current_leader.map(NodeId);
                     let membership = server.membership_config.membership();
                     let me = group.inner.me;

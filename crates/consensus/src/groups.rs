@@ -5,8 +5,10 @@
 //! * **A restarted process has forgotten its leases.** openraft restores a vote, but not when the
 //!   leader it was given to was last heard from; it could vote for another while that leader
 //!   still believes in its lease. For one maximal election time-out after a start this node
-//!   neither campaigns nor votes, except in a hand-over, which the leader or a report of its
-//!   death has authorised. Who voted for itself last, or never, owes nothing to anyone.
+//!   neither campaigns nor votes, except in a hand-over, which the leader has authorised. The
+//!   silence ends early when the leader's process is known to be dead (`promise`, `succession`) or
+//!   another leader has been heard. Who voted last for itself, for a candidate of which nothing was
+//!   heard, or never, owes nothing to anyone.
 //! * **A restarted leader does not go on in its term** (`enable_leader_restore` is off): its lock
 //!   table is empty, and a term names one lock table's life.
 //! * **A log that begins after the state's end is not started on**: what is missing in between
@@ -15,7 +17,8 @@
 use crate::applier::Applier;
 use crate::group::{self, Group};
 use crate::log::GroupLog;
-use crate::network::{Append, Network};
+use crate::network::{Append, Campaign, Network};
+use crate::promise::Deaths;
 use crate::pulse::Pulse;
 use crate::snapshot::{Arriving, Message, SnapshotData};
 use crate::types::{LogId, Raft, SnapshotMeta, Types, Vote, decode, encode};
@@ -91,6 +94,7 @@ pub(crate) struct Inner {
     pub(crate) transport: Transport,
     pub(crate) config: Config,
     pub(crate) groups: RwLock<HashMap<TabletId, Group>>,
+    pub(crate) deaths: Deaths,
     /// The moment from which the pulses count.
     epoch: Instant,
     n_snapshots_sent: Arc<AtomicU64>,
@@ -113,6 +117,7 @@ impl Inner {
 }
 
 /// Does not keep the groups from ending.
+#[derive(Clone)]
 pub(crate) struct WeakGroups(Weak<Inner>);
 
 impl WeakGroups {
@@ -138,6 +143,7 @@ impl Groups {
             transport,
             config,
             groups: RwLock::default(),
+            deaths: Deaths::default(),
             arriving: Arriving::default(),
             unknown: RwLock::default(),
             told: Mutex::default(),
@@ -183,7 +189,9 @@ impl Groups {
         };
         let config = Arc::new(config.validate().map_err(|error| stopped(error.to_string()))?);
         let log = GroupLog::new(tablet, inner.store.log().clone());
-        let vote = log.vote().map_err(|error| stopped(error.to_string()))?;
+        let promise = log.promise().map_err(|error| stopped(error.to_string()))?;
+        let promises = log.promises();
+        promises.find(promise);
         let purged = log.purged().map_err(|error| stopped(error.to_string()))?;
         let last_at_start = log.last().map_err(|error| stopped(error.to_string()))?;
         let (applied_term, terms) = tokio::sync::watch::channel(0);
@@ -196,7 +204,7 @@ impl Groups {
         );
         let applier = applier.map_err(|error| stopped(error.to_string()))?;
         let next = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
-        if vote.is_none() && applier.applied().is_some_and(|applied| applied.index > 0) {
+        if promise.is_none() && applier.applied().is_some_and(|applied| applied.index > 0) {
             return Err(stopped(
                 "its state is here and its log is gone; give this node an empty data directory and \
                  let it join anew"
@@ -215,13 +223,18 @@ impl Groups {
             env: inner.env.clone(),
             transport: inner.transport.clone(),
             tablet,
+            groups: self.downgrade(),
             n_snapshots_sent: inner.n_snapshots_sent.clone(),
         };
-        let raft = Raft::new(inner.me.0, config, network, log, applier).await;
+        // Its tasks are started where this runs: among those that vote, whoever asked.
+        let me = inner.me.0;
+        let starting = async move { Raft::new(me, config, network, log, applier).await };
+        let raft = inner.env.run("a group's start", starting).await;
+        let raft = raft.ok_or_else(|| stopped("this node is ending".into()))?;
         let raft = raft.map_err(|fatal| stopped(fatal.to_string()))?;
 
         let now = inner.env.now();
-        let owes = vote.is_some_and(|vote| vote.leader_id.voted_for != inner.me.0);
+        let owes = promise.is_some_and(|promise| promise.binds(inner.me));
         let leads_alone = {
             let server = raft.server_metrics();
             let server = server.borrow_watched();
@@ -241,10 +254,13 @@ impl Groups {
             patience: inner.config.election_max,
             silent_until: owes.then(|| now + inner.config.election_max),
             last_at_start,
+            promises,
             pulse: Pulse::new(campaign_at_us, patience_us),
         });
         group.run_roles(terms, machine);
         inner.groups.write().insert(tablet, group.clone());
+        // A death that was told before the group was there to hear it.
+        self.succeed(&group);
         Ok(group)
     }
 
@@ -302,29 +318,41 @@ impl Groups {
                 })
             },
         );
-        self.handle(MessageKind::RaftVote, |group, rpc: VoteRequest<Types>| async move {
-            if let Some(refusal) = group.refuses(&rpc) {
+        self.handle(MessageKind::RaftVote, |groups, group, campaign: Campaign| async move {
+            let Campaign { request, deaths } = campaign;
+            groups.hear_deaths(&group, &deaths).await?;
+            if let Some(refusal) = group.refuses(&request) {
                 return Ok(refusal);
             }
-            let answer =
-                group.inner.raft.vote(rpc.clone()).await.map_err(|error| error.to_string())?;
+            let raft = &group.inner.raft;
+            let answer = raft.vote(request.clone()).await.map_err(|error| error.to_string())?;
             if answer.vote_granted {
-                group.inner.pulse.patient(group.inner.now_us());
-            } else if group.overbids(&rpc, &answer) {
+                group.inner.pulse.yielded(group.inner.now_us(), groups.hurried_us());
+            } else if groups.overbids(&group, &request, &answer) {
                 let env = group.inner.env.clone();
-                env.spawn("overbid", async move { group.overbid(rpc.vote.leader_id.term).await });
+                let term = request.vote.leader_id.term;
+                env.spawn("overbid", async move { group.overbid(term).await });
             }
             Ok(answer)
         });
-        self.handle(MessageKind::RaftPreVote, |group, rpc: VoteRequest<Types>| async move {
-            if let Some(refusal) = group.refuses(&rpc) {
+        self.handle(MessageKind::RaftPreVote, |groups, group, campaign: Campaign| async move {
+            let Campaign { request, deaths } = campaign;
+            groups.hear_deaths(&group, &deaths).await?;
+            if let Some(refusal) = group.refuses(&request) {
                 return Ok(refusal);
             }
-            group.inner.raft.pre_vote(rpc).await.map_err(|error| error.to_string())
+            let raft = &group.inner.raft;
+            let answer = raft.pre_vote(request.clone()).await.map_err(|error| error.to_string())?;
+            if groups.overbids(&group, &request, &answer) {
+                let env = group.inner.env.clone();
+                let term = request.vote.leader_id.term;
+                env.spawn("overbid", async move { group.overbid(term).await });
+            }
+            Ok(answer)
         });
         self.handle(
             MessageKind::RaftTransferLeader,
-            |group, rpc: TransferLeaderRequest<Types>| async move { group.take_over(rpc).await },
+            |_, group, rpc: TransferLeaderRequest<Types>| async move { group.take_over(rpc).await },
         );
         let weak = self.downgrade();
         self.inner.transport.handle(
@@ -345,7 +373,7 @@ impl Groups {
     fn handle<Q, A, F>(
         &self,
         kind: MessageKind,
-        work: impl Fn(Group, Q) -> F + Clone + Send + Sync + 'static,
+        work: impl Fn(Groups, Group, Q) -> F + Clone + Send + Sync + 'static,
     ) where
         Q: serde::de::DeserializeOwned + Send + 'static,
         A: Serialize + Send,
@@ -359,7 +387,7 @@ impl Groups {
                     (None, _) => Err("this node is stopping".into()),
                     (_, Err(error)) => Err(format!("a message does not decode: {error}")),
                     (Some(groups), Ok((tablet, request))) => match groups.get(tablet) {
-                        Some(group) => work(group, request).await,
+                        Some(group) => work(groups, group, request).await,
                         None => {
                             groups.tell_unknown(tablet, from);
                             Err(format!("tablet {tablet} has no replica here"))
@@ -382,9 +410,21 @@ impl Groups {
             return Err(format!("tablet {tablet} has no replica here"));
         };
         let inner = &group.inner;
+        let is_first = self.hear_leader(&group, &rpc.vote, from);
+        let is_hurried = inner.pulse.is_hurried(self.inner.now_us());
         // Heard on arrival: while a snapshot is being installed the answer takes its time.
         inner.pulse.heard(rpc.vote.leader_id.term, self.inner.now_us(), self.inner.loyalty_us());
-        inner.raft.append_entries(rpc).await.map_err(|error| error.to_string())
+        let answer = inner.raft.append_entries(rpc).await.map_err(|error| error.to_string());
+        if is_first || is_hurried {
+            // The last word of a dead leader may have come behind the report of its death.
+            self.succeed(&group);
+        }
+        answer
+    }
+
+    /// Before a leader's message is looked at: see [`crate::promise`].
+    fn hear_leader(&self, group: &Group, vote: &Vote, from: NodeId) -> bool {
+        group.inner.promises.hear(vote, from, || self.inner.transport.boot_of(from))
     }
 
     fn tell_unknown(&self, tablet: TabletId, from: NodeId) {
@@ -424,6 +464,9 @@ impl Groups {
             }
             Message::End { tablet, transfer, vote, meta, ranges } => {
                 let staging = arriving.end(tablet, from, transfer)?;
+                if let Some(group) = self.get(tablet) {
+                    self.hear_leader(&group, &vote, from);
+                }
                 self.install(tablet, staging, vote, meta, ranges).await.map(Some)
             }
         }

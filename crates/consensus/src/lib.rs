@@ -11,7 +11,8 @@
 //! * [`groups`]: the groups of this node, the messages they answer, reports of deaths
 //! * [`group`]: one group: roles, proposals, leases, members
 //! * `lease`, `pulse`, `beat`: who leads for how long, who is alive, one timer for all groups
-//! * `succession`: elections after a reported death; `purge`: when a log forgets
+//! * `promise`: to whom a vote binds, and when that is void; `succession`: elections after a death
+//! * `purge`: when a log forgets
 //! * `log`, `applier`, `network`, `snapshot`: openraft's four seams
 //!
 //! This room knows nothing of transactions: what an entry does is the [`Machine`]'s business.
@@ -24,6 +25,7 @@ pub mod groups;
 mod lease;
 mod log;
 mod network;
+mod promise;
 mod pulse;
 mod purge;
 mod snapshot;
@@ -32,6 +34,7 @@ mod types;
 
 pub use group::{Group, Role, Status};
 pub use groups::{Config, Groups, Stats};
+pub use promise::Death;
 
 use base::{Disposition, NodeId, TabletId};
 use bytes::Bytes;

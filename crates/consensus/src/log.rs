@@ -2,15 +2,18 @@
 //!
 //! Votes and entries go through the same ordered stream, so a vote can never be durable while an
 //! entry acknowledged before it is not. What is appended can be read at once; it counts as
-//! stored only when the shared fsync has returned.
+//! stored only when the shared fsync has returned. A vote is saved as the [`Promise`] that it is.
 
+use crate::promise::{Promise, Promises};
 use crate::types::{LogId, RaftEntry, Types, Vote, decode, encode};
 use base::TabletId;
+use bytes::Bytes;
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 use storage::{Done, Entry, Log, Slot};
 use tokio::sync::oneshot;
 
@@ -21,24 +24,30 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 pub struct GroupLog {
     tablet: TabletId,
     log: Log,
+    promises: Arc<Promises>,
 }
 
 impl GroupLog {
     pub fn new(tablet: TabletId, log: Log) -> GroupLog {
-        GroupLog { tablet, log }
+        GroupLog { tablet, log, promises: Arc::default() }
     }
 
-    fn load<T: serde::de::DeserializeOwned>(&self, slot: Slot) -> io::Result<Option<T>> {
-        let bytes = self.log.load(self.tablet, slot).map_err(io::Error::other)?;
-        bytes.map(|bytes| decode(&bytes)).transpose()
+    /// What this replica promises from now on.
+    pub fn promises(&self) -> Arc<Promises> {
+        self.promises.clone()
     }
 
-    pub fn vote(&self) -> io::Result<Option<Vote>> {
-        self.load(Slot::Vote)
+    fn load(&self, slot: Slot) -> io::Result<Option<Bytes>> {
+        self.log.load(self.tablet, slot).map_err(io::Error::other)
+    }
+
+    /// What is on disk.
+    pub fn promise(&self) -> io::Result<Option<Promise>> {
+        self.load(Slot::Vote)?.map(|bytes| Promise::from_bytes(&bytes)).transpose()
     }
 
     pub fn purged(&self) -> io::Result<Option<LogId>> {
-        self.load(Slot::Purged)
+        self.load(Slot::Purged)?.map(|bytes| decode(&bytes)).transpose()
     }
 
     /// The id of the last entry there ever was and was not cut off.
@@ -106,7 +115,7 @@ impl RaftLogReader<Types> for GroupLog {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        self.vote()
+        Ok(self.promise()?.map(|promise| promise.vote))
     }
 
     async fn limited_get_log_entries(
@@ -131,7 +140,8 @@ impl RaftLogStorage<Types> for GroupLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let (done, durable) = done();
-        self.log.save(self.tablet, Slot::Vote, Some(encode(vote)), done);
+        let promise = self.promises.make(*vote);
+        self.log.save(self.tablet, Slot::Vote, Some(promise.to_bytes()), done);
         durable.await.map_err(|_| stopped())
     }
 

@@ -1,11 +1,13 @@
 //! openraft's network, over the node's one transport.
 
+use crate::groups::WeakGroups;
+use crate::promise::Death;
 use crate::snapshot::{self, SnapshotData};
 use crate::types::{Types, Vote, decode, encode};
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -23,7 +25,16 @@ pub struct Network {
     pub env: Env,
     pub transport: Transport,
     pub tablet: TabletId,
+    pub groups: WeakGroups,
     pub n_snapshots_sent: Arc<AtomicU64>,
+}
+
+/// What a candidate asks for, and the deaths that its voters may not have heard of: whoever was
+/// down when they were reported is freed by the very question (`succession`).
+#[derive(Serialize, Deserialize)]
+pub struct Campaign {
+    pub request: VoteRequest<Types>,
+    pub deaths: Vec<Death>,
 }
 
 /// What one node's leaders say to another node.
@@ -38,6 +49,9 @@ pub enum Append {
 /// Entries are on their way for this long at most. A heartbeat is not waited for that long, but
 /// what takes a follower's disk a while must not be sent again and again.
 const ENTRIES_DEADLINE: Duration = Duration::from_secs(2);
+/// A member that cannot be reached is tried again this often: its process may be back in a moment,
+/// and be the one that makes a majority.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Connection;
@@ -60,6 +74,12 @@ impl Connection {
         deadline: Duration,
     ) -> Result<A, RPCError<Types>> {
         self.call(kind, encode(&(self.network.tablet, request)), deadline).await
+    }
+
+    fn campaign(&self, request: VoteRequest<Types>) -> Campaign {
+        let groups = self.network.groups.upgrade();
+        let deaths = groups.map(|groups| groups.deaths_in(self.network.tablet));
+        Campaign { request, deaths: deaths.unwrap_or_default() }
     }
 
     async fn call<A: DeserializeOwned>(
@@ -101,7 +121,7 @@ impl RaftNetworkV2<Types> for Connection {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask(MessageKind::RaftVote, request, option.hard_ttl()).await
+        self.ask(MessageKind::RaftVote, self.campaign(request), option.hard_ttl()).await
     }
 
     async fn pre_vote(
@@ -109,7 +129,7 @@ impl RaftNetworkV2<Types> for Connection {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask(MessageKind::RaftPreVote, request, option.hard_ttl()).await
+        self.ask(MessageKind::RaftPreVote, self.campaign(request), option.hard_ttl()).await
     }
 
     async fn full_snapshot(
@@ -119,7 +139,7 @@ impl RaftNetworkV2<Types> for Connection {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let Network { env, transport, tablet, n_snapshots_sent } = &self.network;
+        let Network { env, transport, tablet, n_snapshots_sent, .. } = &self.network;
         let transfer = env.random();
         tokio::select! {
             sent = snapshot::send(transport, self.target, *tablet, transfer, vote, snapshot) => {
@@ -141,5 +161,9 @@ impl RaftNetworkV2<Types> for Connection {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
         self.ask(MessageKind::RaftTransferLeader, request, option.hard_ttl()).await
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(TRY_AGAIN)))
     }
 }

@@ -10,6 +10,10 @@
 //! each peer. Whoever is named counts as heard from. Leases are not prolonged that way: a quiet
 //! leader has none, and asks a quorum before it serves again.
 //!
+//! A replica whose leader's process is known to be dead is in a *hurry*: it tries often, because the
+//! voters that it misses may be starting at that moment, and does not wait long for a candidate that
+//! it voted for. The hurry ends when a leader speaks.
+//!
 //! What is absent: no clock is read and nothing is sent here; callers pass the time in
 //! microseconds since the node's groups began.
 
@@ -49,6 +53,7 @@ pub(crate) struct Pulse {
     /// Until then a leader is taken to be alive, and nobody else gets this node's vote.
     loyal_until_us: AtomicU64,
     campaign_at_us: AtomicU64,
+    hurried_until_us: AtomicU64,
     /// How long this replica waits for a silent leader; drawn anew for each campaign.
     patience_us: AtomicU64,
     /// When something was last asked of the group.
@@ -84,12 +89,31 @@ impl Pulse {
     pub fn heard(&self, term: u64, now_us: u64, loyalty_us: u64) {
         if term >= self.term.load(Ordering::Acquire) {
             self.loyal_until_us.store(now_us + loyalty_us, Ordering::Release);
+            self.hurried_until_us.store(0, Ordering::Release);
             self.patient(now_us);
         }
     }
 
-    /// Waits a full patience from now on: a leader spoke, or a candidate got this node's vote.
-    pub fn patient(&self, now_us: u64) {
+    /// A candidate got this node's vote, and has time to win: in a hurry no more than `pause_us`.
+    pub fn yielded(&self, now_us: u64, pause_us: u64) {
+        match self.is_hurried(now_us) {
+            true => _ = self.campaign_at_us.fetch_max(now_us + pause_us, Ordering::AcqRel),
+            false => self.patient(now_us),
+        }
+    }
+
+    /// The leader's process is dead: tries at `at_us`, and again soon until `until_us`.
+    pub fn hurry(&self, at_us: u64, until_us: u64) {
+        self.hurried_until_us.store(until_us, Ordering::Release);
+        self.campaign_at_us.store(at_us, Ordering::Release);
+    }
+
+    pub fn is_hurried(&self, now_us: u64) -> bool {
+        now_us < self.hurried_until_us.load(Ordering::Acquire)
+    }
+
+    /// Waits a full patience from now on.
+    fn patient(&self, now_us: u64) {
         let patience_us = self.patience_us.load(Ordering::Relaxed);
         self.campaign_at_us.fetch_max(now_us + patience_us, Ordering::AcqRel);
     }
@@ -179,6 +203,20 @@ mod tests {
         assert!(pulse.is_loyal(889) && !pulse.is_loyal(890));
         pulse.heard(2, 1000, 800);
         assert_eq!(pulse.due(1090), Due::Campaign, "a leader of the past does not count");
+    }
+
+    #[test]
+    fn a_dead_leader_s_follower_is_in_a_hurry_until_another_speaks() {
+        let pulse = follower();
+        pulse.heard(3, 90, 800);
+        pulse.hurry(150, 10_000);
+        assert_eq!((pulse.due(149), pulse.due(150)), (Due::Nothing, Due::Campaign));
+        pulse.yielded(150, 70);
+        assert_eq!((pulse.due(219), pulse.due(220)), (Due::Nothing, Due::Campaign));
+        pulse.heard(4, 220, 800);
+        assert!(!pulse.is_hurried(221));
+        pulse.yielded(300, 70);
+        assert_eq!((pulse.due(1299), pulse.due(1300)), (Due::Nothing, Due::Campaign));
     }
 
     #[test]

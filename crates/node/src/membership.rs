@@ -124,16 +124,28 @@ impl Membership {
         self.parts.transport.handle(
             MessageKind::DeathReport,
             move |_: NodeId, payload: Bytes| -> Answer {
-                if let Ok(report) = postcard::from_bytes::<DeathReport>(&payload)
-                    && report.node != this.me()
-                    && report.is_news(this.parts.transport.boot_of(report.node))
-                {
-                    tracing::info!(node = %report.node, boot = report.boot, "a worker is dead");
-                    this.parts.node.report_death(report.node);
+                match postcard::from_bytes::<DeathReport>(&payload) {
+                    Ok(report) => this.hear_death(report),
+                    Err(error) => tracing::warn!(%error, "a report of a death does not decode"),
                 }
                 Box::pin(std::future::ready(Bytes::new()))
             },
         );
+    }
+
+    /// A report may come late, and more than once: it is a fact about one start and those before it.
+    fn hear_death(&self, report: DeathReport) {
+        let DeathReport { node, boot } = report;
+        // Strangers report too. Nobody is heard about whom this node does not know.
+        if node == self.me() || !self.topology.read().nodes.contains_key(&node) {
+            return;
+        }
+        // The groups know which start led in which term, so they judge by themselves.
+        self.parts.groups.report_death(consensus::Death { node, boot });
+        if report.is_news(self.parts.transport.boot_of(node)) {
+            tracing::info!(%node, boot, "a worker is dead");
+            self.parts.node.report_death(node);
+        }
     }
 
     /// Gives a newcomer its id, and its place: whoever listened there before is replaced.

@@ -265,10 +265,9 @@ impl Node {
         members.iter().copied().chain((!members.contains(&self.me)).then_some(self.me)).collect()
     }
 
-    /// A supervisor said so: a fact.
+    /// A supervisor said so: a fact, and no later start of the node was heard from.
     pub fn report_death(&self, node: NodeId) {
         self.dead.write().insert(node);
-        self.groups.report_death(node);
     }
 
     pub(crate) fn is_dead(&self, node: NodeId) -> bool {

@@ -3,7 +3,7 @@
 use base::env::{FaultyNet, Instant, MemoryNet};
 use base::{Env, KeyRange, NodeId, Scn, TabletId};
 use bytes::Bytes;
-use consensus::{Config, Entry, Error, Group, Groups, Machine, Position, Role};
+use consensus::{Config, Death, Entry, Error, Group, Groups, Machine, Position, Role};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -29,6 +29,16 @@ pub fn config() -> Config {
         election_max: Duration::from_millis(700),
         lease: Duration::from_millis(430),
         ..Config::default()
+    }
+}
+
+/// Whoever waits for a time-out waits longer than any test does.
+pub fn patient() -> Config {
+    Config {
+        election_min: PATIENCE * 4,
+        election_max: PATIENCE * 5,
+        lease: PATIENCE * 3,
+        ..config()
     }
 }
 
@@ -190,6 +200,8 @@ pub struct Cluster {
     pub wrong: Arc<Mutex<Vec<String>>>,
     dir: tempfile::TempDir,
     boot: AtomicU64,
+    /// The newest start of each node, dead or alive.
+    boots: Mutex<BTreeMap<u64, u64>>,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -214,6 +226,7 @@ impl Cluster {
             wrong: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
             boot: AtomicU64::new(1),
+            boots: Mutex::default(),
             _alone: ALONE.lock(),
         };
         let members: Vec<NodeId> = (1..=n).map(NodeId).collect();
@@ -254,6 +267,7 @@ impl Cluster {
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
         let entered = runtime.enter();
         let boot = self.boot.fetch_add(1, Ordering::Relaxed);
+        self.boots.lock().insert(id, boot);
         let env = Env::seeded(boot, Arc::new(self.net.of(address(id))));
         let options = Options { log_bytes: 1 << 30, ..Options::default() };
         // A killed node's last tasks may still be letting go of the files.
@@ -302,11 +316,20 @@ impl Cluster {
         }
     }
 
+    /// The newest start of node `id`, as a death names it.
+    pub fn death(&self, id: u64) -> Death {
+        Death { node: NodeId(id), boot: self.boots.lock()[&id] }
+    }
+
     /// Tells all that live that node `id` does not.
     pub fn report_death(&self, id: u64) {
-        for node in self.nodes.values() {
-            node.run(async { node.groups.report_death(NodeId(id)) });
-        }
+        self.nodes.keys().for_each(|to| self.tell(*to, self.death(id)));
+    }
+
+    /// Tells node `to` of a death.
+    pub fn tell(&self, to: u64, death: Death) {
+        let node = self.node(to);
+        node.run(async { node.groups.report_death(death) });
     }
 
     pub fn cut(&self, a: u64, b: u64) {

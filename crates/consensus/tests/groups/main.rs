@@ -3,6 +3,7 @@
 //! condition; the network can be cut between any two nodes.
 
 mod cluster;
+mod deaths;
 mod leadership;
 mod members;
 mod snapshots;
