@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: Atoll beside others of its kind, on this machine, in the same run, in turn;
-//! medians over rounds, and ratios.
+//! medians over rounds, and ratios. `kills` has nobody beside it.
 
 pub mod gateway;
+pub mod kills;
 pub mod sql;
 
 fn median(values: &[f64]) -> f64 {

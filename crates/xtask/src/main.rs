@@ -57,6 +57,8 @@ enum Bench {
     Sql(bench::sql::Options),
     /// Speed, memory, tail and faults of the HTTP gateway: HAProxy, nginx, Envoy, Atoll.
     Gateway(bench::gateway::Options),
+    /// How long writes stop when workers are killed: one, two in a row, storms.
+    Kills(bench::kills::Options),
 }
 
 fn main() -> Result<()> {
@@ -78,6 +80,7 @@ fn main() -> Result<()> {
         }
         Task::Bench { bench: Bench::Sql(options) } => bench::sql::run(&options),
         Task::Bench { bench: Bench::Gateway(options) } => bench::gateway::run(&options),
+        Task::Bench { bench: Bench::Kills(options) } => bench::kills::run(&options),
         Task::Load(options) => bench::gateway::load::run(&options),
         Task::Backend(options) => bench::gateway::backend::run(&options),
     }
