@@ -23,32 +23,19 @@ impl TabletId {
     pub const FIRST_DATA: TabletId = TabletId(2);
 }
 
-/// One transaction, unique over the life of the cluster: the id of the node that runs it, how
-/// often that node has started, and a counter.
+/// One transaction, unique over the life of the cluster. Its first 16 bits are the id of the node that
+/// runs it; `txn::ids` says how the others are given out.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct TxnId(pub u64);
 
 impl TxnId {
-    const COUNTER_BITS: u32 = 31;
-    const BOOT_BITS: u32 = 16;
-
-    /// `boot` is the number of this start of the node (it wraps after 65,536 starts), `counter`
-    /// the transaction's number within it.
-    pub fn new(node: NodeId, boot: u64, counter: u64) -> TxnId {
-        let counter = counter & ((1 << Self::COUNTER_BITS) - 1);
-        let boot = boot & ((1 << Self::BOOT_BITS) - 1);
-        TxnId(
-            (node.0 << (Self::COUNTER_BITS + Self::BOOT_BITS))
-                | (boot << Self::COUNTER_BITS)
-                | counter,
-        )
-    }
+    const NUMBER_BITS: u32 = 48;
 
     /// The node that began the transaction and coordinates its commit.
     pub fn node(self) -> NodeId {
-        NodeId(self.0 >> (Self::COUNTER_BITS + Self::BOOT_BITS))
+        NodeId(self.0 >> Self::NUMBER_BITS)
     }
 }
 

@@ -95,7 +95,7 @@ impl Home {
         Ok(self.read_json("boot")?.unwrap_or(0))
     }
 
-    /// Before every start of the worker; durable when it returns.
+    /// Before every start of the worker, and for each block of ids; durable when it returns.
     pub fn raise_boot(&self) -> Result<u64, Error> {
         let boot = self.boot()? + 1;
         self.write_json("boot", &boot)?;

@@ -230,6 +230,9 @@ impl Membership {
                 tracing::debug!(?error, "the catalog is not there yet");
                 this.parts.env.sleep(LOOK_SOON).await;
             }
+            // What earlier starts of this node have left.
+            let (me, boot) = (this.me(), this.parts.row.boot);
+            this.remove_abandoned(&engine, |node, other| node != me || other >= boot).await;
             let mut swept = this.parts.env.now();
             loop {
                 let pause = match this.look().await {
@@ -249,10 +252,21 @@ impl Membership {
         if now < swept + SWEEP_EVERY {
             return swept;
         }
-        if leads_root && let Err(error) = engine.sweep().await {
-            tracing::debug!(?error, "dropped tables are not swept yet");
+        if leads_root {
+            if let Err(error) = engine.sweep().await {
+                tracing::debug!(?error, "dropped tables are not swept yet");
+            }
+            let topology = self.topology();
+            let lives = |node, boot| topology.nodes.get(&node).is_some_and(|row| row.boot <= boot);
+            self.remove_abandoned(engine, lives).await;
         }
         now
+    }
+
+    async fn remove_abandoned(&self, engine: &sql::Engine, lives: impl Fn(NodeId, u64) -> bool) {
+        if let Err(error) = sql::run::ddl::index::remove_abandoned(engine, lives).await {
+            tracing::debug!(?error, "abandoned indexes are not removed yet");
+        }
     }
 
     async fn write_own_row(&self) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use base::{NodeId, Scn, TxnId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sql::Datum;
+use sql::catalog::Changed;
 use sql::views::AtollView;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,9 @@ use txn::{Client, Isolation, LockMode};
 
 /// A node that does not answer in this time is shown as unreachable.
 const INSPECT: Duration = Duration::from_millis(500);
+
+/// How long a change of definitions waits until the other nodes have heard of it.
+const DEFINITIONS: Duration = Duration::from_millis(300);
 
 pub struct Views {
     config: Config,
@@ -76,6 +80,17 @@ impl Views {
         self.transport.handle(MessageKind::Inspect, move |_: NodeId, _: Bytes| -> Answer {
             let answer = this.inspect_self();
             Box::pin(std::future::ready(postcard::to_stdvec(&answer).unwrap_or_default().into()))
+        });
+    }
+
+    /// Hears of definitions that were changed on other nodes.
+    pub fn hear_definitions(&self, engine: sql::Engine) {
+        self.transport.handle(MessageKind::Definitions, move |_: NodeId, news: Bytes| -> Answer {
+            // What does not decode is a newer node's: the tablets tell as well.
+            if let Ok(changed) = postcard::from_bytes::<Changed>(&news) {
+                engine.forget(&changed);
+            }
+            Box::pin(std::future::ready(Bytes::new()))
         });
     }
 
@@ -243,5 +258,16 @@ impl sql::views::Source for Views {
             AtollView::RollbackSegments => self.segments().await,
             AtollView::Settings => self.settings(),
         }
+    }
+
+    async fn definitions_changed(&self, changed: &Changed) {
+        let Ok(news) = postcard::to_stdvec(changed).map(Bytes::from) else { return };
+        let me = self.membership.me();
+        let others = self.membership.topology().ids().into_iter().filter(|id| *id != me);
+        let tell = others.map(|id| {
+            self.transport.call(id, MessageKind::Definitions, DEFINITIONS, news.clone())
+        });
+        // A node that does not hear it is told by the tablets.
+        drop(futures::future::join_all(tell).await);
     }
 }

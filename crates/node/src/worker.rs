@@ -219,6 +219,7 @@ pub async fn start(
         groups: groups.clone(),
         transport: transport.clone(),
         boot,
+        blocks: blocks(home),
         members,
     };
     let founders: Option<BTreeSet<NodeId>> = match (&identity.founders, is_founder) {
@@ -261,6 +262,7 @@ pub async fn start(
         transport.clone(),
     );
     source.register();
+    let definitions = source.clone();
     serving.serve(config.listen).await?;
     if founders.is_some() {
         home.set_founded()?;
@@ -271,6 +273,7 @@ pub async fn start(
     };
     let serve = env.on(Runtime::Serve);
     let engine = sql::Engine::new(serve.clone(), client, Arc::new(query::DataFusion::new()?), source, auth);
+    definitions.hear_definitions(engine.clone());
     let listener = env
         .net()
         .listen(config.sql_listen)
@@ -283,6 +286,12 @@ pub async fn start(
     let sql = serve.spawn("sql listener", serve_sql);
     tracing::info!(node = %identity.node, zone = config.zone, sql = %config.sql_listen, boot, "started");
     Ok(Running { shutdown, sql, groups, store })
+}
+
+/// Blocks of ids are numbered like starts, and noted in the same place.
+fn blocks(home: &Home) -> txn::ids::Blocks {
+    let home = home.clone();
+    Arc::new(move || home.raise_boot().map_err(|error| error.to_string()))
 }
 
 /// `filter` is a level, or levels by target: `info,txn=debug`.

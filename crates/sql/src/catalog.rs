@@ -48,6 +48,7 @@ use crate::error::{Error, Result, state};
 use base::Scn;
 use parking_lot::RwLock;
 use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use txn::{Isolation, LockMode, Locked, Txn, Wait};
@@ -89,6 +90,15 @@ pub struct Overlay {
     sequences: HashMap<u32, Arc<Sequence>>,
 }
 
+/// Definitions that a transaction has changed: whoever keeps copies of them forgets these.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// Schemas and names.
+    pub names: Vec<(String, String)>,
+    pub tables: Vec<u32>,
+    pub sequences: Vec<u32>,
+}
+
 impl Overlay {
     pub fn is_empty(&self) -> bool {
         self.names.is_empty() && self.tables.is_empty() && self.sequences.is_empty()
@@ -104,6 +114,15 @@ impl Overlay {
 
     pub fn sequence_ids(&self) -> impl Iterator<Item = u32> {
         self.sequences.keys().copied()
+    }
+
+    /// What others must forget once it is committed.
+    pub fn changed(&self) -> Changed {
+        Changed {
+            names: self.names.keys().cloned().collect(),
+            tables: self.tables.keys().copied().collect(),
+            sequences: self.sequences.keys().copied().collect(),
+        }
     }
 
     /// Ids of the tables changed.
@@ -133,18 +152,18 @@ impl Catalog {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Forgets what a committed transaction changed.
-    pub fn forget(&self, overlay: &Overlay) {
+    /// Forgets what a committed transaction changed, here or on another node.
+    pub fn forget(&self, changed: &Changed) {
         let mut cache = self.cache.write();
         for names in cache.names.values_mut() {
             names.retain(|_, object| match object {
                 Object::Table(table) | Object::Index(table) => {
-                    !overlay.tables.contains_key(&table.id)
+                    !changed.tables.contains(&table.id)
                 }
-                Object::Sequence(sequence) => !overlay.sequences.contains_key(&sequence.id),
+                Object::Sequence(sequence) => !changed.sequences.contains(&sequence.id),
             });
         }
-        for (schema, name) in overlay.names.keys() {
+        for (schema, name) in &changed.names {
             if let Some(names) = cache.names.get_mut(schema) {
                 names.remove(name);
             }
@@ -215,14 +234,18 @@ impl Catalog {
     }
 
     async fn load(&self, schema: &str, name: &str) -> Result<Option<Object>> {
+        let generation = self.generation();
         let mut txn = self.client.begin(Isolation::ReadCommitted);
         let loaded = Self::read_object(&mut txn, schema, name).await;
         txn.rollback().await;
         let object = loaded?;
         if let Some(object) = &object {
             let mut cache = self.cache.write();
-            let names = cache.names.entry(schema.to_owned()).or_default();
-            names.insert(name.to_owned(), object.clone());
+            // What was forgotten while it was read may be the older one.
+            if self.generation() == generation {
+                let names = cache.names.entry(schema.to_owned()).or_default();
+                names.insert(name.to_owned(), object.clone());
+            }
         }
         Ok(object)
     }

@@ -11,7 +11,7 @@ mod statistics;
 pub use sequences::Sequences;
 pub use statistics::{StatementStat, Stopwatch, normalise};
 
-use crate::catalog::{Catalog, PUBLIC, Schema, User, retry, rows};
+use crate::catalog::{Catalog, Changed, PUBLIC, Schema, User, retry, rows};
 use crate::error::{Result, state};
 use crate::session::{Canceler, Session};
 use crate::wide::Wide;
@@ -173,6 +173,18 @@ impl Engine {
 
     pub(crate) fn statistics(&self) -> &Statistics {
         &self.inner.statistics
+    }
+
+    /// Forgets what a committed transaction defined anew, on this node or on another.
+    pub fn forget(&self, changed: &Changed) {
+        self.inner.catalog.forget(changed);
+        changed.sequences.iter().for_each(|id| self.inner.sequences.forget(*id));
+    }
+
+    /// After a commit that defined something anew: forgets it here, and tells the other nodes.
+    pub async fn redefined(&self, changed: &Changed) {
+        self.forget(changed);
+        self.inner.node.definitions_changed(changed).await;
     }
 
     /// What `atoll.statements` shows.

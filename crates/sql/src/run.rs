@@ -60,8 +60,6 @@ pub struct Exec<'a> {
     pub drawn: &'a mut Drawn,
     /// The sequences that this statement has named, as they are now.
     pub sequences: HashMap<String, Arc<Sequence>>,
-    /// Hidden row ids given out by this transaction.
-    pub n_hidden: &'a mut u32,
     /// Zero: no limit.
     pub lock_timeout: Duration,
 }

@@ -39,6 +39,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
 use transaction::Open;
 
@@ -345,6 +346,17 @@ impl Session {
 
     pub fn zone(&self) -> Zone {
         self.settings.zone
+    }
+
+    /// How long the client may be silent now, and what it is told when it was for longer. None: as long
+    /// as it likes.
+    pub fn silence(&self) -> Option<(Duration, Error)> {
+        let (patience, state, what) = match self.status() {
+            TransactionStatus::Idle => (self.settings.idle, "57P05", "idle-session"),
+            _ => (self.settings.idle_in_transaction, "25P03", "idle-in-transaction"),
+        };
+        let message = || format!("terminating connection due to {what} timeout");
+        (!patience.is_zero()).then(|| (patience, Error::new(state, message())))
     }
 
     /// What to tell the client before the answer to what it just asked.

@@ -14,7 +14,7 @@ mod atoll;
 mod pg;
 mod standard;
 
-use crate::catalog::{IndexState, Schema, Sequence, Table, User};
+use crate::catalog::{Changed, IndexState, Schema, Sequence, Table, User};
 use crate::error::Result;
 use crate::types::{Datum, Row, Type};
 use crate::wide::QueryContext;
@@ -43,6 +43,11 @@ impl AtollView {
 #[async_trait::async_trait]
 pub trait Source: Send + Sync {
     async fn rows(&self, view: AtollView) -> Vec<Vec<Datum>>;
+
+    /// Tells the other nodes to forget their copies of these definitions, so that the next statement
+    /// there goes by the new ones. Best effort: whoever does not hear it is refused by the tablets, and
+    /// plans anew.
+    async fn definitions_changed(&self, changed: &Changed);
 }
 
 /// The catalog as of one query.

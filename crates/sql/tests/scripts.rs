@@ -26,6 +26,8 @@ impl Source for NoNode {
     async fn rows(&self, _view: AtollView) -> Vec<Vec<Datum>> {
         Vec::new()
     }
+
+    async fn definitions_changed(&self, _: &sql::catalog::Changed) {}
 }
 
 fn shown_error(error: &Error) -> String {

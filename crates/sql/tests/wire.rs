@@ -20,6 +20,8 @@ impl Source for Alone {
     async fn rows(&self, _: AtollView) -> Vec<Vec<Datum>> {
         Vec::new()
     }
+
+    async fn definitions_changed(&self, _: &sql::catalog::Changed) {}
 }
 
 struct Served {

@@ -47,6 +47,7 @@ impl MessageKind {
             | MessageKind::Tablet
             | MessageKind::TabletBulk
             | MessageKind::Coordinator
+            | MessageKind::Definitions
             | MessageKind::Inspect => Runtime::Serve,
         }
     }
@@ -105,4 +106,6 @@ kinds! {
     Inspect = 23, Foreground;
     /// The nodes that a node knows.
     Topology = 24, Control;
+    /// Definitions of tables that a transaction has changed.
+    Definitions = 25, Foreground;
 }

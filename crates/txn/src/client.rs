@@ -22,7 +22,7 @@ use crate::node::Node;
 use crate::tablet::lost_locks;
 use crate::{Error, admin};
 use base::env::Instant;
-use base::{Key, KeyRange, Scn, TabletId, TxnId};
+use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -196,6 +196,16 @@ impl Client {
             barriers: Vec::new(),
             over: false,
         }
+    }
+
+    /// This node, and which of its starts this is.
+    pub fn coordinator(&self) -> (NodeId, u64) {
+        self.node.coordinator()
+    }
+
+    /// The id of a new row without a primary key: no node gives it out again.
+    pub fn new_row_id(&self) -> u64 {
+        self.node.new_row_id()
     }
 
     /// Cuts the tablet that holds `key` in two at `key` (a no-op where a tablet starts there).

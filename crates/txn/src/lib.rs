@@ -16,6 +16,7 @@ pub mod admin;
 pub mod client;
 pub mod command;
 pub mod error;
+pub mod ids;
 mod key_set;
 pub mod keyspace;
 pub mod locks;

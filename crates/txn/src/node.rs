@@ -13,6 +13,7 @@ use crate::message::{
     CoordinatorRequest, CoordinatorResponse, Epoch, Fault, ReplicaRow, Request, Response, ScnGrant,
     ScnRequest,
 };
+use crate::ids::{Blocks, Ids};
 use crate::routes::Routes;
 use crate::tablet::Tablet;
 use crate::{Error, keyspace};
@@ -52,7 +53,8 @@ pub struct Node {
     pub(crate) groups: Groups,
     pub(crate) transport: Transport,
     boot: u64,
-    next_txn: AtomicU64,
+    txn_ids: Arc<Ids>,
+    row_ids: Arc<Ids>,
     tablets: RwLock<HashMap<TabletId, Arc<Tablet>>>,
     pub(crate) routes: RwLock<Routes>,
     pub(crate) active: Mutex<HashMap<TxnId, Arc<Active>>>,
@@ -79,6 +81,8 @@ pub struct Parts {
     pub transport: Transport,
     /// How often this node has started on its data directory.
     pub boot: u64,
+    /// Where ids come from.
+    pub blocks: Blocks,
     pub members: watch::Receiver<BTreeSet<NodeId>>,
 }
 
@@ -93,16 +97,23 @@ impl Node {
         founders: Option<&BTreeSet<NodeId>>,
     ) -> BoxFuture<'_, Result<Arc<Node>, Error>> {
         Box::pin(async move {
-            let Parts { env, store, groups, transport, boot, members } = parts;
+            let Parts { env, store, groups, transport, boot, blocks, members } = parts;
+            let me = transport.node();
+            let ids = || {
+                Ids::new(env.clone(), me, blocks.clone())
+                    .map_err(|reason| Error::Internal { reason })
+            };
+            let (txn_ids, row_ids) = (ids()?, ids()?);
             let (scn_asks, asked) = mpsc::channel(1024);
             let node = Arc::new(Node {
-                me: transport.node(),
+                me,
                 env,
                 store,
                 groups,
                 transport,
                 boot,
-                next_txn: AtomicU64::new(1),
+                txn_ids,
+                row_ids,
                 tablets: RwLock::default(),
                 routes: RwLock::default(),
                 active: Mutex::default(),
@@ -255,8 +266,16 @@ impl Node {
         self.tablets.read().values().cloned().collect()
     }
 
+    pub(crate) fn coordinator(&self) -> (NodeId, u64) {
+        (self.me, self.boot)
+    }
+
     pub(crate) fn new_txn_id(&self) -> TxnId {
-        TxnId::new(self.me, self.boot, self.next_txn.fetch_add(1, Ordering::Relaxed))
+        TxnId(self.txn_ids.next())
+    }
+
+    pub(crate) fn new_row_id(&self) -> u64 {
+        self.row_ids.next()
     }
 
     /// The nodes of the cluster, this one among them.

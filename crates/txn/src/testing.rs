@@ -1,6 +1,7 @@
 //! Whole nodes in temporary directories, for tests: the real log, the real groups, and a network
 //! in memory.
 
+use crate::ids::Blocks;
 use crate::{Client, Error, Node, Parts};
 use base::env::{FaultyNet, MemoryNet};
 use base::{Env, NodeId, Scn, TabletId};
@@ -79,11 +80,29 @@ async fn start(
     let groups = Groups::new(env.clone(), store.clone(), transport.clone(), Config::default());
     let (_, watched) = watch::channel(members);
     let boot = env.wall_us() as u64;
-    let parts =
-        Parts { env: env.clone(), store: store.clone(), groups, transport, boot, members: watched };
+    let parts = Parts {
+        env: env.clone(),
+        store: store.clone(),
+        groups,
+        transport,
+        boot,
+        blocks: blocks(dir),
+        members: watched,
+    };
     let node = Node::start(parts, founders.as_ref()).await?;
     let client = Client::new(node.clone());
     Ok(TestNode { env, store, node, client })
+}
+
+/// Blocks of ids, noted in the directory.
+fn blocks(dir: &Path) -> Blocks {
+    let path = dir.join("blocks");
+    Arc::new(move || {
+        let noted = std::fs::read_to_string(&path).ok().and_then(|text| text.parse().ok());
+        let block = noted.unwrap_or(0_u64) + 1;
+        std::fs::write(&path, block.to_string()).map_err(|error| error.to_string())?;
+        Ok(block)
+    })
 }
 
 /// Opens the store, once the last tasks of the node that ran on it before have let go of it.

@@ -9,7 +9,7 @@
 //! older rows, which then read as its `missing` value.
 
 use crate::types::{Datum, Type};
-use base::{KeyRange, Scn};
+use base::{KeyRange, NodeId, Scn};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -114,6 +114,8 @@ pub struct Index {
     /// Made by a UNIQUE constraint rather than by CREATE INDEX.
     pub constraint: bool,
     pub state: IndexState,
+    /// Whose work the building is: a node, and which start of it. None once it is public.
+    pub builder: Option<(NodeId, u64)>,
 }
 
 /// How far an index's building has come.

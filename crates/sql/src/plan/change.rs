@@ -12,7 +12,7 @@
 use super::select::{joined, table_factor};
 use super::{Access, Kind, Planner};
 use crate::bind::{Bound, Scope, SlotKind};
-use crate::catalog::{Column as TableColumn, Identity, Table};
+use crate::catalog::{Column as TableColumn, Identity, Index, IndexState, Table};
 use crate::error::{Error, Result, state};
 use crate::expr::Expr;
 use crate::parse;
@@ -278,7 +278,7 @@ impl Planner<'_> {
                     key.sort_unstable();
                     key == ids
                 };
-                let index = table.indexes.iter().position(|i| i.unique && same(&i.columns));
+                let index = table.indexes.iter().position(|i| is_arbiter(i) && same(&i.columns));
                 Some(if !table.is_keyless() && same(&table.primary) {
                     Target::Primary
                 } else {
@@ -292,7 +292,7 @@ impl Planner<'_> {
             }
             Some(ast::ConflictTarget::OnConstraint(name)) => {
                 let name = parse::last_part(name)?;
-                let index = table.indexes.iter().position(|i| i.unique && i.name == name);
+                let index = table.indexes.iter().position(|i| is_arbiter(i) && i.name == name);
                 Some(if !table.is_keyless() && table.primary_name == name {
                     Target::Primary
                 } else {
@@ -768,4 +768,9 @@ fn targets_of<'a>(
         }
     }
     Ok(pairs)
+}
+
+/// Whether ON CONFLICT may name the index: one that is being built does not know all rows yet.
+fn is_arbiter(index: &Index) -> bool {
+    index.unique && index.state == IndexState::Public
 }

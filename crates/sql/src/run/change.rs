@@ -181,7 +181,11 @@ impl Exec<'_> {
             let mut refused: Option<Target> = None;
             for (offset, at) in range.clone().enumerate() {
                 let target = match offset {
-                    0 if table.is_keyless() => continue,
+                    // No id comes twice. Where one does, no row is written over another.
+                    0 if table.is_keyless() => match &locked[at] {
+                        Locked::Held { row: Some(_) } => return Err(rows::repeated_id(table)),
+                        _ => continue,
+                    },
                     0 => Target::Primary,
                     offset if rows::is_unique(table, &table.indexes[offset - 1], &row) => {
                         Target::Index(offset - 1)

@@ -147,13 +147,17 @@ pub fn duplicate(table: &Table, constraint: &str, columns: &[u32], row: &[Datum]
     .constraint(&table.name, constraint)
 }
 
+/// A new row's id is taken: a bug, or a data directory that was copied.
+pub fn repeated_id(table: &Table) -> Error {
+    Error::internal(format!("a row of \"{}\" has the id that was given to a new one", table.name))
+        .hint("Was a node's data directory copied, or put back from an older copy?")
+}
+
 impl Exec<'_> {
-    /// A fresh key for a row of a table without a primary key: unique by the transaction's id.
+    /// A fresh key for a row of a table without a primary key.
     pub fn hidden_key(&mut self, table: &Table) -> Key {
-        let mut key = codec::key_prefix(table.relation, 12);
-        key.extend_from_slice(&self.txn.id().0.to_be_bytes());
-        key.extend_from_slice(&self.n_hidden.to_be_bytes());
-        *self.n_hidden = self.n_hidden.wrapping_add(1);
+        let mut key = codec::key_prefix(table.relation, 8);
+        key.extend_from_slice(&self.engine.client().new_row_id().to_be_bytes());
         key.into()
     }
 

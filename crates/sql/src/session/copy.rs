@@ -71,7 +71,6 @@ impl CopyIn {
             overlay: &mut self.open.overlay,
             drawn: &mut self.drawn,
             sequences: HashMap::new(),
-            n_hidden: &mut self.open.n_hidden,
             lock_timeout: self.lock_timeout,
         };
         let rows = match &self.row {

@@ -615,7 +615,6 @@ pub(super) fn exec_of<'a>(
         overlay: &mut open.overlay,
         drawn,
         sequences: HashMap::new(),
-        n_hidden: &mut open.n_hidden,
         lock_timeout,
     }
 }

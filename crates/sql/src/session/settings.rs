@@ -104,7 +104,14 @@ const KNOWN: &[Known] = &[
         "0",
         Rule::Millis,
         false,
-        "Accepted without effect.",
+        "Ends a session that is idle for so long in a transaction, and with it the transaction.",
+    ),
+    known(
+        "idle_session_timeout",
+        "0",
+        Rule::Millis,
+        false,
+        "Ends a session that is idle for so long outside of a transaction.",
     ),
     known(
         "in_hot_standby",
@@ -239,6 +246,9 @@ pub struct Settings {
     pub read_only: bool,
     pub statement_timeout: Duration,
     pub lock_timeout: Duration,
+    /// How long a session may be idle, inside of a transaction and outside. Zero: no limit.
+    pub idle_in_transaction: Duration,
+    pub idle: Duration,
     user: Arc<str>,
 }
 
@@ -256,6 +266,8 @@ impl Settings {
             read_only: false,
             statement_timeout: Duration::ZERO,
             lock_timeout: Duration::ZERO,
+            idle_in_transaction: Duration::ZERO,
+            idle: Duration::ZERO,
             user,
         }
     }
@@ -343,6 +355,8 @@ impl Settings {
                 match lower.as_str() {
                     "statement_timeout" => self.statement_timeout = duration,
                     "lock_timeout" => self.lock_timeout = duration,
+                    "idle_in_transaction_session_timeout" => self.idle_in_transaction = duration,
+                    "idle_session_timeout" => self.idle = duration,
                     _ => {}
                 }
                 shown_millis(duration)

@@ -18,7 +18,6 @@ pub struct Open {
     doomed: bool,
     pub read_only: bool,
     pub overlay: Overlay,
-    pub n_hidden: u32,
     /// Statements that ran in it.
     pub n_statements: u32,
     pub view: Arc<View>,
@@ -56,7 +55,6 @@ impl Session {
             doomed: false,
             read_only,
             overlay: Overlay::default(),
-            n_hidden: 0,
             n_statements: 0,
             view,
             savepoints: Vec::new(),
@@ -273,8 +271,7 @@ impl Session {
         self.cancel.set_committing(None);
         // Also when the outcome is unknown: forgetting too much costs a look-up.
         if !overlay.is_empty() {
-            self.engine.catalog().forget(&overlay);
-            overlay.sequence_ids().for_each(|id| self.engine.sequences().forget(id));
+            self.engine.redefined(&overlay.changed()).await;
         }
         match outcome {
             Ok(_) => {

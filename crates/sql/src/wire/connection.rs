@@ -133,7 +133,15 @@ type Step<T = ()> = std::result::Result<T, Failure>;
 impl Connection {
     async fn serve(&mut self) -> Flow<()> {
         loop {
-            let (tag, body) = self.pipe.next().await?;
+            let next = match self.session.silence() {
+                None => self.pipe.next().await,
+                Some((patience, error)) => {
+                    let env = self.pipe.env.clone();
+                    let next = env.timeout(patience, self.pipe.next()).await;
+                    next.unwrap_or(Err(Gone::Refused(error)))
+                }
+            };
+            let (tag, body) = next?;
             if self.skipping && tag != b'S' && tag != b'X' {
                 continue;
             }

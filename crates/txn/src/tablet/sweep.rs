@@ -182,3 +182,35 @@ async fn settle(node: &Arc<Node>, txn: TxnId, anchor: TabletId) -> Result<Outcom
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::encode;
+    use crate::testing::solo;
+    use storage::Batch;
+
+    /// Whose coordinators do not answer stay; those behind them are looked at all the same.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn all_records_get_their_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let solo = solo(dir.path()).await.unwrap();
+        let tablet = solo.node.tablet(TabletId::FIRST_DATA).unwrap();
+        let all: BTreeSet<TxnId> =
+            (0..N_RECORDS_MAX as u64 * 2 + 10).map(|n| TxnId(9 << 48 | n)).collect();
+        let mut batch = Batch::default();
+        for txn in &all {
+            let record = Record { outcome: Outcome::Aborted, participants: Vec::new() };
+            batch.meta_put(keyspace::record(tablet.id, *txn), encode(&record));
+        }
+        solo.store.apply(batch).unwrap();
+        let mut seen = BTreeSet::new();
+        // Three rounds do; the node's own sweep may take some of them.
+        for _ in 0..12 {
+            let records = tablet.records().unwrap();
+            assert!(records.len() <= N_RECORDS_MAX);
+            seen.extend(records.into_iter().map(|(txn, _)| txn));
+        }
+        assert_eq!(seen.intersection(&all).count(), all.len());
+    }
+}

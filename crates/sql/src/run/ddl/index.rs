@@ -10,8 +10,11 @@
 //! 3. A last short transaction makes the index *public*: readers may use it, except those of an older
 //!    snapshot, who go by the definition of then ([`Catalog::as_of`]).
 //!
-//! A duplicate found on the way drops the index again. A node that stops on the way leaves an index
-//! in the state building: it costs writers something and serves nobody; DROP INDEX removes it.
+//! Whatever ends the building early takes the index away again: a duplicate, a cancel request, a time-out, a
+//! client that is gone. The building is a task of its own, so that it lives to do that. When the node
+//! dies instead, its next start is not the one that the index names as its builder, and whoever
+//! leads the cluster removes the index ([`remove_abandoned`]). Until then it costs writers something and
+//! serves nobody.
 
 use super::ranges_of;
 use super::table::key_columns;
@@ -23,10 +26,11 @@ use crate::plan::undefined_table;
 use crate::run::{Exec, rows};
 use crate::types::Row;
 use crate::{catalog::Overlay, codec};
-use base::{Key, KeyRange};
+use base::{Key, KeyRange, NodeId};
 use sqlparser::ast;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use txn::{Isolation, LockMode, Locked, Wait};
 
 /// Rows of one batch of the online building.
@@ -90,6 +94,7 @@ impl Exec<'_> {
             unique: create.unique,
             constraint: false,
             state: IndexState::Building,
+            builder: online.then(|| self.engine.client().coordinator()),
         });
         if online {
             let id = table.id;
@@ -191,18 +196,66 @@ impl Exec<'_> {
     }
 }
 
-/// Builds an index whose definition has committed in the state building.
+/// Between two tries to take away an index that is not to be.
+const UNDO_PAUSE: Duration = Duration::from_millis(200);
+/// Tries, before it is left to whoever removes what is abandoned.
+const N_UNDO_TRIES: usize = 50;
+
+/// Builds an index whose definition has committed in the state building. Whoever stops waiting for it
+/// stops the building, and nothing is left of it.
 pub async fn build_online(engine: &Engine, table: u32, index: u32) -> Result<()> {
-    let outcome = backfill(engine, table, index).await;
-    if outcome.is_err() {
-        // The user's error is the one that counts; a failed clean-up leaves an index that DROP
-        // INDEX removes.
-        if let Err(error) = finish(engine, table, index, false).await {
-            tracing::warn!(table, index, %error, "an index that could not be built stays in the state building");
+    let (mut sender, outcome) = tokio::sync::oneshot::channel();
+    let worker = engine.clone();
+    engine.env().spawn("building of an index", async move {
+        let built = tokio::select! {
+            biased;
+            () = sender.closed() => Err(gone()),
+            built = backfill(&worker, table, index) => built,
+        };
+        let outcome = match built {
+            // A commit under way is not to be broken off: from here on the answer is waited for.
+            Ok(()) => finish(&worker, table, index, true).await,
+            Err(error) => Err(error),
+        };
+        // It may be public although its client has gone; then it is as good as any.
+        if outcome.is_err() {
+            undo(&worker, table, index).await;
         }
-        return outcome;
+        drop(sender.send(outcome));
+    });
+    outcome.await.unwrap_or_else(|_| Err(Error::internal("the building of an index was given up")))
+}
+
+/// Takes an index away that could not be built.
+async fn undo(engine: &Engine, table: u32, index: u32) {
+    for _ in 0..N_UNDO_TRIES {
+        match finish(engine, table, index, false).await {
+            Ok(()) => return,
+            // Somebody has dropped it, or its table.
+            Err(error) if error.state() == state::UNDEFINED_OBJECT => return,
+            Err(error) => tracing::warn!(table, index, %error, "an index waits to be removed"),
+        }
+        engine.env().sleep(UNDO_PAUSE).await;
     }
-    finish(engine, table, index, true).await
+}
+
+/// Removes the indexes whose builders are no more. `lives` says whether a node's start still runs.
+pub async fn remove_abandoned(
+    engine: &Engine,
+    lives: impl Fn(NodeId, u64) -> bool,
+) -> Result<()> {
+    let mut txn = engine.client().begin(Isolation::ReadCommitted);
+    let tables = engine.catalog().tables(&txn.reader().await?).await;
+    txn.rollback().await;
+    for table in tables? {
+        for index in &table.indexes {
+            if index.builder.is_some_and(|(node, boot)| !lives(node, boot)) {
+                tracing::info!(table = table.name, index = index.name, "removed: its builder is gone");
+                finish(engine, table.id, index.id, false).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn backfill(engine: &Engine, table: u32, index: u32) -> Result<()> {
@@ -257,8 +310,7 @@ async fn batch(
         overlay: &mut overlay,
         drawn: &mut Default::default(),
         sequences: HashMap::new(),
-        n_hidden: &mut 0,
-        lock_timeout: std::time::Duration::ZERO,
+        lock_timeout: Duration::ZERO,
     };
     exec.put_entries(&table, at, newest).await?;
     txn.commit().await?;
@@ -277,6 +329,7 @@ async fn finish(engine: &Engine, id: u32, index: u32, built: bool) -> Result<()>
             table.indexes.iter().position(|candidate| candidate.id == index).ok_or_else(gone)?;
         if built {
             table.indexes[at].state = IndexState::Public;
+            table.indexes[at].builder = None;
         } else {
             let index = table.indexes.remove(at);
             Catalog::lock_name(&mut txn, &table.schema, &index.name).await?;
@@ -287,7 +340,7 @@ async fn finish(engine: &Engine, id: u32, index: u32, built: bool) -> Result<()>
         let table = Catalog::put_table(&mut txn, &mut overlay, table)?;
         txn.change_schema(table.id, table.version, &before).await?;
         txn.commit().await?;
-        engine.catalog().forget(&overlay);
+        engine.redefined(&overlay.changed()).await;
         Ok(())
     })
     .await

@@ -162,6 +162,7 @@ impl Exec<'_> {
             columns: ids,
             unique: true,
             constraint: true,
+            builder: None,
             state: IndexState::Public,
         });
         Ok(())
@@ -443,7 +444,6 @@ impl Exec<'_> {
             overlay: &mut *self.overlay,
             drawn: &mut *self.drawn,
             sequences: HashMap::new(),
-            n_hidden: &mut 0,
             lock_timeout: self.lock_timeout,
         };
         apart.append(table, checks, chunk).await?;
