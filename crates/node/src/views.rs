@@ -149,7 +149,7 @@ impl Views {
     async fn tablets(&self) -> Vec<Vec<Datum>> {
         let topology = self.membership.topology();
         let zone = |node: &NodeId| topology.nodes.get(node).map(|row| row.zone.to_string());
-        let tablets = self.client.inspector().tablets().await;
+        let tablets = self.client.inspector().tablets_with_sizes().await;
         let row = |tablet: txn::admin::TabletRow| {
             let shown = tablet.leader.as_ref().or(tablet.replicas.first())?;
             let members = &shown.members;
@@ -160,7 +160,7 @@ impl Views {
                 maybe(tablet.leader.as_ref().map(|leader| leader.node.0)),
                 list(members),
                 list(members.iter().filter_map(zone)),
-                number(shown.bytes),
+                maybe(tablet.bytes),
                 number(shown.applied_index),
                 number(shown.closed.0),
                 number(shown.term),

@@ -272,6 +272,12 @@ impl Store {
         self.state().install(tablet, staging, ranges)
     }
 
+    /// Takes rows out that nobody will ever read or write again. Durable on return. It takes as long as a flush,
+    /// whatever their number: not for threads that others wait for.
+    pub fn discard_rows(&self, range: &KeyRange) -> Result<()> {
+        self.state().discard_rows(range)
+    }
+
     /// Takes a tablet out: rows, unversioned keys, mark. Durable on return.
     pub fn remove_range(&self, tablet: TabletId, ranges: &TabletRanges) -> Result<()> {
         self.state().remove(tablet, ranges)

@@ -48,6 +48,7 @@ impl MessageKind {
             | MessageKind::TabletBulk
             | MessageKind::Coordinator
             | MessageKind::Definitions
+            | MessageKind::Discard
             | MessageKind::Inspect => Runtime::Serve,
         }
     }
@@ -108,4 +109,6 @@ kinds! {
     Topology = 24, Control;
     /// Definitions of tables that a transaction has changed.
     Definitions = 25, Foreground;
+    /// Rows that nobody will ever read again are to be taken out.
+    Discard = 26, Bulk;
 }

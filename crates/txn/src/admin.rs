@@ -7,10 +7,10 @@ use crate::message::{
     TxnState,
 };
 use crate::node::{FIRST_DATA_RELATION, Node};
-use base::{Key, Scn, TabletId, TxnId};
+use base::{Key, NodeId, Scn, TabletId, TxnId};
 use futures::future::BoxFuture;
 use futures::future::join_all;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ async fn settled(node: &Arc<Node>, tablet: TabletId) -> Result<(), Error> {
 pub struct TabletRow {
     pub leader: Option<ReplicaRow>,
     pub replicas: Vec<ReplicaRow>,
+    /// On the leader's disk; None where it did not say.
+    pub bytes: Option<u64>,
 }
 
 /// One line of `atoll.transactions`.
@@ -86,7 +88,7 @@ impl Inspector {
             for row in self.node.all_replicas().await {
                 let tablet = tablets
                     .entry(row.tablet)
-                    .or_insert_with(|| TabletRow { leader: None, replicas: Vec::new() });
+                    .or_insert_with(|| TabletRow { leader: None, replicas: Vec::new(), bytes: None });
                 let leads = row.leader == Some(row.node);
                 let newer = tablet.leader.as_ref().is_none_or(|known| known.term < row.term);
                 if leads && newer {
@@ -99,6 +101,31 @@ impl Inspector {
                 row.leader.as_ref().or(row.replicas.first()).map(|row| row.range.start.clone())
             };
             tablets.sort_by_key(start);
+            tablets
+        })
+    }
+
+    /// The same with the leaders' sizes.
+    pub fn tablets_with_sizes(&self) -> BoxFuture<'_, Vec<TabletRow>> {
+        Box::pin(async move {
+            let members = self.node.members();
+            let asks = members.iter().map(|node| async move {
+                match self.node.inspect(*node, &CoordinatorRequest::Sizes).await {
+                    Some(CoordinatorResponse::Sizes(sizes)) => (*node, sizes),
+                    _ => (*node, Vec::new()),
+                }
+            });
+            let (mut tablets, sizes) = futures::join!(self.tablets(), join_all(asks));
+            let sizes: HashMap<(NodeId, TabletId), u64> = sizes
+                .into_iter()
+                .flat_map(|(node, sizes)| {
+                    sizes.into_iter().map(move |(tablet, bytes)| ((node, tablet), bytes))
+                })
+                .collect();
+            for row in &mut tablets {
+                let leader = row.leader.as_ref().map(|leader| (leader.node, leader.tablet));
+                row.bytes = leader.and_then(|leader| sizes.get(&leader).copied());
+            }
             tablets
         })
     }

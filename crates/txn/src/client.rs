@@ -213,6 +213,12 @@ impl Client {
         Box::pin(async move { admin::split(&self.node, key).await })
     }
 
+    /// Takes out all rows of a relation that no definition names and no snapshot can read any more. False: a replica has
+    /// not done it yet; ask again later.
+    pub fn discard(&self, range: KeyRange) -> BoxFuture<'_, Result<bool>> {
+        Box::pin(async move { self.node.discard(range).await })
+    }
+
     /// What the cluster's tablets, locks and transactions look like, for the schema `atoll`.
     pub fn inspector(&self) -> admin::Inspector {
         admin::Inspector::new(self.node.clone())

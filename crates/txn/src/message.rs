@@ -239,8 +239,10 @@ pub enum CoordinatorRequest {
     Doom { txn: TxnId, n_waits: u64, detail: String },
     /// All running transactions, for `atoll.transactions`.
     Active,
-    /// The replicas on that node, for routing and `atoll.tablets`.
+    /// The replicas on that node, for routing and `atoll.tablets`. Costs memory only.
     Replicas,
+    /// The sizes of their rows on disk, for `atoll.tablets`: asked for apart, because it costs reads.
+    Sizes,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -249,6 +251,8 @@ pub enum CoordinatorResponse {
     Waiting(Vec<WaitingRow>),
     Active(Vec<ActiveRow>),
     Replicas(Vec<ReplicaRow>),
+    /// Bytes by tablet.
+    Sizes(Vec<(TabletId, u64)>),
     Done,
 }
 
@@ -283,7 +287,6 @@ pub struct ReplicaRow {
     pub term: u64,
     pub leader: Option<NodeId>,
     pub members: Vec<NodeId>,
-    pub bytes: u64,
     pub applied_index: u64,
     pub closed: Scn,
 }

@@ -5,6 +5,7 @@
 //! [`Fault::Lost`] when it is unsure whether it was done, and the coordinator finds out.
 
 mod deadlock;
+mod discard;
 mod serve;
 
 use crate::client::Active;
@@ -126,6 +127,7 @@ impl Node {
                 opening: tokio::sync::Mutex::default(),
             });
             serve::register(&node);
+            discard::register(&node);
             node.run_scn_asks(asked);
             if let Some(founders) = founders {
                 node.found(founders)?;
@@ -311,7 +313,6 @@ impl Node {
             term: status.term,
             leader: status.leader,
             members,
-            bytes: 0,
             applied_index: status.applied,
             closed: tablet.closed_scn(),
         }
@@ -377,7 +378,7 @@ impl Node {
         request: &CoordinatorRequest,
     ) -> Option<CoordinatorResponse> {
         if node == self.me {
-            return Some(self.answer(request.clone()));
+            return Some(self.answer(request.clone()).await);
         }
         let payload = encode(request);
         let answer = self.transport.call(node, MessageKind::Coordinator, INSPECT, payload).await;

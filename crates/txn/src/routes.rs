@@ -119,7 +119,6 @@ mod tests {
             term: 1,
             leader: None,
             members: vec![],
-            bytes: 0,
             applied_index: 0,
             closed: base::Scn::ZERO,
         }

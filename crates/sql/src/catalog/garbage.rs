@@ -1,25 +1,22 @@
-//! Relations that no table uses any more, and their slow removal.
+//! Relations that no table uses any more, and their removal.
 //!
 //! TRUNCATE, DROP and ADD PRIMARY KEY delete no row: they note the old relation as garbage, in the
 //! same transaction. Older snapshots may still read it. Once nobody can, because reads at the SCN of
-//! that transaction are refused as too old, a sweep deletes the rows in short transactions, and at
-//! last the note. A relation that a rebuild is filling is noted too, until the rebuild commits; the
+//! that transaction are refused as too old, a sweep has every replica take the rows out of its files, whole
+//! files at a time ([`txn::Client::discard`]), and deletes the note when all have done it. That takes as
+//! long for a billion rows as for a thousand: seconds. A relation that a rebuild is filling is noted too, until the rebuild commits; the
 //! rebuild holds the note's lock, which keeps sweeps away.
 
 use super::{Catalog, RelationId, rows};
 use crate::error::{Result, state};
-use base::{Key, Scn};
+use base::Scn;
 use txn::{Isolation, LockMode, Locked, Txn, Wait};
-
-/// Rows that one transaction deletes.
-const BATCH_ROWS: usize = 2_000;
 
 /// What a sweep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
-    pub n_rows: u64,
     pub n_relations: u64,
-    /// Relations that an older snapshot may still read, or that have rows left.
+    /// Relations that an older snapshot may still read, or of which a replica has rows left.
     pub n_waiting: u64,
 }
 
@@ -32,11 +29,11 @@ impl Catalog {
         Ok(())
     }
 
-    /// One step: deletes up to some thousand rows of garbage.
+    /// Removes all garbage that nobody can read any more.
     pub async fn sweep(&self) -> Result<Sweep> {
         let mut sweep = Sweep::default();
         for (scn, relation) in self.garbage().await? {
-            if !self.is_past(scn).await? || sweep.n_rows >= BATCH_ROWS as u64 {
+            if !self.is_past(scn).await? {
                 sweep.n_waiting += 1;
                 continue;
             }
@@ -44,31 +41,16 @@ impl Catalog {
             // Locked: a table is being rebuilt into this relation, or somebody else sweeps it. Gone:
             // it is in use now.
             let note = rows::garbage_key(relation);
-            let locked = txn.lock(&[note], LockMode::Exclusive, Wait::Skip).await?;
-            if !matches!(locked[..], [Locked::Held { row: Some(_) }]) {
+            let locked = txn.lock(&[note.clone()], LockMode::Exclusive, Wait::Skip).await?;
+            if !matches!(locked[..], [Locked::Held { row: Some(_) }])
+                || !self.client().discard(relation.range()).await?
+            {
                 sweep.n_waiting += 1;
                 continue;
             }
-            let batch = txn
-                .reader()
-                .await?
-                .scan(relation.range(), false, Some(BATCH_ROWS))
-                .next_batch()
-                .await?;
-            let mut keys: Vec<Key> = batch.into_iter().map(|(key, _)| key).collect();
-            let n_rows = keys.len();
-            if n_rows == 0 {
-                keys.push(rows::garbage_key(relation));
-            }
-            txn.lock(&keys, LockMode::Exclusive, Wait::Block).await?;
-            keys.into_iter().for_each(|key| txn.delete(key));
+            txn.delete(note);
             txn.commit().await?;
-            sweep.n_rows += n_rows as u64;
-            if n_rows == 0 {
-                sweep.n_relations += 1;
-            } else {
-                sweep.n_waiting += 1;
-            }
+            sweep.n_relations += 1;
         }
         Ok(sweep)
     }

@@ -116,6 +116,17 @@ impl State {
         self.flush()
     }
 
+    /// Takes rows out that nobody will ever read or write again, whole files at a time; only the files at the
+    /// borders are looked into. No version is kept. Durable on return, and so is all that was applied before, so that
+    /// no replay of the log brings a row back.
+    pub(crate) fn discard_rows(&self, range: &KeyRange) -> Result<()> {
+        self.flush()?;
+        let (start, end) = keys::tagged_range(ROW, range);
+        self.current.drop_range((start, end)).map_err(|error| self.tree_error(error))?;
+        self.wipe_range(ROW, range)?;
+        self.flush()
+    }
+
     fn wipe(&self, tablet: TabletId, ranges: &TabletRanges) -> Result<()> {
         // The mark first: whatever a crash leaves of the rows is then nobody's.
         self.write_raw(|current, _, seqno| {

@@ -1,6 +1,7 @@
 //! What this node answers to its peers, and what it does on its own from time to time.
 
 use super::Node;
+use crate::tablet::Tablet;
 use crate::command::decode;
 use crate::message::{
     ActiveRow, CoordinatorRequest, CoordinatorResponse, Fault, Request, Response, ScnRequest,
@@ -50,7 +51,7 @@ pub(super) fn register(node: &Arc<Node>) {
     });
     handle(node, MessageKind::Coordinator, |node, _, payload| async move {
         match decode::<CoordinatorRequest>(&payload, "a question") {
-            Ok(request) => Node::reply(&node.answer(request)),
+            Ok(request) => Node::reply(&node.answer(request).await),
             // No answer decodes from nothing: the asker treats it as silence.
             Err(_) => Bytes::new(),
         }
@@ -84,7 +85,7 @@ fn handle<F>(
 }
 
 impl Node {
-    pub(super) fn answer(&self, request: CoordinatorRequest) -> CoordinatorResponse {
+    pub(super) async fn answer(&self, request: CoordinatorRequest) -> CoordinatorResponse {
         match request {
             CoordinatorRequest::Alive(txns) => {
                 let active = self.active.lock();
@@ -123,13 +124,25 @@ impl Node {
                 CoordinatorResponse::Active(rows.collect())
             }
             CoordinatorRequest::Replicas => {
-                let rows = self.local().into_iter().map(|tablet| {
-                    let bytes = tablet.bytes();
-                    crate::message::ReplicaRow { bytes, ..self.replica_row(&tablet) }
-                });
+                let rows = self.local().into_iter().map(|tablet| self.replica_row(&tablet));
                 CoordinatorResponse::Replicas(rows.collect())
             }
+            CoordinatorRequest::Sizes => CoordinatorResponse::Sizes(self.sizes().await),
         }
+    }
+
+    /// Reads the disk, so on a thread that may wait for it.
+    async fn sizes(&self) -> Vec<(TabletId, u64)> {
+        let (tablets, store) = (self.local(), self.store.clone());
+        let measure = move || {
+            let size = |tablet: &Arc<Tablet>| {
+                let bytes = store.approximate_bytes(&tablet.range()?).ok()?;
+                Some((tablet.id, bytes))
+            };
+            tablets.iter().filter_map(size).collect()
+        };
+        // It is for people: a node that is ending shows none.
+        tokio::task::spawn_blocking(measure).await.unwrap_or_default()
     }
 
     async fn close(self: &Arc<Self>, last: &mut Scn) {
