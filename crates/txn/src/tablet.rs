@@ -29,7 +29,7 @@ use crate::message::{Epoch, Fault, Request, Response, TxnState};
 use crate::node::Node;
 use crate::scn::Allocator;
 use crate::{Error, keyspace};
-use base::{Env, KeyRange, Scn, TabletId, TxnId};
+use base::{Env, KeyRange, Scn, TabletId, TxnId, panics};
 use bytes::Bytes;
 use consensus::{Entry, Group, Position, Role};
 use parking_lot::{Mutex, RwLock};
@@ -117,8 +117,8 @@ impl Tablet {
         self.closed.lock().scn
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        self.range().and_then(|range| self.store.approximate_bytes(&range).ok()).unwrap_or(0)
+    pub(crate) fn applied_index(&self) -> u64 {
+        self.applied_index.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_leader(&self) -> bool {
@@ -143,8 +143,13 @@ impl Tablet {
         }
     }
 
-    /// Does what a request asks, as leader (or, for reads of the past, as any replica).
+    /// Does what a request asks, as leader (or, for reads of the past, as any replica). A panic in it
+    /// ends the process, though a statement may have asked: what is half done here others would see.
     pub(crate) async fn serve(self: &Arc<Self>, request: Request) -> Result<Response, Fault> {
+        panics::fatal(&self.env, "a tablet", self.do_serve(request)).await
+    }
+
+    async fn do_serve(self: &Arc<Self>, request: Request) -> Result<Response, Fault> {
         match request {
             Request::Read { at, keys, uses } => self.read(at, &keys, &uses).await,
             Request::Scan(scan) => self.scan(scan).await,
