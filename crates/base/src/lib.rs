@@ -4,6 +4,7 @@
 //! What one room alone uses does not live here. This crate starts no task and opens no file by
 //! itself. Its one global is the count of panics ([`panics`]).
 
+pub mod budget;
 pub mod disposition;
 pub mod env;
 pub mod id;
@@ -11,6 +12,7 @@ pub mod key;
 pub mod panics;
 pub mod scn;
 
+pub use budget::{Budget, Loan};
 pub use disposition::Disposition;
 pub use env::Env;
 pub use id::{NodeId, TabletId, TxnId, Zone};

@@ -10,8 +10,8 @@
 //! and its session loop writes per message.
 //!
 //! What protects the node from its clients: a limit on connections, a time-out for the startup, bounds on
-//! message lengths (small ones before authentication), bounded buffers, and a body parser that
-//! cannot read past a message. A client that breaks the protocol gets one error and is closed.
+//! message lengths (small ones before authentication), one budget of memory for what all clients make the
+//! node keep ([`base::Budget`]), bounded buffers, and a body parser that cannot read past a message. A client that breaks the protocol gets one error and is closed.
 //!
 //! Absent: protocol 2, COPY in binary, replication, NOTIFY, GSS encryption, protocol 3.2's longer
 //! cancel keys (a client that asks for 3.2 is told 3.0).
@@ -25,6 +25,7 @@ pub mod scram;
 
 use crate::engine::Engine;
 use crate::error::{Error, state};
+use base::Budget;
 use base::env::{Listener, Stream};
 use futures::future::BoxFuture;
 use std::sync::Arc;
@@ -40,6 +41,14 @@ pub struct Limits {
     pub startup: Duration,
     /// How long a shutdown lets a running statement go on.
     pub shutdown_grace: Duration,
+    /// What all connections together may make the node keep: messages that are still coming, prepared
+    /// statements, portals.
+    pub memory_bytes_max: usize,
+    /// One message, and the text of one statement.
+    pub message_bytes_max: usize,
+    pub statement_bytes_max: usize,
+    /// Portals of one connection.
+    pub n_portals_max: usize,
 }
 
 impl Default for Limits {
@@ -48,6 +57,10 @@ impl Default for Limits {
             n_connections_max: 1000,
             startup: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(5),
+            memory_bytes_max: 256 << 20,
+            message_bytes_max: 64 << 20,
+            statement_bytes_max: 16 << 20,
+            n_portals_max: 1000,
         }
     }
 }
@@ -58,6 +71,7 @@ struct Server {
     tls: Option<tokio_rustls::TlsAcceptor>,
     limits: Limits,
     n_connections: AtomicUsize,
+    memory: Budget,
     shutdown: watch::Receiver<bool>,
     /// Makes up the verifiers of users who do not exist.
     secret: u64,
@@ -79,6 +93,7 @@ pub fn serve(
             tls: tls.map(tokio_rustls::TlsAcceptor::from),
             limits,
             n_connections: AtomicUsize::new(0),
+            memory: Budget::new(limits.memory_bytes_max),
             shutdown: shutdown.clone(),
         });
         let mut clients = Vec::new();
@@ -138,6 +153,14 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.server.n_connections.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// What all connections together may keep is used up.
+fn no_memory(what: &str, exhausted: &base::budget::Exhausted) -> Error {
+    let base::budget::Exhausted { wanted, left } = exhausted;
+    Error::new(state::OUT_OF_MEMORY, format!("this node has no memory left for {what}"))
+        .detail(format!("{wanted} bytes are wanted, {left} are left for all connections."))
+        .hint("Close statements and portals that are not used, or connect to another node.")
 }
 
 async fn client(server: Arc<Server>, stream: Stream, place: Place) {

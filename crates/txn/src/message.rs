@@ -7,6 +7,14 @@ use crate::locks::{LockRow, Target, Ticket};
 use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use serde::{Deserialize, Serialize};
 
+/// A bounded piece of what a transaction writes in one tablet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    pub number: u32,
+    /// All others are prepared: with this one the tablet promises.
+    pub is_last: bool,
+}
+
 /// Which state a read sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadAt {
@@ -53,7 +61,7 @@ pub enum Request {
         txn: TxnId,
         epoch: Epoch,
         anchor: TabletId,
-        part: u32,
+        part: Part,
         changes: Changes,
     },
     /// After the SCN was drawn: are the locks that were only read under still held?

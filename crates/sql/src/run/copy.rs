@@ -10,7 +10,7 @@ use crate::parse::CopyOptions;
 use crate::types::{Datum, Row, Type, Zone, text};
 
 /// A line longer than this is refused: something is wrong with its quotes or its end.
-const LINE_BYTES_MAX: usize = 256 << 20;
+const LINE_BYTES_MAX: usize = 16 << 20;
 
 /// Cuts and reads the bytes of COPY FROM.
 pub struct Reader {
@@ -69,9 +69,17 @@ impl Reader {
         self.buffer.drain(..begin.min(self.buffer.len()));
         self.seen = self.seen.saturating_sub(begin);
         if self.buffer.len() > LINE_BYTES_MAX {
-            return Err(self.error("a line is longer than 256 MiB"));
+            return Err(self.too_long());
         }
         Ok(())
+    }
+
+    fn too_long(&self) -> Error {
+        let mib = LINE_BYTES_MAX >> 20;
+        Error::new(
+            state::LIMIT_EXCEEDED,
+            format!("a line is longer than {mib} MiB (COPY {}, line {})", self.table, self.line_number),
+        )
     }
 
     /// The last line may lack its end.

@@ -6,7 +6,7 @@ mod startup;
 pub use pipe::Gone;
 
 use super::request::{self, Bind, Formats, Request, Target};
-use super::{Place, Server, reply};
+use super::{Place, Server, no_memory, reply};
 use crate::error::{Error, Result, state};
 use crate::session::{
     Column, CopyIn, CopyOut, Notice, Outcome, Prepared, RowStream, Session, TagKind,
@@ -14,6 +14,7 @@ use crate::session::{
 };
 use crate::types::{Datum, Row, binary, text};
 use base::env::Stream;
+use base::{Budget, Loan};
 use base::panics;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -47,6 +48,9 @@ pub async fn run(server: &Arc<Server>, stream: Stream, place: &Place) -> Flow<()
     let mut connection = Connection {
         pipe,
         session,
+        memory: server.memory.clone(),
+        statement_bytes_max: server.limits.statement_bytes_max,
+        n_portals_max: server.limits.n_portals_max,
         statements: HashMap::new(),
         portals: HashMap::new(),
         skipping: false,
@@ -71,12 +75,20 @@ fn send_notices(session: &mut Session, out: &mut Vec<u8>) {
     }
 }
 
+/// What a prepared statement takes, roughly: so much, and so much for each byte of its text.
+const STATEMENT_BYTES: usize = 8 << 10;
+const BYTES_OF_A_BYTE: usize = 16;
+/// What a named portal takes beside its parameters, and when it waits in the middle of its rows.
+const PORTAL_BYTES: usize = 4 << 10;
+const RUNNING_BYTES: usize = 512 << 10;
+
 /// A bound statement.
 struct Portal {
     prepared: Arc<Prepared>,
     params: Vec<Datum>,
     results: Formats,
     state: PortalState,
+    loan: Loan,
 }
 
 enum PortalState {
@@ -104,7 +116,11 @@ impl Running {
 struct Connection {
     pipe: Pipe,
     session: Session,
-    statements: HashMap<String, Arc<Prepared>>,
+    /// With what each of them takes.
+    statements: HashMap<String, (Arc<Prepared>, Loan)>,
+    memory: Budget,
+    statement_bytes_max: usize,
+    n_portals_max: usize,
     portals: HashMap<String, Portal>,
     /// After an error in the extended protocol: everything up to Sync is passed over.
     skipping: bool,
@@ -235,6 +251,7 @@ impl Connection {
 
     /// A simple query: its statements one after the other, in one implicit transaction.
     async fn query(&mut self, sql: &str) -> Step {
+        self.check_length(sql)?;
         if self.deallocate(sql) {
             self.complete("DEALLOCATE");
             return Ok(self.end_statements(false).await?);
@@ -354,15 +371,28 @@ impl Connection {
             let message = format!("prepared statement \"{name}\" already exists");
             return Err(Error::new(state::DUPLICATE_STATEMENT, message).into());
         }
+        self.check_length(sql)?;
         let hints = types.iter().map(|&oid| parameter_type(oid)).collect::<Result<Vec<_>>>()?;
         let prepared = self.pipe.attend(self.session.prepare(sql, &hints)).await??;
-        self.statements.insert(name.to_owned(), Arc::new(prepared));
+        let bytes = STATEMENT_BYTES + sql.len() * BYTES_OF_A_BYTE;
+        let loan = self.memory.borrow(bytes);
+        let loan = loan.map_err(|exhausted| no_memory("a prepared statement", &exhausted))?;
+        self.statements.insert(name.to_owned(), (Arc::new(prepared), loan));
         reply::parse_complete(&mut self.pipe.output);
         Ok(())
     }
 
+    fn check_length(&self, sql: &str) -> Result<()> {
+        if sql.len() <= self.statement_bytes_max {
+            return Ok(());
+        }
+        let (n, max) = (sql.len(), self.statement_bytes_max);
+        let message = format!("a statement of {n} bytes exceeds the limit of {max}");
+        Err(Error::new(state::LIMIT_EXCEEDED, message).hint("Send the values as parameters, or by COPY."))
+    }
+
     fn statement(&self, name: &str) -> Result<&Arc<Prepared>> {
-        self.statements.get(name).ok_or_else(|| {
+        self.statements.get(name).map(|(prepared, _)| prepared).ok_or_else(|| {
             let message = match name {
                 "" => "unnamed prepared statement does not exist".to_owned(),
                 name => format!("prepared statement \"{name}\" does not exist"),
@@ -415,7 +445,15 @@ impl Connection {
             text::parse(value, ty, &zone)
         };
         let params = bind.values.iter().enumerate().map(decode).collect::<Result<Vec<_>>>()?;
-        let portal = Portal { prepared, params, results: bind.results, state: PortalState::Bound };
+        if self.portals.len() >= self.n_portals_max {
+            let message = format!("a connection may have {} portals", self.n_portals_max);
+            return Err(Error::new(state::LIMIT_EXCEEDED, message).hint("Close some.").into());
+        }
+        let bytes = PORTAL_BYTES + bind.values.iter().flatten().map(Bytes::len).sum::<usize>();
+        let loan = self.memory.borrow(if bind.portal.is_empty() { 0 } else { bytes });
+        let loan = loan.map_err(|exhausted| no_memory("a portal", &exhausted))?;
+        let (results, state) = (bind.results, PortalState::Bound);
+        let portal = Portal { prepared, params, results, state, loan };
         self.portals.insert(bind.portal.to_string(), portal);
         reply::bind_complete(&mut self.pipe.output);
         Ok(())
@@ -471,6 +509,9 @@ impl Connection {
         loop {
             let wanted = n_rows_max.saturating_sub(n_rows as usize);
             if wanted == 0 {
+                // Its rows wait here, some of them made already.
+                let borrowed = portal.loan.set(portal.loan.bytes().max(RUNNING_BYTES));
+                borrowed.map_err(|exhausted| no_memory("a portal's rows", &exhausted))?;
                 reply::portal_suspended(&mut self.pipe.output);
                 portal.state = PortalState::Running(running);
                 break;

@@ -10,9 +10,6 @@
 use crate::error::{Error, Result, state};
 use bytes::{Buf, Bytes, BytesMut};
 
-/// The largest message taken from a client who has been let in. PostgreSQL's is 1 GiB; the length
-/// alone reserves no memory, the bytes must really come.
-pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
 /// The largest message taken before.
 pub const STARTUP_BYTES_MAX: usize = 10_000;
 
@@ -305,6 +302,8 @@ fn utf8(bytes: Bytes) -> Result<Text> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
     fn parse(tag: u8, body: &[u8]) -> Result<Request> {
         Request::parse(tag, Bytes::copy_from_slice(body))

@@ -10,11 +10,12 @@
 
 use super::{Result, Shared, Writes};
 use crate::command::{Changes, Outcome, SchemaUse};
-use crate::message::{Epoch, Fault, Request, Response};
+use crate::message::{Epoch, Fault, Part, Request, Response};
 use crate::tablet::lost_locks;
 use crate::{Error, Isolation};
 use base::{Key, KeyRange, Scn, TabletId};
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -24,6 +25,8 @@ use std::time::Duration;
 
 /// One log entry carries at most about this much of a transaction.
 const PART_BYTES_MAX: usize = 2 << 20;
+/// Parts for one tablet that are under way at the same time.
+const N_PARTS_AT_ONCE: usize = 4;
 /// How long a coordinator tries to learn how a commit ended before it tells its client that
 /// it does not know.
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(15);
@@ -258,12 +261,25 @@ impl Shared {
     ) -> Result<Scn> {
         let txn = self.id;
         let prepare = shares.into_iter().map(|share| async move {
-            for (part, changes) in share.parts.into_iter().enumerate() {
-                let part = part as u32;
-                let request = Request::Prepare { txn, epoch: share.epoch, anchor, part, changes };
-                self.node.ask(share.tablet, request).await?;
+            let Share { tablet, epoch, mut parts } = share;
+            let last = parts.pop().unwrap_or_default();
+            let n = parts.len() as u32;
+            let ask = |number: u32, is_last: bool, changes: Changes| {
+                let part = Part { number, is_last };
+                self.node.ask(tablet, Request::Prepare { txn, epoch, anchor, part, changes })
+            };
+            // Several under way, so that one write to the disk takes more than one. All are waited for, also
+            // when one fails: what is still on its way would otherwise come after the decision.
+            let parts = (0..n).zip(parts).map(|(number, changes)| ask(number, false, changes));
+            let mut asked = futures::stream::iter(parts).buffer_unordered(N_PARTS_AT_ONCE);
+            let mut failed = None;
+            while let Some(answer) = asked.next().await {
+                failed = failed.or(answer.err());
             }
-            Ok::<_, Fault>(())
+            match failed {
+                Some(fault) => Err(fault),
+                None => ask(n, true, last).await.map(drop),
+            }
         });
         for promise in join_all(prepare).await {
             promise.map_err(unprepared)?;

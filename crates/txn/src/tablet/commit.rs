@@ -10,12 +10,15 @@ use crate::Error;
 use crate::command::{Applied, Changes, Command, Outcome, Reject};
 use crate::keyspace;
 use crate::machine;
-use crate::message::{Epoch, Fault, Response};
+use crate::message::{Epoch, Fault, Part, Response};
 use base::{Key, TabletId, TxnId};
+use futures::StreamExt;
 use std::time::Duration;
 
 /// Between two tries to learn what became of a proposal.
 const CERTAIN_PAUSE: Duration = Duration::from_millis(20);
+/// Parts of one transaction that are resolved at the same time.
+const N_PARTS_AT_ONCE: usize = 8;
 
 impl Tablet {
     /// A whole transaction in one log entry.
@@ -25,7 +28,11 @@ impl Tablet {
         epoch: Epoch,
         changes: Changes,
     ) -> Result<Response, Fault> {
-        if let Err(fault) = self.mark(txn, epoch, &changes).await {
+        let marked = match self.mark(txn, epoch, &changes).await {
+            Ok(()) => self.promise(txn, epoch),
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = marked {
             // Asked twice: the first may have done it.
             return match self.told(txn)? {
                 Some(Outcome::Committed(scn)) => Ok(Response::Committed(scn)),
@@ -76,15 +83,18 @@ impl Tablet {
         }
     }
 
-    /// One part of what a transaction writes here. Its locks and marks stay until it is resolved.
+    /// One part of what a transaction writes here. Its locks and marks stay until it is resolved. The answer
+    /// to the last part is this tablet's promise: the coordinator draws no number before it has all promises, so the
+    /// marks need not count earlier.
     pub(super) async fn prepare(
         &self,
         txn: TxnId,
         epoch: Epoch,
         anchor: TabletId,
-        part: u32,
+        part: Part,
         changes: Changes,
     ) -> Result<Response, Fault> {
+        let Part { number: part, is_last } = part;
         self.mark(txn, epoch, &changes).await?;
         let command = Command::Prepare { txn, term: epoch.term, anchor, part, changes };
         let proposed = match self.propose(epoch.term, &command).await {
@@ -108,6 +118,9 @@ impl Tablet {
                 let now = self.env.now();
                 self.with_lead(epoch, |lead| {
                     lead.is_prepared(txn, anchor, now);
+                    if is_last {
+                        lead.marks.promise(txn, lead.floor);
+                    }
                     Ok(Response::Done)
                 })
             }
@@ -117,6 +130,14 @@ impl Tablet {
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// A number may be drawn from now on.
+    fn promise(&self, txn: TxnId, epoch: Epoch) -> Result<(), Fault> {
+        self.with_lead(epoch, |lead| {
+            lead.marks.promise(txn, lead.floor);
+            Ok(())
+        })
     }
 
     /// Takes the mark of a part back that was not prepared, unless another part was.
@@ -160,8 +181,7 @@ impl Tablet {
                 let may = (!lead.splitting || lead.marks.contains(txn))
                     && !lead.is_walled(txn, &changes.uses, &changes.barriers);
                 if may {
-                    let floor = lead.floor;
-                    lead.marks.add(txn, &keys, &changes.barriers, floor);
+                    lead.marks.add(txn, &keys, &changes.barriers);
                 }
                 Ok(may)
             })?;
@@ -192,17 +212,57 @@ impl Tablet {
     /// Carries out a decision for all parts prepared here, then gives the locks back.
     pub(super) async fn resolve(&self, txn: TxnId, outcome: Outcome) -> Result<Response, Fault> {
         let epoch = self.leading()?;
+        // Whoever asks again while a large one is being carried out waits for that.
+        let mut changed = self.changed.subscribe();
+        while !self.with_lead(epoch, |lead| Ok(lead.resolving.insert(txn)))? {
+            if changed.changed().await.is_err() {
+                return Err(Fault::Lost);
+            }
+        }
+        let resolved = self.resolve_parts(epoch, txn, outcome).await;
+        if let Some(lead) = &mut *self.lead.lock()
+            && lead.epoch == epoch
+        {
+            lead.resolving.remove(&txn);
+        }
+        self.bump();
+        resolved
+    }
+
+    async fn resolve_parts(
+        &self,
+        epoch: Epoch,
+        txn: TxnId,
+        outcome: Outcome,
+    ) -> Result<Response, Fault> {
+        if let Outcome::Committed(scn) = outcome {
+            // Readers of what was before it need not wait until its rows are there.
+            self.with_lead(epoch, |lead| {
+                lead.marks.drawn(txn, scn);
+                Ok(())
+            })?;
+            self.bump();
+        }
         // What the store holds counts: a part may be there that this leadership was not told of.
         let mut parts = Vec::new();
         for row in machine::parts(&self.store, self.id, txn) {
             parts.extend(row?.0.last_chunk().map(|part| u32::from_be_bytes(*part)));
         }
-        for part in parts {
+        let mut resolving = futures::stream::iter(parts.into_iter().map(|part| async move {
             let command = Command::Resolve { txn, part, outcome };
             match self.propose(epoch.term, &command).await? {
-                Applied::Done => {}
-                other => return Err(unexpected(&other)),
+                Applied::Done => Ok(()),
+                other => Err(unexpected(&other)),
             }
+        }))
+        .buffer_unordered(N_PARTS_AT_ONCE);
+        let mut failed = None;
+        while let Some(resolved) = resolving.next().await {
+            failed = failed.or(resolved.err());
+        }
+        drop(resolving);
+        if let Some(fault) = failed {
+            return Err(fault);
         }
         if outcome == Outcome::Aborted {
             // A part that is still on its way must find no locks here.
@@ -260,7 +320,8 @@ mod tests {
         let nothing = Command::Forget { txn: TxnId(1) };
         while tablet.propose(epoch.term, &nothing).await.is_ok() {}
         let changes = Changes { writes: vec![(key, None)], ..Changes::default() };
-        let prepared = tablet.prepare(txn.id(), epoch, tablet.id, 0, changes).await;
+        let part = Part { number: 0, is_last: true };
+        let prepared = tablet.prepare(txn.id(), epoch, tablet.id, part, changes).await;
         assert!(matches!(prepared, Err(Fault::NotLeader { .. })), "{prepared:?}");
         hand_over.await.unwrap();
         assert_eq!(tablet.leading(), Ok(epoch), "the leadership goes on");

@@ -8,7 +8,7 @@ use crate::message::{Epoch, TxnState};
 use crate::{Error, keyspace};
 use base::env::Instant;
 use base::{Key, Scn, TabletId, TxnId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use storage::Store;
 use tokio::sync::oneshot;
 
@@ -29,6 +29,8 @@ pub(crate) struct Lead {
     pub(crate) floor: Scn,
     /// Since when the coordinators of these transactions do not answer.
     pub(crate) silent: HashMap<base::NodeId, Instant>,
+    /// Transactions whose decision is being carried out.
+    pub(crate) resolving: HashSet<TxnId>,
 }
 
 /// A prepared transaction that waits for its decision.
@@ -57,6 +59,7 @@ impl Lead {
             cutting: false,
             floor: Scn::ZERO,
             silent: HashMap::new(),
+            resolving: HashSet::new(),
         };
         for row in store.meta_scan(&keyspace::space(keyspace::Space::Prepared, tablet)) {
             let (key, value) = row?;
@@ -66,8 +69,10 @@ impl Lead {
             let keys: Vec<Key> =
                 prepared.changes.writes.iter().map(|(key, _)| key.clone()).collect();
             lead.locks.restore(now, txn, &keys);
-            lead.marks.add(txn, &keys, &prepared.changes.barriers, Scn::ZERO);
+            lead.marks.add(txn, &keys, &prepared.changes.barriers);
             lead.is_prepared(txn, prepared.anchor, now);
+            // It may have promised, and a number may have been drawn: nobody here knows which.
+            lead.marks.promise(txn, Scn::ZERO);
         }
         Ok(lead)
     }
@@ -205,5 +210,25 @@ mod tests {
         lead.finish(many);
         assert!(matches!(ask(&mut lead, 301), Answer::Refused), "still in doubt");
         assert!(matches!(ask(&mut lead, 300), Answer::Granted));
+    }
+
+    #[test]
+    fn who_is_doomed_is_refused_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Env::seeded(1, Arc::new(MemoryNet::default()));
+        let store = Store::open(&env, dir.path(), Options::default()).unwrap();
+        let epoch = Epoch { node: base::NodeId(1), term: 1, nonce: 1 };
+        let now = env.now();
+        let mut lead = Lead::take_over(&store, TabletId(7), epoch, now).unwrap();
+        let later = now + std::time::Duration::from_secs(1);
+        lead.locks.restore(now, TxnId(1), &[key(1)]);
+        assert!(lead.holds_for(TxnId(1)));
+        lead.doom(TxnId(1), now);
+        lead.doom(TxnId(2), later);
+        assert!(!lead.holds_for(TxnId(1)));
+        assert_eq!(lead.doomed_before(Some(later)), [TxnId(1)], "the other's may be on its way");
+        assert_eq!(lead.doomed_before(None), []);
+        lead.forget_doomed(TxnId(1));
+        assert!(!lead.is_doomed(TxnId(1)) && lead.is_doomed(TxnId(2)));
     }
 }

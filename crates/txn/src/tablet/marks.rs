@@ -4,10 +4,16 @@
 //! else.
 //!
 //! ```text
-//! T1 marks "k", has drawn no number     a reader of "k" at 10 waits: T1 may get 9
+//! 8 was handed out; T1 marks "k"        a reader of "k" at 8 goes on: T1 gets more than 8
+//! T1 has drawn no number                a reader of "k" at 10 waits: T1 may get 9
 //! T1 has drawn 11                       a reader of "k" at 10 goes on, one at 11 waits
 //! T1 is there                           the mark goes; the reader at 11 sees the row
 //! ```
+//!
+//! A large transaction is prepared in parts, and its coordinator draws no number before each tablet has
+//! *promised*: answered its last part. Until then no reader needs to wait for it, whatever its snapshot, since
+//! its number will be larger than any that was handed out; and its locks keep other writers away. So the marks of all
+//! its parts count from the promise on, and not while a load of ten million rows is still coming.
 //!
 //! A key has one mark at most: whoever commits holds its lock. The few keys of a small transaction
 //! stand in a tree; many are a [`KeySet`], which is as exact. Beyond [`BULK_BYTES_MAX`] in one
@@ -46,8 +52,8 @@ struct Mark {
     /// Known once drawn.
     scn: Option<Scn>,
     prepared: bool,
-    /// Its number will be larger than this.
-    floor: Scn,
+    /// Set when a number may be drawn: the one will be larger than this. None: no number yet.
+    floor: Option<Scn>,
     /// Its points.
     keys: Vec<Key>,
 }
@@ -60,11 +66,12 @@ struct Bulk {
 
 impl Mark {
     fn blocks(&self, at: ReadAt) -> bool {
+        let Some(floor) = self.floor else { return false };
         match at {
             // Not acknowledged before it is applied, so the newest state may leave it out; a
             // prepared one may be decided and acknowledged already.
             ReadAt::Newest => self.prepared,
-            ReadAt::Snapshot(at) => self.scn.is_none_or(|scn| scn <= at),
+            ReadAt::Snapshot(at) => self.scn.map_or(floor < at, |scn| scn <= at),
         }
     }
 }
@@ -92,10 +99,10 @@ impl Bulk {
 }
 
 impl Marks {
-    /// `keys` are sorted.
-    pub(crate) fn add(&mut self, txn: TxnId, keys: &[Key], walls: &[SchemaUse], floor: Scn) {
+    /// Notes what a transaction is about to write. It counts once it is promised. `keys` are sorted.
+    pub(crate) fn add(&mut self, txn: TxnId, keys: &[Key], walls: &[SchemaUse]) {
         self.walls.extend(walls.iter().map(|wall| (*wall, txn)));
-        let fresh = || Mark { scn: None, prepared: false, floor, keys: Vec::new() };
+        let fresh = || Mark { scn: None, prepared: false, floor: None, keys: Vec::new() };
         let mark = self.by_txn.entry(txn).or_insert_with(fresh);
         if keys.len() < BULK_KEYS_MIN {
             mark.keys.extend_from_slice(keys);
@@ -109,6 +116,13 @@ impl Marks {
             false => bulk.add_ranges(keys),
         }
         self.n_bulk_bytes = self.n_bulk_bytes - before + bulk.keys.n_bytes();
+    }
+
+    /// From now on a number may be drawn for it, larger than `floor`.
+    pub(crate) fn promise(&mut self, txn: TxnId, floor: Scn) {
+        if let Some(mark) = self.by_txn.get_mut(&txn) {
+            mark.floor.get_or_insert(floor);
+        }
     }
 
     pub(crate) fn drawn(&mut self, txn: TxnId, scn: Scn) {
@@ -155,7 +169,7 @@ impl Marks {
 
     /// No mark that is set has a number at or below this; none if nothing is marked.
     pub(crate) fn lowest_floor(&self) -> Option<Scn> {
-        self.by_txn.values().map(|mark| mark.floor).min()
+        self.by_txn.values().filter_map(|mark| mark.floor).min()
     }
 
     /// A table that the reader goes by may have a newer definition within its snapshot.
@@ -199,8 +213,14 @@ mod tests {
     fn a_reader_waits_for_what_may_lie_within_its_snapshot_and_for_nothing_else() {
         let mut marks = Marks::default();
         let txn = TxnId(1);
-        marks.add(txn, &[key(1)], &[], Scn(5));
+        marks.add(txn, &[key(1)], &[]);
+        assert!(!marks.blocks_key(&key(1), at(10)), "no number is drawn before the promise");
+        assert_eq!(marks.lowest_floor(), None);
+        marks.promise(txn, Scn(5));
+        marks.promise(txn, Scn(7));
         assert!(marks.blocks_key(&key(1), at(10)), "its number is not known yet");
+        assert!(marks.blocks_key(&key(1), at(6)));
+        assert!(!marks.blocks_key(&key(1), at(5)), "but it is larger than what was handed out");
         assert!(!marks.blocks_key(&key(2), at(10)));
         assert!(!marks.blocks_key(&key(1), ReadAt::Newest), "not acknowledged before it is there");
         marks.drawn(txn, Scn(11));
@@ -217,7 +237,8 @@ mod tests {
     #[test]
     fn a_definition_that_is_changing_holds_back_who_goes_by_the_older_one() {
         let mut marks = Marks::default();
-        marks.add(TxnId(1), &[], &[SchemaUse { table: 7, version: 3 }], Scn(5));
+        marks.add(TxnId(1), &[], &[SchemaUse { table: 7, version: 3 }]);
+        marks.promise(TxnId(1), Scn(5));
         let uses = |version| [SchemaUse { table: 7, version }];
         assert!(marks.blocks_uses(&uses(2), at(10)));
         assert!(!marks.blocks_uses(&uses(3), at(10)));
@@ -231,9 +252,11 @@ mod tests {
         let mut marks = Marks::default();
         let (load, small) = (TxnId(1), TxnId(2));
         let even = |from| (from..from + 600).filter(|n| n % 2 == 0).map(key).collect::<Vec<_>>();
-        marks.add(load, &even(0), &[], Scn(5));
-        marks.add(load, &even(600), &[], Scn(5));
-        marks.add(small, &[key(301)], &[], Scn(5));
+        marks.add(load, &even(0), &[]);
+        marks.add(load, &even(600), &[]);
+        marks.add(small, &[key(301)], &[]);
+        marks.promise(load, Scn(5));
+        marks.promise(small, Scn(5));
         marks.drawn(small, Scn(20));
         let between = |a, b| KeyRange::new(key(a), key(b));
         assert!(marks.blocks_key(&key(300), at(10)) && marks.blocks_key(&key(1198), at(10)));
@@ -255,8 +278,9 @@ mod tests {
             |relation: u8, n: u16| Key::from([&[0, 0, 0, relation][..], &n.to_be_bytes()].concat());
         for part in 0..3 {
             let keys = |relation| (0..200).map(move |n| of(relation, part * 400 + n * 2));
-            marks.add(TxnId(1), &keys(7).chain(keys(9)).collect::<Vec<_>>(), &[], Scn(5));
+            marks.add(TxnId(1), &keys(7).chain(keys(9)).collect::<Vec<_>>(), &[]);
         }
+        marks.promise(TxnId(1), Scn(5));
         assert_eq!(marks.bulks[&TxnId(1)].by_relation.len(), 2);
         assert!(marks.blocks_key(&of(7, 1), at(10)) && marks.blocks_key(&of(9, 1198), at(10)));
         assert!(!marks.blocks_key(&of(7, 1199), at(10)) && !marks.blocks_key(&of(8, 0), at(10)));

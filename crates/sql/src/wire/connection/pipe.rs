@@ -1,8 +1,8 @@
 //! A connection's bytes: bounded buffers, whole messages in, answers out in few writes.
 
 use crate::error::{Error, state};
-use crate::wire::{Server, reply, request};
-use base::Env;
+use crate::wire::{Server, no_memory, reply, request};
+use base::{Env, Loan};
 use base::env::Stream;
 use bytes::{Bytes, BytesMut};
 use std::future::Future;
@@ -16,6 +16,8 @@ const OUTPUT_BYTES: usize = 64 * 1024;
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 /// A buffer larger than this is given back once it is empty.
 const KEPT_BYTES: usize = 256 * 1024;
+/// Messages up to this size are not borrowed for: each connection may have one.
+const FREE_BYTES: usize = 64 * 1024;
 
 /// Why a connection is over.
 pub enum Gone {
@@ -47,6 +49,9 @@ pub struct Pipe {
     pub shutdown: watch::Receiver<bool>,
     pub env: Env,
     grace: std::time::Duration,
+    message_bytes_max: usize,
+    /// For the message that is coming, or being answered.
+    loan: Loan,
 }
 
 impl Pipe {
@@ -59,6 +64,8 @@ impl Pipe {
             shutdown: server.shutdown.clone(),
             env: server.engine.env().clone(),
             grace: server.limits.shutdown_grace,
+            message_bytes_max: server.limits.message_bytes_max,
+            loan: server.memory.open(),
         }
     }
 
@@ -113,11 +120,13 @@ impl Pipe {
 
     /// The next message. Idle here, a shutdown ends the connection.
     pub async fn next(&mut self) -> Flow<(u8, Bytes)> {
+        let coming = self.coming();
         loop {
-            let message = request::split(&mut self.input, request::MESSAGE_BYTES_MAX);
+            let message = request::split(&mut self.input, self.message_bytes_max);
             if let Some(message) = message.map_err(Gone::Refused)? {
                 return Ok(message);
             }
+            self.borrow(coming.max(self.coming()))?;
             if self.input.is_empty() && self.input.capacity() > KEPT_BYTES {
                 self.input = BytesMut::new();
             }
@@ -130,6 +139,21 @@ impl Pipe {
                 return Err(Gone::Closed);
             }
         }
+    }
+
+    /// How long the message is that the input begins with, as far as is known.
+    fn coming(&self) -> usize {
+        match self.input[..] {
+            [_, a, b, c, d, ..] => u32::from_be_bytes([a, b, c, d]) as usize,
+            _ => 0,
+        }
+    }
+
+    /// Borrows for a message of that size before it is read.
+    fn borrow(&mut self, bytes: usize) -> Flow<()> {
+        let bytes = if bytes > FREE_BYTES { bytes } else { 0 };
+        let borrowed = self.loan.set(bytes);
+        borrowed.map_err(|exhausted| Gone::Refused(no_memory("a message", &exhausted)))
     }
 
     /// The next message of the authentication, which must be a password's.
