@@ -354,7 +354,7 @@ impl LockTable {
             txn: waiter.txn,
             granted: false,
             waited_ms: now.saturating_duration_since(waiter.place.since).as_millis() as u64,
-            blocked_by: self.blockers(waiter).into_iter().map(|(txn, _)| txn).collect(),
+            blocked_by: self.blockers(waiter).into_keys().collect(),
         });
         points.chain(holds).chain(waits).collect()
     }

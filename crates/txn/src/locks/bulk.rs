@@ -116,7 +116,7 @@ impl LockTable {
     }
 
     /// A held range begins or ends elsewhere now.
-    fn resize(&mut self, id: u64, range: KeyRange, place: Place) {
+    pub(super) fn resize(&mut self, id: u64, range: KeyRange, place: Place) {
         let Some(hold) = self.holds.get_mut(&id) else { return };
         if hold.range != range {
             self.held.remove(&hold.range.start, id);

@@ -138,7 +138,18 @@ impl LockTable {
                     }
                 }
             }
-            Target::Range(range) => self.add_hold(Hold { txn, mode, range, only: None }, place),
+            Target::Range(range) => {
+                // Who takes neighbouring ranges one after the other keeps one.
+                let before = self.holds_of(txn).find(|(_, hold)| {
+                    hold.only.is_none()
+                        && hold.mode == mode
+                        && hold.range.end.as_ref() == Some(&range.start)
+                });
+                match before.map(|(id, hold)| (id, hold.range.start.clone())) {
+                    Some((id, start)) => self.resize(id, KeyRange { start, end: range.end }, place),
+                    None => self.add_hold(Hold { txn, mode, range, only: None }, place),
+                }
+            }
         }
     }
 

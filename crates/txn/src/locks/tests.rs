@@ -277,7 +277,9 @@ mod cost {
     fn whom_one_waits_for_is_few() {
         let (mut table, now) = (LockTable::default(), now());
         let target = Target::Key(Key::from_static(b"k"));
-        (0..N).for_each(|txn| drop(ask(&mut table, now, txn, &target)));
+        for txn in 0..N {
+            ask(&mut table, now, txn, &target);
+        }
         steps(&table);
         (1..N).for_each(|txn| drop(table.waits_for(TxnId(txn))));
         let n = steps(&table);

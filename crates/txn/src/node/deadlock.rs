@@ -208,3 +208,49 @@ fn line(wait: &TxnWait, edge: &Edge) -> String {
         "Transaction {txn} waits for {what} of tablet {tablet}; blocked by transaction {blocker}."
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::solo;
+    use crate::{Error, Isolation, LockMode, Wait};
+    use base::Key;
+
+    const TABLET: TabletId = TabletId::FIRST_DATA;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn only_a_circle_that_still_stands_is_broken() {
+        let dir = tempfile::tempdir().unwrap();
+        let solo = solo(dir.path()).await.unwrap();
+        let wanted = [Key::from_static(b"\0\0\x01\0a")];
+        let mut holder = solo.client.begin(Isolation::ReadCommitted);
+        holder.lock(&wanted, LockMode::Exclusive, Wait::Block).await.unwrap();
+        let mut waiter = solo.client.begin(Isolation::ReadCommitted);
+        let (txn, blocker) = (waiter.id(), holder.id());
+        let waits = async { waiter.lock(&wanted, LockMode::Exclusive, Wait::Block).await };
+        let breaks = async {
+            let ticket = loop {
+                let waits = solo.node.waits(BTreeMap::from([(TABLET, vec![txn])]), true).await;
+                if let Some(wait) = waits.get(&TABLET).and_then(|waits| waits.first()) {
+                    break wait.ticket;
+                }
+            };
+            let n_waits = solo.node.waiting(vec![txn]).await[0].n_waits;
+            let is_doomed = || solo.node.active.lock()[&txn].is_doomed();
+            let circle = |blocker, ticket| Circle {
+                victim: txn,
+                waits: vec![(txn, Edge { tablet: TABLET, ticket, blocker, holds: true })],
+            };
+            let other: crate::locks::Ticket = postcard::from_bytes(&[0]).unwrap();
+            solo.node.break_up(circle(blocker, other), n_waits).await;
+            assert!(!is_doomed(), "it was another wait");
+            solo.node.break_up(circle(TxnId(1), ticket), n_waits).await;
+            assert!(!is_doomed(), "it waits for somebody else");
+            solo.node.break_up(circle(blocker, ticket), n_waits - 1).await;
+            assert!(!is_doomed(), "it has begun another wait since");
+            solo.node.break_up(circle(blocker, ticket), n_waits).await;
+        };
+        let (ended, ()) = tokio::join!(waits, breaks);
+        assert!(matches!(ended, Err(Error::Deadlock { .. })), "{ended:?}");
+    }
+}

@@ -244,6 +244,8 @@ mod tests {
         // 10 holds a, 20 holds b; 30 to 50 wait for b and are before 10, 60 waits behind it.
         let queue = "10-50 50-40 40-30 30=20 40=20 50=20 60-10 60=20";
         assert_eq!(victims(&format!("10=20 20=10 {queue}")), [(20, vec![20, 10])]);
+        // 25 waits for what 30 holds, and is before 10 in a queue: without 20 they all go on.
+        assert_eq!(victims("10=20 20=10 10-25 25=30 30=20"), [(20, vec![20, 10])]);
         // 10 and 20 share b, and 10 wants it exclusively behind others that want it.
         assert_eq!(victims("10-50 50-40 40=20 50=20 20=10"), [(20, vec![20, 10, 50])]);
         // A circle of places alone is none yet: a third one holds both.
