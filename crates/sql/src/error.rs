@@ -33,6 +33,8 @@ pub(crate) enum Cause {
     Sql,
     /// The statement was planned with an older definition of this table.
     SchemaChanged(u32),
+    /// A row that the statement's snapshot has is gone now that its lock is there.
+    RowGone,
 }
 
 /// The SQLSTATEs used, by PostgreSQL's names for them.
@@ -116,6 +118,18 @@ impl Error {
         }))
     }
 
+    /// For the retry loop of a statement.
+    pub(crate) fn row_gone() -> Error {
+        let message = "a row was deleted or got another key while it was waited for";
+        let mut error = Error::new(state::SERIALIZATION_FAILURE, message);
+        error.0.cause = Cause::RowGone;
+        error
+    }
+
+    pub(crate) fn is_row_gone(&self) -> bool {
+        self.0.cause == Cause::RowGone
+    }
+
     /// A feature of PostgreSQL that is not here.
     pub fn unsupported(feature: impl fmt::Display) -> Error {
         Error::new(state::FEATURE_NOT_SUPPORTED, format!("{feature} is not supported"))
@@ -164,7 +178,7 @@ impl Error {
     pub(crate) fn schema_changed(&self) -> Option<u32> {
         match self.0.cause {
             Cause::SchemaChanged(table) => Some(table),
-            Cause::Sql => None,
+            Cause::Sql | Cause::RowGone => None,
         }
     }
 

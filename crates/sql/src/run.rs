@@ -62,6 +62,8 @@ pub struct Exec<'a> {
     pub sequences: HashMap<String, Arc<Sequence>>,
     /// Zero: no limit.
     pub lock_timeout: Duration,
+    /// The statement may be run again from its beginning, at a newer snapshot.
+    pub may_restart: bool,
 }
 
 impl Exec<'_> {
@@ -86,6 +88,15 @@ impl Exec<'_> {
                 state::LOCK_NOT_AVAILABLE,
                 "canceling statement due to lock timeout",
             )),
+        }
+    }
+
+    /// A row that the snapshot has is gone once its lock is there: somebody deleted it, or gave it another key.
+    /// In the second case it may satisfy the condition still, so the statement looks anew.
+    pub fn is_gone(&self) -> Result<()> {
+        match self.may_restart {
+            true => Err(Error::row_gone()),
+            false => Ok(()),
         }
     }
 

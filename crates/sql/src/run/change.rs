@@ -571,7 +571,10 @@ impl<'a> Targets<'a> {
                 let locked = exec.lock(&keys, LockMode::Exclusive, Wait::Block).await?;
                 let mut out = Vec::with_capacity(keys.len());
                 for (key, locked) in keys.into_iter().zip(locked) {
-                    let Locked::Held { row: Some(stored) } = locked else { continue };
+                    let Locked::Held { row: Some(stored) } = locked else {
+                        exec.is_gone()?;
+                        continue;
+                    };
                     let mut row = Vec::with_capacity(table.columns.len());
                     codec::decode_row(table, &stored.value, None, &mut row)?;
                     // It changed between the snapshot and the lock: does it still match?

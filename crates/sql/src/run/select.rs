@@ -282,7 +282,14 @@ impl Exec<'_> {
                     let keys: Vec<Key> = chunk.iter().map(|(key, _)| key.clone()).collect();
                     let locked = self.lock(&keys, mode, wait).await?;
                     for locked in locked {
-                        let Locked::Held { row: Some(stored) } = locked else { continue };
+                        let stored = match locked {
+                            Locked::Held { row: Some(stored) } => stored,
+                            Locked::Held { row: None } => {
+                                self.is_gone()?;
+                                continue;
+                            }
+                            Locked::Skipped => continue,
+                        };
                         codec::decode_row(table, &stored.value, None, &mut row)?;
                         if stored.scn <= snapshot
                             || holds(&select.filter, &row, params, slots, self.view)?

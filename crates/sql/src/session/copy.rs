@@ -72,6 +72,7 @@ impl CopyIn {
             drawn: &mut self.drawn,
             sequences: HashMap::new(),
             lock_timeout: self.lock_timeout,
+            may_restart: false,
         };
         let rows = match &self.row {
             None => chunk,

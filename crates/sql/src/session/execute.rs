@@ -24,6 +24,8 @@ use txn::Isolation;
 
 /// Times that a statement is planned anew because a definition changed under it.
 pub(super) const PLANS_MAX: usize = 20;
+/// Times that a statement looks anew because a row that it waited for is gone; then it goes without it.
+const N_RESTARTS_MAX: usize = 3;
 
 impl Session {
     /// Plans one statement. `hints` are the parameters' types as far as the client says.
@@ -219,9 +221,11 @@ impl Session {
     // ---- queries and changes
 
     async fn data(&mut self, prepared: &Prepared, params: Arc<[Datum]>) -> Result<Outcome> {
+        let mut n_restarts = 0;
         for attempt in 0.. {
             let plan = self.current(prepared).await?;
-            match self.attempt(&plan, &params).await {
+            match self.attempt(&plan, &params, n_restarts < N_RESTARTS_MAX).await {
+                Err(error) if error.is_row_gone() => n_restarts += 1,
                 Err(error)
                     if attempt < PLANS_MAX && !plan.is_past() && self.may_run_again(&error) => {}
                 outcome => return outcome,
@@ -277,7 +281,13 @@ impl Session {
         }
     }
 
-    async fn attempt(&mut self, plan: &Arc<Plan>, params: &Arc<[Datum]>) -> Result<Outcome> {
+    /// `may_restart`: a row that is gone when it is locked may end the attempt.
+    async fn attempt(
+        &mut self,
+        plan: &Arc<Plan>,
+        params: &Arc<[Datum]>,
+        may_restart: bool,
+    ) -> Result<Outcome> {
         let lock_timeout = self.settings.lock_timeout;
         self.open();
         if let Some(target) = plan.target() {
@@ -299,6 +309,7 @@ impl Session {
         let savepoint = open.txn.savepoint();
         let view = open.view.clone();
         let mut exec = exec_of(&engine, &view, open, &mut self.drawn, lock_timeout);
+        exec.may_restart = may_restart && exec.txn.isolation() == Isolation::ReadCommitted;
         exec.declare(plan);
         match run_plan(&mut exec, plan, params).await {
             Ok(outcome) => {
@@ -326,7 +337,7 @@ impl Session {
     pub(super) async fn run_tree(&mut self, tree: Arc<Statement>) -> Result<Outcome> {
         for attempt in 0.. {
             let plan = Arc::new(self.plan_tree(tree.clone(), &[]).await?);
-            match self.attempt(&plan, &Arc::from([])).await {
+            match self.attempt(&plan, &Arc::from([]), false).await {
                 Err(error)
                     if attempt < PLANS_MAX && !plan.is_past() && self.may_run_again(&error) => {}
                 outcome => return outcome,
@@ -519,7 +530,7 @@ impl Session {
         let mut lines = explain(&mut exec, &plan, &params, analyze).await?;
         if analyze && !is_general {
             let begin = engine.env().now();
-            let outcome = Box::pin(self.attempt(&plan, &Arc::from(params))).await?;
+            let outcome = Box::pin(self.attempt(&plan, &Arc::from(params), false)).await?;
             let mut n_rows = 0;
             match outcome {
                 Outcome::Rows { mut rows, .. } => {
@@ -616,6 +627,7 @@ pub(super) fn exec_of<'a>(
         drawn,
         sequences: HashMap::new(),
         lock_timeout,
+        may_restart: false,
     }
 }
 

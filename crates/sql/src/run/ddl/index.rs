@@ -311,6 +311,7 @@ async fn batch(
         drawn: &mut Default::default(),
         sequences: HashMap::new(),
         lock_timeout: Duration::ZERO,
+        may_restart: false,
     };
     exec.put_entries(&table, at, newest).await?;
     txn.commit().await?;

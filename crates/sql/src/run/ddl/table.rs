@@ -445,6 +445,7 @@ impl Exec<'_> {
             drawn: &mut *self.drawn,
             sequences: HashMap::new(),
             lock_timeout: self.lock_timeout,
+            may_restart: false,
         };
         apart.append(table, checks, chunk).await?;
         txn.commit().await?;
