@@ -1,4 +1,7 @@
 //! kill -9: what was acknowledged stays, what was not is whole or absent, and the cluster goes on.
+//!
+//! How long that takes is not judged here, where it would depend on what else the machine does: each
+//! wait has a bound that only a cluster which does not go on reaches. `cargo xtask bench kills` measures.
 // The test stands outside of what is simulated.
 #![allow(clippy::disallowed_methods)]
 
@@ -17,6 +20,8 @@ use tokio_postgres::Client;
 const N_ACCOUNTS: i64 = 64;
 const START: i64 = 1000;
 const N_CLIENTS: u64 = 16;
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn lay_out(cluster: &Cluster) {
     let sql = cluster.connect(1).await;
@@ -32,7 +37,9 @@ async fn lay_out(cluster: &Cluster) {
     sql.batch_execute("ALTER TABLE transfers SPLIT AT VALUES (1000000000)").await.unwrap();
 }
 
-/// One transfer. The error says whether it may have happened all the same.
+/// One transfer. The error says whether it may have happened all the same: only a connection that
+/// ends in the middle of COMMIT (08006) and 08007 leave that open. 57P01 promises that nothing was
+/// changed, in COMMIT too.
 async fn transfer(
     sql: &mut Client,
     id: i64,
@@ -50,7 +57,7 @@ async fn transfer(
     txn.execute(insert, &[&id, &source, &target, &amount]).await.map_err(definite)?;
     txn.commit().await.map_err(|error| {
         let state = state(&error);
-        let unsure = state == "08006" || state == "08007" || state == "57P01";
+        let unsure = state == "08006" || state == "08007";
         (state, unsure)
     })
 }
@@ -63,6 +70,7 @@ struct Seen {
     next: AtomicI64,
     /// Counts acknowledged transfers.
     n_done: AtomicU64,
+    n_audits: AtomicU64,
     over: AtomicBool,
 }
 
@@ -123,10 +131,9 @@ async fn total_at(sql: &Client, snapshot: &str) -> Result<i64, tokio_postgres::E
 }
 
 /// Reads totals from any node, now and at earlier snapshots, as long as the storm lasts.
-async fn auditor(cluster: Arc<Cluster>, seen: Arc<Seen>) -> u64 {
+async fn auditor(cluster: Arc<Cluster>, seen: Arc<Seen>) {
     let mut rng = SmallRng::seed_from_u64(99);
     let mut snapshots: Vec<String> = Vec::new();
-    let mut n_audits = 0;
     while !seen.over.load(Ordering::Relaxed) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let node = rng.random_range(1..=cluster.n_nodes);
@@ -135,7 +142,7 @@ async fn auditor(cluster: Arc<Cluster>, seen: Arc<Seen>) -> u64 {
             Ok((sum, snapshot)) => {
                 assert_eq!(sum, N_ACCOUNTS * START, "the total changed at snapshot {snapshot}");
                 snapshots.push(snapshot);
-                n_audits += 1;
+                seen.n_audits.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => assert!(RETRYABLE.contains(&&*state(&error)), "{error:?}"),
         }
@@ -150,7 +157,15 @@ async fn auditor(cluster: Arc<Cluster>, seen: Arc<Seen>) -> u64 {
             Err(error) => assert!(RETRYABLE.contains(&&*state(&error)), "{error:?}"),
         }
     }
-    n_audits
+}
+
+/// Waits until a counter has gone beyond `n`.
+async fn until(counter: &AtomicU64, n: u64, what: &str) {
+    let begun = Instant::now();
+    while counter.load(Ordering::Relaxed) <= n {
+        assert!(begun.elapsed() < PATIENCE, "not even {n} {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Every acknowledged transfer is there, and the accounts are what the transfers make of them.
@@ -188,7 +203,8 @@ async fn reconcile(cluster: &Cluster, seen: &Seen) {
     }
 }
 
-/// How long until somebody's transfer is acknowledged that began after now.
+/// Waits until rows of all tablets are written by a statement that began after now, at a node other
+/// than `avoid`; how long that took, to be printed.
 async fn until_served(cluster: &Cluster, avoid: u16) -> Duration {
     let begun = Instant::now();
     loop {
@@ -201,11 +217,7 @@ async fn until_served(cluster: &Cluster, avoid: u16) -> Duration {
                 return begun.elapsed();
             }
         }
-        assert!(
-            begun.elapsed() < Duration::from_secs(20),
-            "nothing is served after a kill\n{}",
-            cluster.logs()
-        );
+        assert!(begun.elapsed() < PATIENCE, "nothing is served after a kill\n{}", cluster.logs());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -251,18 +263,21 @@ async fn transfers_survive_kills_of_workers_and_nodes_and_a_wiped_disk() {
         }
         cluster.connect(node).await;
     }
+    until(&seen.n_done, 100, "transfers").await;
+    until(&seen.n_audits, 3, "audits").await;
     seen.over.store(true, Ordering::Relaxed);
     for client in clients {
         client.await.unwrap();
     }
-    let n_audits = audits.await.unwrap();
+    audits.await.unwrap();
     reconcile(&cluster, &seen).await;
     outages.sort();
     let errors = seen.errors.lock().await.clone();
     println!(
-        "{} transfers, {n_kills} kills, {n_audits} audits, errors {errors:?}, unsure {}, \
+        "{} transfers, {n_kills} kills, {} audits, errors {errors:?}, unsure {}, \
          served again after: median {:?}, longest {:?}",
         seen.n_done.load(Ordering::Relaxed),
+        seen.n_audits.load(Ordering::Relaxed),
         seen.unsure.lock().await.len(),
         outages[outages.len() / 2],
         outages.last().unwrap(),
@@ -270,8 +285,6 @@ async fn transfers_survive_kills_of_workers_and_nodes_and_a_wiped_disk() {
     for state in errors.keys() {
         assert!(RETRYABLE.contains(&state.as_str()), "a client saw {state}");
     }
-    assert!(*outages.last().unwrap() < Duration::from_secs(3), "{outages:?}");
-    assert!(n_audits > 3 && seen.n_done.load(Ordering::Relaxed) > 100);
     assert!(wiped || storm_length < Duration::from_secs(30));
 }
 
@@ -295,7 +308,7 @@ async fn wipe(cluster: &Cluster, node: u16) {
             return;
         }
         assert!(
-            begun.elapsed() < Duration::from_secs(60),
+            begun.elapsed() < PATIENCE,
             "the wiped node {node} (id {old}) is not filled again: {members:?}\n{}",
             cluster.logs()
         );
@@ -316,7 +329,7 @@ async fn all_three_killed_at_once_come_back_with_all_they_acknowledged() {
     lay_out(&cluster).await;
     let seen = Arc::new(Seen::default());
     let clients = storm(&cluster, &seen);
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    until(&seen.n_done, 50, "transfers").await;
     for node in 1..=3u16 {
         cluster.chaos(&["kill", &node.to_string()]).unwrap();
     }
@@ -328,22 +341,18 @@ async fn all_three_killed_at_once_come_back_with_all_they_acknowledged() {
         cluster.restart(node).await;
     }
     reconcile(&cluster, &seen).await;
-    let n_done = seen.n_done.load(Ordering::Relaxed);
-    println!("{n_done} transfers before the end");
-    assert!(n_done > 50);
+    println!("{} transfers before the end", seen.n_done.load(Ordering::Relaxed));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_leader_serves_nothing_stale_when_it_wakes() {
     let cluster = Arc::new(Cluster::start(3).await);
     lay_out(&cluster).await;
+    let balance = "SELECT balance FROM accounts WHERE id = 1";
+    let mut n_answers = 0;
     for node in 1..=3u16 {
         let sleeper = cluster.connect(node).await;
-        let before: i64 = sleeper
-            .query_one("SELECT balance FROM accounts WHERE id = 1", &[])
-            .await
-            .unwrap()
-            .get(0);
+        let before: i64 = sleeper.query_one(balance, &[]).await.unwrap().get(0);
         cluster.chaos(&["pause", &node.to_string()]).unwrap();
         let served = until_served(&cluster, node).await;
         let other = cluster.connect(1 + node % 3).await;
@@ -351,11 +360,19 @@ async fn a_paused_leader_serves_nothing_stale_when_it_wakes() {
         cluster.chaos(&["resume", &node.to_string()]).unwrap();
         println!("node {node} paused: served again after {served:?}");
         // Whatever the sleeper answers after it woke must know of the update.
-        match sleeper.query_one("SELECT balance FROM accounts WHERE id = 1", &[]).await {
-            Ok(row) => assert_eq!(row.get::<_, i64>(0), before + 1, "node {node} served the past"),
-            Err(error) => assert!(RETRYABLE.contains(&&*state(&error)), "{error:?}"),
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE && !sleeper.is_closed() {
+            match sleeper.query_one(balance, &[]).await {
+                Ok(row) => {
+                    assert_eq!(row.get::<_, i64>(0), before + 1, "node {node} served the past");
+                    n_answers += 1;
+                    break;
+                }
+                Err(error) => assert!(RETRYABLE.contains(&&*state(&error)), "{error:?}"),
+            }
         }
     }
+    assert!(n_answers > 0, "no node answered after it woke");
 }
 
 #[tokio::test]
