@@ -1,7 +1,7 @@
 //! Whom a request waits for, for the search for deadlocks and for people.
 
 use super::intervals::{Conflicts, Interval, Overlaps};
-use super::{LockTable, Place, Target, Ticket, Waiter, conflict};
+use super::{LockTable, Target, Ticket, Waiter, conflict};
 use crate::LockMode;
 use base::{Key, TxnId};
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ impl LockTable {
         if matches!(waiter.target, Target::Key(_)) {
             ranges = self.requests_before(waiter, Overlaps::Key(key));
         }
-        let nearest = ranges.iter().filter(|own| is_wall(own.mode, own.place));
+        let nearest = ranges.iter().filter(|own| own.mode == LockMode::Exclusive);
         let mut nearest = nearest.map(|own| own.place).max();
         let end = point.queue.partition_point(|place| *place < waiter.place);
         let holders_end = point.queue.partition_point(|place| !place.fresh);
@@ -91,7 +91,7 @@ impl LockTable {
             if conflict(other.mode, waiter.mode) {
                 found.entry(other.txn).or_insert(false);
             }
-            if is_wall(other.mode, *place) {
+            if other.mode == LockMode::Exclusive {
                 nearest = Some(*place);
                 break;
             }
@@ -112,7 +112,8 @@ impl LockTable {
         }
     }
 
-    /// The range requests before a range request, without those that a nearer one waits for.
+    /// The range requests before a range request, without those that a nearer one waits for. The
+    /// requests of holders are named in any case: other holders' do not wait for them.
     fn requests(&self, waiter: &Waiter, with: Overlaps<'_>, found: &mut BTreeMap<TxnId, bool>) {
         if !waiter.place.fresh {
             return;
@@ -128,7 +129,7 @@ impl LockTable {
             if let Some(other) = self.waiter(own.place) {
                 found.entry(other.txn).or_insert(false);
             }
-            if is_wall(own.mode, own.place) {
+            if own.mode == LockMode::Exclusive {
                 walls.push(own);
             }
         }
@@ -144,9 +145,4 @@ impl LockTable {
         });
         before
     }
-}
-
-/// Whoever stands before an exclusive request is waited for by that one. Not so for a holder's.
-fn is_wall(mode: LockMode, place: Place) -> bool {
-    mode == LockMode::Exclusive && place.fresh
 }

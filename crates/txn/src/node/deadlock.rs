@@ -246,8 +246,8 @@ mod tests {
             assert!(!is_doomed(), "it was another wait");
             solo.node.break_up(circle(TxnId(1), ticket), n_waits).await;
             assert!(!is_doomed(), "it waits for somebody else");
-            solo.node.break_up(circle(blocker, ticket), n_waits - 1).await;
-            assert!(!is_doomed(), "it has begun another wait since");
+            solo.node.break_up(circle(blocker, ticket), n_waits + 1).await;
+            assert!(!is_doomed(), "it was told of another wait");
             solo.node.break_up(circle(blocker, ticket), n_waits).await;
         };
         let (ended, ()) = tokio::join!(waits, breaks);
