@@ -9,7 +9,7 @@ use crate::machine::threads::{self, Host, Process};
 use crate::net::SimNet;
 use crate::task;
 use base::{Env, NodeId, TabletId, Zone};
-use cluster::supervision::{Action, EXIT_HALTED, EXIT_MISUSED, End, Event, Supervision};
+use cluster::supervision::{Action, EXIT_MISUSED, End, Event, Supervision};
 use cluster::{DeathReport, NodeRow, Topology};
 use node::config::{AuthMethod, Config};
 use node::identity::Home;
@@ -455,8 +455,7 @@ fn work(
             Ok(running) => running,
             Err(error) => {
                 tracing::error!("cannot start: {error}");
-                let is_lost = env.halt_reason().is_some() || error.is::<storage::Error>();
-                return if is_lost { EXIT_HALTED } else { EXIT_MISUSED };
+                return node::worker::exit_code_of_start(&env, &error);
             }
         };
         // A supervisor that is full of news takes the worker for one that never served.
@@ -464,9 +463,9 @@ fn work(
         loop {
             tokio::select! {
                 biased;
-                reason = env.halted() => {
-                    tracing::error!("this node stops: {reason}");
-                    return EXIT_HALTED;
+                halt = env.halted() => {
+                    tracing::error!("this node stops: {}", halt.reason);
+                    return node::worker::exit_code(halt.cause);
                 }
                 ask = asked.recv() => match ask {
                     Some(Ask::Transfer(draw)) => transfer(&running, draw).await,

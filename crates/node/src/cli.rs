@@ -73,9 +73,7 @@ impl Cli {
             Command::Status(status) => small_runtime()?.block_on(status.run()),
             Command::Sql(sql) => small_runtime()?.block_on(sql.run()),
             Command::Chaos(chaos) => chaos.run(),
-            Command::Worker { data: _ } => {
-                Ok(worker::main()?)
-            }
+            Command::Worker { data: _ } => Ok(worker::main()?),
         }
     }
 }

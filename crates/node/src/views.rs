@@ -264,9 +264,8 @@ impl sql::views::Source for Views {
         let Ok(news) = postcard::to_stdvec(changed).map(Bytes::from) else { return };
         let me = self.membership.me();
         let others = self.membership.topology().ids().into_iter().filter(|id| *id != me);
-        let tell = others.map(|id| {
-            self.transport.call(id, MessageKind::Definitions, DEFINITIONS, news.clone())
-        });
+        let tell = others
+            .map(|id| self.transport.call(id, MessageKind::Definitions, DEFINITIONS, news.clone()));
         // A node that does not hear it is told by the tablets.
         drop(futures::future::join_all(tell).await);
     }

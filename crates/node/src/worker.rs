@@ -58,7 +58,11 @@ pub fn main() -> Result<ExitCode, std::io::Error> {
     Ok(code)
 }
 
-fn runtime(name: &str, n_threads: usize, niceness: i32) -> std::io::Result<tokio::runtime::Runtime> {
+fn runtime(
+    name: &str,
+    n_threads: usize,
+    niceness: i32,
+) -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(n_threads)
@@ -272,7 +276,8 @@ pub async fn start(
         AuthMethod::Scram => sql::Auth::Scram,
     };
     let serve = env.on(Runtime::Serve);
-    let engine = sql::Engine::new(serve.clone(), client, Arc::new(query::DataFusion::new()?), source, auth);
+    let engine =
+        sql::Engine::new(serve.clone(), client, Arc::new(query::DataFusion::new()?), source, auth);
     definitions.hear_definitions(engine.clone());
     let listener = env
         .net()

@@ -45,7 +45,11 @@ const KNOWN: &str = include_str!("differential/known.txt");
 struct AsText(Option<String>);
 
 impl ToSql for AsText {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
         match &self.0 {
             None => Ok(IsNull::Yes),
             Some(text) => {
@@ -298,7 +302,8 @@ async fn productions(postgres: &Client) -> Vec<Production> {
     }
     for (from, _) in TYPES {
         for (to, _) in TYPES {
-            let refused = postgres.simple_query(&format!("SELECT NULL::{from}::{to}")).await.is_err();
+            let refused =
+                postgres.simple_query(&format!("SELECT NULL::{from}::{to}")).await.is_err();
             all.push(Production {
                 form: format!("({{}}::{to})"),
                 args: vec![from.to_owned()],
@@ -315,34 +320,53 @@ async fn productions(postgres: &Client) -> Vec<Production> {
 /// The binder's operators. An operator that is new to it does not compile here without a sign.
 fn arithmetic_signs() -> Vec<&'static str> {
     use Arithmetic::*;
-    [
-        Add, Subtract, Multiply, Divide, Modulo, Concat, BitAnd, BitOr, BitXor, ShiftLeft,
-        ShiftRight,
-    ]
-    .into_iter()
-    .map(|op| match op {
-        Add => "+",
-        Subtract => "-",
-        Multiply => "*",
-        Divide => "/",
-        Modulo => "%",
-        Concat => "||",
-        BitAnd => "&",
-        BitOr => "|",
-        BitXor => "#",
-        ShiftLeft => "<<",
-        ShiftRight => ">>",
-    })
-    .collect()
+    [Add, Subtract, Multiply, Divide, Modulo, Concat, BitAnd, BitOr, BitXor, ShiftLeft, ShiftRight]
+        .into_iter()
+        .map(|op| match op {
+            Add => "+",
+            Subtract => "-",
+            Multiply => "*",
+            Divide => "/",
+            Modulo => "%",
+            Concat => "||",
+            BitAnd => "&",
+            BitOr => "|",
+            BitXor => "#",
+            ShiftLeft => "<<",
+            ShiftRight => ">>",
+        })
+        .collect()
 }
 
 /// The binder's functions, and those that only the engine of wide queries knows.
 fn names() -> Vec<&'static str> {
     let mut names: Vec<&str> = sql::expr::names().collect();
     names.extend([
-        "initcap", "md5", "overlay", "to_hex", "concat_ws", "encode", "decode", "acos", "asin", "atan",
-        "atan2", "cos", "sin", "tan", "cot", "gcd", "lcm", "factorial", "pi", "div", "timezone", "age",
-        "make_date", "quote_literal", "quote_ident",
+        "initcap",
+        "md5",
+        "overlay",
+        "to_hex",
+        "concat_ws",
+        "encode",
+        "decode",
+        "acos",
+        "asin",
+        "atan",
+        "atan2",
+        "cos",
+        "sin",
+        "tan",
+        "cot",
+        "gcd",
+        "lcm",
+        "factorial",
+        "pi",
+        "div",
+        "timezone",
+        "age",
+        "make_date",
+        "quote_literal",
+        "quote_ident",
     ]);
     names
 }
@@ -459,7 +483,10 @@ async fn expressions_answer_as_postgresql_does() {
             Verdict::Same => {}
             Verdict::Hard(why) => {
                 let sql = tree.write(mode, &missing);
-                let shown = format!("{why}\n    {mode:?} in {}: {} {:?}", ours.zone, sql.sql, sql.parameters);
+                let shown = format!(
+                    "{why}\n    {mode:?} in {}: {} {:?}",
+                    ours.zone, sql.sql, sql.parameters
+                );
                 println!("FAILURE {shown}");
                 hard.push(shown);
             }
@@ -474,7 +501,11 @@ async fn expressions_answer_as_postgresql_does() {
                     let sql = part.write(mode, &missing);
                     kind.examples.push(format!(
                         "{mode:?} {}: {} {:?}\n        ours   {}\n        theirs {}",
-                        ours.zone, sql.sql, sql.parameters, our.shown(), their.shown()
+                        ours.zone,
+                        sql.sql,
+                        sql.parameters,
+                        our.shown(),
+                        their.shown()
                     ));
                 }
             }
@@ -488,7 +519,11 @@ async fn expressions_answer_as_postgresql_does() {
     table.sort_by_key(|(_, kind)| std::cmp::Reverse(kind.n));
     let mut unknown = Vec::new();
     let total: usize = table.iter().map(|(_, kind)| kind.n).sum();
-    println!("{n} expressions: {} failures, {total} differences in {} kinds", hard.len(), table.len());
+    println!(
+        "{n} expressions: {} failures, {total} differences in {} kinds",
+        hard.len(),
+        table.len()
+    );
     for (name, kind) in table {
         let is_known = known.iter().any(|pattern| matches_pattern(pattern, name));
         println!("{:>6} {} {name}", kind.n, if is_known { " " } else { "!" });
@@ -513,8 +548,7 @@ async fn compare(
     mode: Mode,
     missing: &BTreeSet<String>,
 ) -> Compared {
-    let (our, their) =
-        tokio::join!(ours.ask(tree, mode, missing), theirs.ask(tree, mode, missing));
+    let (our, their) = tokio::join!(ours.ask(tree, mode, missing), theirs.ask(tree, mode, missing));
     (judge(&our, &their), our, their)
 }
 

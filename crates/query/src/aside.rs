@@ -21,8 +21,8 @@
 
 use base::env::Runtime;
 use base::{Env, panics};
-use datafusion_common_runtime::set_join_set_tracer;
 use datafusion_common_runtime::JoinSetTracer;
+use datafusion_common_runtime::set_join_set_tracer;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use sql::error::{Error, Result};

@@ -6,13 +6,10 @@
 //! anything, rounding to integers, time zones) are done by [`sql::types::cast`].
 
 use super::{failure, numeric, operator, shape};
-use sql::error::{Error, state};
-use sql::expr::Arithmetic;
-use sql::types::{Datum, Interval, Type, Zone, cast, text};
 use arrow::datatypes::{DataType, FieldRef};
+use datafusion_common::DataFusionError;
 use datafusion_common::tree_node::{Transformed, TreeNode};
 use datafusion_common::{DFSchema, ScalarValue};
-use datafusion_common::DataFusionError;
 use datafusion_expr::expr::{Between, InList, ScalarFunction};
 use datafusion_expr::expr_rewriter::NamePreserver;
 use datafusion_expr::utils::merge_schema;
@@ -20,6 +17,9 @@ use datafusion_expr::{
     BinaryExpr, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, Operator,
     ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TryCast, Volatility,
 };
+use sql::error::{Error, state};
+use sql::expr::Arithmetic;
+use sql::types::{Datum, Interval, Type, Zone, cast, text};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 

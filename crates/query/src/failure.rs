@@ -2,10 +2,10 @@
 //!
 //! An error of our own that went through DataFusion comes out as it went in.
 
-use sql::error::{Error, state};
 use arrow::error::ArrowError;
-use datafusion_common::SchemaError;
 use datafusion_common::DataFusionError;
+use datafusion_common::SchemaError;
+use sql::error::{Error, state};
 
 /// What the client is told.
 pub fn from(error: DataFusionError) -> Error {

@@ -5,17 +5,17 @@
 //! [`super::numeric`]. A function of DataFusion's that has PostgreSQL's name and another
 //! meaning is refused rather than run.
 
-use sql::wide::QueryContext;
 use super::{evaluated, failure, numeric, setup::Setup, shape};
-use sql::error::{Error, Result, state};
-use sql::types::{Datum, Type, Zone};
-use sql::views::{self, Snapshot};
 use arrow::datatypes::DataType;
 use datafusion_common::DataFusionError;
-use datafusion_session::Session;
 use datafusion_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
+use datafusion_session::Session;
+use sql::error::{Error, Result, state};
+use sql::types::{Datum, Type, Zone};
+use sql::views::{self, Snapshot};
+use sql::wide::QueryContext;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -117,8 +117,7 @@ static DEFINITIONS: &[Definition] = &[
 static REFUSED: &[&str] = &["to_char", "to_date", "to_number", "to_timestamp", "age"];
 
 /// Names of DataFusion's by PostgreSQL's.
-static ALIASES: &[(&str, &str)] =
-    &[("gen_random_uuid", "uuid"), ("array_upper", "array_length")];
+static ALIASES: &[(&str, &str)] = &[("gen_random_uuid", "uuid"), ("array_upper", "array_length")];
 
 /// Whether a function needs the catalog to answer.
 pub fn asks_catalog(name: &str) -> bool {
@@ -152,8 +151,7 @@ pub fn of(
     }
     for (name, meant) in ALIASES {
         let known = functions.get(*meant).cloned();
-        let found =
-            known.or_else(|| setup.scalar_functions().get(*meant).cloned());
+        let found = known.or_else(|| setup.scalar_functions().get(*meant).cloned());
         if let Some(function) = found {
             functions.insert((*name).to_owned(), function);
         }

@@ -9,21 +9,21 @@
 //! Integers add, subtract and multiply checked: DataFusion's own operators wrap around.
 
 use super::{failure, shape};
-use sql::error::{Error, Result, state};
-use sql::expr::{Arithmetic, float};
-use sql::types::Numeric;
 use arrow::array::*;
 use arrow::compute::{cast, kernels};
 use arrow::datatypes::{DataType, Decimal256Type, Field, FieldRef, Int64Type, i256};
-use datafusion_common::ScalarValue;
 use datafusion_common::DataFusionError;
-use datafusion_functions_aggregate::{average, sum};
+use datafusion_common::ScalarValue;
 use datafusion_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion_expr::utils::AggregateOrderSensitivity;
 use datafusion_expr::{
     Accumulator, AggregateUDF, AggregateUDFImpl, ColumnarValue, EmitTo, GroupsAccumulator,
     ReversedUDAF, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
+use datafusion_functions_aggregate::{average, sum};
+use sql::error::{Error, Result, state};
+use sql::expr::{Arithmetic, float};
+use sql::types::Numeric;
 use std::sync::Arc;
 
 type Df<T> = Result<T, DataFusionError>;

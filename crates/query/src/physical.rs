@@ -29,9 +29,7 @@ use datafusion_expr::logical_plan::Subquery;
 use datafusion_expr::physical_planning_context::{
     PhysicalPlanningContext, ScalarSubqueryResults, SubqueryIndex,
 };
-use datafusion_expr::{
-    Aggregate, Expr, FetchType, Join, Limit, LogicalPlan, SkipType, TableScan,
-};
+use datafusion_expr::{Aggregate, Expr, FetchType, Join, Limit, LogicalPlan, SkipType, TableScan};
 use datafusion_physical_expr::aggregate::LoweredAggregateBuilder;
 use datafusion_physical_expr::expressions::{self, Literal};
 use datafusion_physical_expr::{
@@ -442,9 +440,7 @@ impl Planner<'_> {
         let (wide_left, wide_right) = (left.schema().fields().len(), right.schema().fields().len());
         let kept = match (wide_left, wide_right) == (n_left, n_right) {
             true => None,
-            false => {
-                Some(without_keys(join.join_type, (n_left, wide_left), (n_right, wide_right)))
-            }
+            false => Some(without_keys(join.join_type, (n_left, wide_left), (n_right, wide_right))),
         };
         let config = self.setup.config();
         let spread =
@@ -471,9 +467,8 @@ impl Planner<'_> {
         known: &DFSchema,
     ) -> Df<(Operator, Vec<Computed>)> {
         let schema = operator.schema();
-        let column = |idx: usize, name: &str| -> Computed {
-            Arc::new(expressions::Column::new(name, idx))
-        };
+        let column =
+            |idx: usize, name: &str| -> Computed { Arc::new(expressions::Column::new(name, idx)) };
         let mut columns: Vec<ProjectionExpr> = schema
             .fields()
             .iter()
@@ -510,9 +505,8 @@ impl Planner<'_> {
     ) -> Df<JoinFilter> {
         let named = condition.column_refs();
         let positions = |schema: &DFSchema| {
-            let found = named.iter().filter_map(|column: &&Column| {
-                schema.index_of_column(column).ok()
-            });
+            let found =
+                named.iter().filter_map(|column: &&Column| schema.index_of_column(column).ok());
             let mut found: Vec<usize> = found.collect();
             found.sort_unstable();
             found.dedup();
@@ -581,7 +575,8 @@ fn groupings(sets: &GroupingSet) -> Df<(Vec<Expr>, Vec<Vec<bool>>)> {
                 let what = format!("CUBE is limited to {CUBE_COLUMNS_MAX} elements");
                 return Err(DataFusionError::Plan(what));
             }
-            let left_out = |bits: usize| (0..columns.len()).map(|idx| bits >> idx & 1 == 1).collect();
+            let left_out =
+                |bits: usize| (0..columns.len()).map(|idx| bits >> idx & 1 == 1).collect();
             (columns.clone(), (0..1 << columns.len()).map(left_out).collect())
         }
     })

@@ -10,21 +10,17 @@
 
 use super::expr::call;
 use super::numeric::{self, Op, is_decimal, is_float, is_integer};
-use super::setup::Setup;
-use sql::wide::QueryContext;
-use super::{House, evaluated, failure, operator, functions, no_relation, rewrite, shape, single, table};
 use super::series::Series;
+use super::setup::Setup;
 use super::source::{LastRound, source};
 use super::virtual_table::Virtual;
-use datafusion_session::Session;
-use sql::error::{Error, Result};
-use sql::expr::Arithmetic;
-use sql::types::{Type, Zone, cast, text};
-use sql::views;
+use super::{
+    House, evaluated, failure, functions, no_relation, operator, rewrite, shape, single, table,
+};
 use arrow::datatypes::{DataType, FieldRef, SchemaRef};
-use datafusion_common::{DFSchema, ScalarValue, TableReference};
-use datafusion_common::config::ConfigOptions;
 use datafusion_common::DataFusionError;
+use datafusion_common::config::ConfigOptions;
+use datafusion_common::{DFSchema, ScalarValue, TableReference};
 use datafusion_expr::expr::Cast;
 use datafusion_expr::planner::{
     ContextProvider, ExprPlanner, PlannerResult, RawBinaryExpr, TypePlanner,
@@ -35,6 +31,12 @@ use datafusion_expr::{
     WindowUDF, lit,
 };
 use datafusion_optimizer::simplify_expressions::ExprSimplifier;
+use datafusion_session::Session;
+use sql::error::{Error, Result};
+use sql::expr::Arithmetic;
+use sql::types::{Type, Zone, cast, text};
+use sql::views;
+use sql::wide::QueryContext;
 use sqlparser::ast::{self, BinaryOperator};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -53,7 +55,11 @@ pub struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    pub fn new(cx: &'a QueryContext, house: &'a House, snapshot: Arc<views::Snapshot>) -> Names<'a> {
+    pub fn new(
+        cx: &'a QueryContext,
+        house: &'a House,
+        snapshot: Arc<views::Snapshot>,
+    ) -> Names<'a> {
         let setup = &house.setup;
         let zone = cx.view.zone;
         let mut planners: Vec<Arc<dyn ExprPlanner>> = vec![Arc::new(Operators {
@@ -223,8 +229,7 @@ impl Operators {
         };
         let datum = text::parse(value, &ty, &self.zone).map_err(failure::through)?;
         // As a plain decimal where that is what it meets, so that key ranges can be told from it.
-        if let (DataType::Decimal128(_, scale), sql::types::Datum::Numeric(value)) =
-            (other, &datum)
+        if let (DataType::Decimal128(_, scale), sql::types::Datum::Numeric(value)) = (other, &datum)
             && let Ok(exact) = value.rescale(*scale as u8)
             && exact == *value
         {
@@ -255,9 +260,8 @@ impl Operators {
         };
         let (mut lt, mut rt) = (shape::type_of_arrow(a), shape::type_of_arrow(b));
         let (mut left, mut right) = (left.clone(), right.clone());
-        let turn = |expr: Expr, ty: &Type| {
-            Expr::Cast(Cast::new(Box::new(expr), shape::arrow_type(ty)))
-        };
+        let turn =
+            |expr: Expr, ty: &Type| Expr::Cast(Cast::new(Box::new(expr), shape::arrow_type(ty)));
         let answer = if matches!(op, Arithmetic::ShiftLeft | Arithmetic::ShiftRight) {
             if !is_integer(a) || !matches!(rt, Type::Int2 | Type::Int4) {
                 return None;
@@ -267,14 +271,14 @@ impl Operators {
         } else {
             let is_known = |ty: &DataType| !matches!(ty, DataType::Null | DataType::Utf8);
             // Days from a plain date on are left as they are: what they are compared with may be a column.
-            let is_plain = matches!(a, DataType::Date32) && is_plain_date(&left) && whole_days(&right);
+            let is_plain =
+                matches!(a, DataType::Date32) && is_plain_date(&left) && whole_days(&right);
             if is_plain || !is_known(a) || !is_known(b) {
                 return None;
             }
             sql::bind::temporal(op, &lt, &rt)?
         };
-        let is_instant =
-            |ty: &Type| matches!(ty, Type::Date | Type::Timestamp | Type::TimestampTz);
+        let is_instant = |ty: &Type| matches!(ty, Type::Date | Type::Timestamp | Type::TimestampTz);
         if answer == Type::Interval && is_instant(&lt) && lt != rt {
             let common = cast::common(&lt, &rt)?;
             (left, right) = (turn(left, &common), turn(right, &common));
@@ -305,10 +309,14 @@ impl ExprPlanner for Operators {
                 call(udf, vec![expr])
             };
             match (&a, &b) {
-                (DataType::Date32, DataType::Timestamp(..)) if still_a_date(right.clone()) == right => {
+                (DataType::Date32, DataType::Timestamp(..))
+                    if still_a_date(right.clone()) == right =>
+                {
                     left = nearest(left, &b);
                 }
-                (DataType::Timestamp(..), DataType::Date32) if still_a_date(left.clone()) == left => {
+                (DataType::Timestamp(..), DataType::Date32)
+                    if still_a_date(left.clone()) == left =>
+                {
                     right = nearest(right, &a);
                 }
                 (DataType::Timestamp(_, None), DataType::Timestamp(_, Some(_))) => {

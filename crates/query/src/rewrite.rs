@@ -13,12 +13,12 @@ mod names;
 mod subquery;
 mod tree;
 
+use names::column_name;
 use sql::error::{Error, Result, state};
 use sql::parse;
 use sql::session::View;
 use sql::types::{Datum, Type, text};
 use sqlparser::ast::{self, *};
-use names::column_name;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use subquery::{aggregate_whole, count_instead_of_exists, free_of_outer, inline_laterals};

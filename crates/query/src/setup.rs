@@ -18,13 +18,17 @@ use datafusion_execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion_expr::execution_props::ExecutionProps;
 use datafusion_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion_expr::planner::ExprPlanner;
-use datafusion_expr::registry::{ExtensionTypeRegistryRef, FunctionRegistry, MemoryExtensionTypeRegistry};
+use datafusion_expr::registry::{
+    ExtensionTypeRegistryRef, FunctionRegistry, MemoryExtensionTypeRegistry,
+};
 use datafusion_expr::{AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, WindowUDF};
 use datafusion_optimizer::{Analyzer, Optimizer, OptimizerConfig};
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion_physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion_physical_plan::ExecutionPlan;
-use datafusion_session::{CatalogProviderList, EmptyCatalogProviderList, PhysicalOptimizerRule, Session};
+use datafusion_session::{
+    CatalogProviderList, EmptyCatalogProviderList, PhysicalOptimizerRule, Session,
+};
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -43,10 +47,7 @@ const N_CONSUMERS_NAMED: NonZeroUsize = NonZeroUsize::new(3).expect("not zero");
 static AGGREGATES: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let known = datafusion_functions_aggregate::all_default_aggregate_functions();
     let ours = ["every", "variance", "single_value"];
-    by_name(known, |f| (f.name(), f.aliases()))
-        .into_keys()
-        .chain(ours.map(str::to_owned))
-        .collect()
+    by_name(known, |f| (f.name(), f.aliases())).into_keys().chain(ours.map(str::to_owned)).collect()
 });
 
 pub fn is_aggregate(name: &str) -> bool {

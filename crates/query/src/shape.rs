@@ -11,14 +11,14 @@
 //! - `char(n)` is its text without padding, `uuid` its canonical text: both order as they should.
 //! - `oid` is `Int64`.
 
-use sql::codec::Value;
-use sql::error::{Error, Result, state};
-use sql::types::{Datum, Interval, Numeric, Row, Type};
 use arrow::array::*;
 use arrow::datatypes::{
     DataType, Field, FieldRef, IntervalMonthDayNano, IntervalUnit, TimeUnit, i256,
 };
 use datafusion_common::ScalarValue;
+use sql::codec::Value;
+use sql::error::{Error, Result, state};
+use sql::types::{Datum, Interval, Numeric, Row, Type};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 

@@ -4,16 +4,14 @@
 //! subquery can be joined to the row outside, which DataFusion does for nothing else.
 
 use super::failure;
-use sql::error::{Error, state};
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Int64Type};
-use datafusion_common::ScalarValue;
 use datafusion_common::DataFusionError;
+use datafusion_common::ScalarValue;
 use datafusion_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion_expr::utils::AggregateOrderSensitivity;
-use datafusion_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, Signature, Volatility,
-};
+use datafusion_expr::{Accumulator, AggregateUDF, AggregateUDFImpl, Signature, Volatility};
+use sql::error::{Error, state};
 use std::sync::Arc;
 
 type Df<T> = Result<T, DataFusionError>;

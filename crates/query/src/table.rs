@@ -12,24 +12,16 @@
 //! Absent: sorted output, several partitions of one table, limits on index access.
 
 use super::{failure, shape};
-use sql::catalog::{IndexState, RelationId, Table};
-use sql::codec::{self, RowReader};
-use sql::error::{Error, Result};
-use sql::run::rows::row_key_of_entry;
-use sql::types::{Datum, Type};
-use base::KeyRange;
-use base::key::prefix_end;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Schema, SchemaRef};
-use datafusion_session::{Session, TableProvider};
+use base::KeyRange;
+use base::key::prefix_end;
+use datafusion_common::DataFusionError;
 use datafusion_common::stats::Precision;
 use datafusion_common::tree_node::TreeNodeRecursion;
 use datafusion_common::{ColumnStatistics, ScalarValue, Statistics};
-use datafusion_common::DataFusionError;
 use datafusion_execution::{SendableRecordBatchStream, TaskContext};
-use datafusion_expr::{
-    BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType,
-};
+use datafusion_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType};
 use datafusion_physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion_physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion_physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
@@ -37,7 +29,13 @@ use datafusion_physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion_physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
 };
+use datafusion_session::{Session, TableProvider};
 use futures::TryStreamExt;
+use sql::catalog::{IndexState, RelationId, Table};
+use sql::codec::{self, RowReader};
+use sql::error::{Error, Result};
+use sql::run::rows::row_key_of_entry;
+use sql::types::{Datum, Type};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;

@@ -6,11 +6,11 @@
 use super::shape;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Schema, SchemaRef};
-use datafusion_datasource::memory::MemorySourceConfig;
-use datafusion_session::{Session, TableProvider};
 use datafusion_common::DataFusionError;
+use datafusion_datasource::memory::MemorySourceConfig;
 use datafusion_expr::{Expr, TableType};
 use datafusion_physical_plan::ExecutionPlan;
+use datafusion_session::{Session, TableProvider};
 use sql::error::{Error, Result};
 use sql::types::{Datum, Row, Type};
 use sql::views::{Definition, Snapshot};

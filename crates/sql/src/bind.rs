@@ -304,9 +304,7 @@ impl Binder<'_> {
             Ok((idx, ty)) => Ok(Bound { expr: Expr::Column(idx), ty: ty.clone() }),
             // CURRENT_DATE and its kin are words without parentheses.
             Err(error) => match parts {
-                [word] if bare_word && is_keyword_function(word) => {
-                    self.call(word, Vec::new())
-                }
+                [word] if bare_word && is_keyword_function(word) => self.call(word, Vec::new()),
                 _ => Err(error),
             },
         }

@@ -47,8 +47,8 @@ pub use rows::{Kind, Name};
 use crate::error::{Error, Result, state};
 use base::Scn;
 use parking_lot::RwLock;
-use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use txn::{Isolation, LockMode, Locked, Txn, Wait};
@@ -157,9 +157,7 @@ impl Catalog {
         let mut cache = self.cache.write();
         for names in cache.names.values_mut() {
             names.retain(|_, object| match object {
-                Object::Table(table) | Object::Index(table) => {
-                    !changed.tables.contains(&table.id)
-                }
+                Object::Table(table) | Object::Index(table) => !changed.tables.contains(&table.id),
                 Object::Sequence(sequence) => !changed.sequences.contains(&sequence.id),
             });
         }

@@ -358,7 +358,7 @@ async fn a_cancel_request_needs_the_secret() {
     let mut raw = Raw::connect(&served).await;
     raw.send(&startup(b"user\0atoll\0")).await;
     let key = raw.key().await;
-    let long = "SELECT count(*) FROM generate_series(1, 100000) a(x), generate_series(1, 100000) b(y) \
+    let long = "SELECT count(*) FROM generate_series(1::bigint, 100000) a(x), generate_series(1, 100000) b(y) \
                 WHERE a.x * b.y = 7";
     raw.send(&message(b'Q', format!("{long}\0").as_bytes())).await;
     let mut wrong = key.clone();

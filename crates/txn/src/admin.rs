@@ -86,9 +86,11 @@ impl Inspector {
         Box::pin(async move {
             let mut tablets: BTreeMap<TabletId, TabletRow> = BTreeMap::new();
             for row in self.node.all_replicas().await {
-                let tablet = tablets
-                    .entry(row.tablet)
-                    .or_insert_with(|| TabletRow { leader: None, replicas: Vec::new(), bytes: None });
+                let tablet = tablets.entry(row.tablet).or_insert_with(|| TabletRow {
+                    leader: None,
+                    replicas: Vec::new(),
+                    bytes: None,
+                });
                 let leads = row.leader == Some(row.node);
                 let newer = tablet.leader.as_ref().is_none_or(|known| known.term < row.term);
                 if leads && newer {

@@ -70,7 +70,8 @@ impl Ids {
                 Err(reason) => self.env.halt(format!("no ids can be given out: {reason}")),
             }
         }
-        let number = self.node.0 << (BLOCK_BITS + COUNT_BITS) | drawn.block << COUNT_BITS | drawn.count;
+        let number =
+            self.node.0 << (BLOCK_BITS + COUNT_BITS) | drawn.block << COUNT_BITS | drawn.count;
         drawn.count = (drawn.count + 1).min(COUNT_END);
         if drawn.count >= COUNT_END / 2 && drawn.spare.is_none() && !drawn.asking {
             drawn.asking = true;

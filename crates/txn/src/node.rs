@@ -10,11 +10,11 @@ mod serve;
 
 use crate::client::Active;
 use crate::command::{Descriptor, Outcome, decode, encode};
+use crate::ids::{Blocks, Ids};
 use crate::message::{
     CoordinatorRequest, CoordinatorResponse, Epoch, Fault, ReplicaRow, Request, Response, ScnGrant,
     ScnRequest,
 };
-use crate::ids::{Blocks, Ids};
 use crate::routes::Routes;
 use crate::tablet::Tablet;
 use crate::{Error, keyspace};

@@ -125,7 +125,7 @@ fn lint() -> Result<()> {
 /// change a feature of tokio under DataFusion, and with it build DataFusion once more.
 const LOWER: [&str; 8] =
     ["base", "transport", "storage", "cluster", "consensus", "txn", "gateway", "xtask"];
-const UPPER: [&str; 3] = ["sql", "node", "sim"];
+const UPPER: [&str; 4] = ["sql", "query", "node", "sim"];
 
 fn packages(names: &[&'static str]) -> impl Iterator<Item = &'static str> {
     names.iter().flat_map(|name| ["--package", *name])

@@ -2,8 +2,8 @@
 
 use super::names::column_name;
 use super::tree::{binary, call, number, value};
-use sql::parse;
 use crate::setup;
+use sql::parse;
 use sqlparser::ast::helpers::attached_token::AttachedToken;
 use sqlparser::ast::{self, *};
 use std::ops::ControlFlow;

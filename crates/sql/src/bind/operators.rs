@@ -106,12 +106,7 @@ impl Binder<'_> {
         right: Bound,
         shown: &str,
     ) -> Result<Bound> {
-        let bits = matches!(
-            op,
-            Arithmetic::BitAnd
-                | Arithmetic::BitOr
-                | Arithmetic::BitXor
-        );
+        let bits = matches!(op, Arithmetic::BitAnd | Arithmetic::BitOr | Arithmetic::BitXor);
         let plain = |ty: Type| match ty {
             Type::Numeric(_) => Type::Numeric(None),
             other => other,
@@ -124,8 +119,7 @@ impl Binder<'_> {
                 return Err(no_operator(shown, &lt, &rt));
             }
             let right = self.coerce(right, &Type::Int4, CastContext::Implicit)?;
-            let expr =
-                Expr::Arithmetic { op, left: Box::new(left.expr), right: Box::new(right) };
+            let expr = Expr::Arithmetic { op, left: Box::new(left.expr), right: Box::new(right) };
             return Ok(Bound { expr, ty: lt });
         }
         let number = |ty: &Type| ty.is_number() || *ty == Type::Unknown;
@@ -172,11 +166,10 @@ impl Binder<'_> {
             _ => (left, right),
         };
         let ty = temporal(op, &left.ty, &right.ty).ok_or_else(|| no_operator(shown, &lt, &rt))?;
-        let is_instant =
-            |ty: &Type| matches!(ty, Type::Date | Type::Timestamp | Type::TimestampTz);
+        let is_instant = |ty: &Type| matches!(ty, Type::Date | Type::Timestamp | Type::TimestampTz);
         if ty == Type::Interval && is_instant(&left.ty) && left.ty != right.ty {
-            let common = cast::common(&left.ty, &right.ty)
-                .ok_or_else(|| no_operator(shown, &lt, &rt))?;
+            let common =
+                cast::common(&left.ty, &right.ty).ok_or_else(|| no_operator(shown, &lt, &rt))?;
             let left = self.coerce(left, &common, CastContext::Implicit)?;
             let right = self.coerce(right, &common, CastContext::Implicit)?;
             let expr = Expr::Arithmetic { op, left: Box::new(left), right: Box::new(right) };

@@ -179,9 +179,8 @@ mod tests {
             "SELECT extract(day FROM ((now()))) + (interval '1 day' * ((2))) BETWEEN (((1))) AND 2",
         ] {
             let known = format!("{:?}", parse(sql).unwrap());
-            let mut plain = sqlparser::parser::Parser::new(&crate::parse::DIALECT)
-                .try_with_sql(sql)
-                .unwrap();
+            let mut plain =
+                sqlparser::parser::Parser::new(&crate::parse::DIALECT).try_with_sql(sql).unwrap();
             let plain = super::super::convert(plain.parse_statement().unwrap()).unwrap();
             assert_eq!(known, format!("{plain:?}"));
         }

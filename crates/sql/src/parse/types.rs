@@ -3,9 +3,7 @@
 use crate::error::{Error, Result, state};
 use crate::types::Type;
 use crate::types::numeric::MAX_DIGITS;
-use sqlparser::ast::{
-    ArrayElemTypeDef, CharacterLength, DataType, ExactNumberInfo, TimezoneInfo,
-};
+use sqlparser::ast::{ArrayElemTypeDef, CharacterLength, DataType, ExactNumberInfo, TimezoneInfo};
 
 /// `serial` and its kin: an integer that a sequence fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

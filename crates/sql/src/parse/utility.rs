@@ -1,11 +1,11 @@
 //! The statements that are read token by token: everything but queries, data changes and
 //! definitions of tables.
 
+use super::dialect::Remembering;
 use super::{
     Copy, CopyOptions, CopySource, Modes, ParsedStatement, SequenceOptions, Statement, UserOptions,
     near, parse_tokens, parser, syntax, type_of,
 };
-use super::dialect::Remembering;
 use crate::error::{Error, Result, state};
 use sqlparser::ast;
 use sqlparser::tokenizer::{Token, TokenWithSpan};

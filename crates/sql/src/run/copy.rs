@@ -78,7 +78,10 @@ impl Reader {
         let mib = LINE_BYTES_MAX >> 20;
         Error::new(
             state::LIMIT_EXCEEDED,
-            format!("a line is longer than {mib} MiB (COPY {}, line {})", self.table, self.line_number),
+            format!(
+                "a line is longer than {mib} MiB (COPY {}, line {})",
+                self.table, self.line_number
+            ),
         )
     }
 

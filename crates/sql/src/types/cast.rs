@@ -62,7 +62,8 @@ fn out_of_range(ty: &Type) -> Error {
 /// As `real` holds it; an error where a number that is neither infinite nor zero would become so.
 pub fn narrow_float(value: f64) -> Result<f32> {
     let narrow = value as f32;
-    let error = |how: &str| Err(Error::new(state::OUT_OF_RANGE, format!("value out of range: {how}")));
+    let error =
+        |how: &str| Err(Error::new(state::OUT_OF_RANGE, format!("value out of range: {how}")));
     if narrow.is_infinite() && value.is_finite() {
         return error("overflow");
     }
@@ -104,9 +105,7 @@ pub fn cast(datum: Datum, from: &Type, to: &Type, zone: &Zone, explicit: bool) -
         (Datum::Int2(_) | Datum::Int4(_) | Datum::Int8(_), Type::Bool) => {
             Datum::Bool(datum.as_i64() != Some(0))
         }
-        (Datum::Float8(value), Type::Float4) => {
-            Datum::Float4(narrow_float(*value)?)
-        }
+        (Datum::Float8(value), Type::Float4) => Datum::Float4(narrow_float(*value)?),
         (Datum::Float4(_), Type::Float4) | (Datum::Float8(_), Type::Float8) => datum,
         (_, Type::Float8) if datum.as_f64().is_some() => {
             Datum::Float8(datum.as_f64().unwrap_or_default())
@@ -148,9 +147,7 @@ pub fn cast(datum: Datum, from: &Type, to: &Type, zone: &Zone, explicit: bool) -
             Datum::Null
         }
         (Datum::Timestamp(us), Type::Time) => Datum::Time(us.rem_euclid(datetime::DAY_US)),
-        (Datum::TimestampTz(us), Type::Time) => {
-            Datum::Time(zone.day_and_time(*us).1)
-        }
+        (Datum::TimestampTz(us), Type::Time) => Datum::Time(zone.day_and_time(*us).1),
         (Datum::Time(us), Type::Interval) => {
             Datum::Interval(datetime::Interval { us: *us, ..Default::default() })
         }

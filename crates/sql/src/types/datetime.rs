@@ -264,9 +264,7 @@ fn same_kind_of_year(utc_us: i64) -> i64 {
     let days = utc_us.div_euclid(DAY_US);
     let (year, _, _) = civil_from_days(days);
     let first = days_from_civil(year, 1, 1);
-    let kind = |year: i64| {
-        ((days_from_civil(year, 1, 1)).rem_euclid(7), days_in_month(year, 2))
-    };
+    let kind = |year: i64| ((days_from_civil(year, 1, 1)).rem_euclid(7), days_in_month(year, 2));
     let like = (2060..2088).find(|candidate| kind(*candidate) == kind(year)).unwrap_or(2087);
     (days - first + days_from_civil(like, 1, 1)) * DAY_US + utc_us.rem_euclid(DAY_US)
 }
@@ -287,8 +285,7 @@ fn clamped(us: i64) -> i64 {
 /// The midnight that begins the day. A day beyond the last timestamp becomes the last one: what a
 /// comparison asks for. See [`try_date_to_timestamp`].
 pub fn date_to_timestamp(days: i32) -> i64 {
-    try_date_to_timestamp(days)
-        .unwrap_or_else(|_| clamped(i64::from(days).saturating_mul(DAY_US)))
+    try_date_to_timestamp(days).unwrap_or_else(|_| clamped(i64::from(days).saturating_mul(DAY_US)))
 }
 
 /// The midnight that begins the day; an error where no timestamp holds it.
@@ -299,9 +296,7 @@ pub fn try_date_to_timestamp(days: i32) -> Result<i64> {
         days => i64::from(days)
             .checked_mul(DAY_US)
             .and_then(|us| check_timestamp(us).ok())
-            .ok_or_else(|| {
-                Error::new(state::DATETIME_OVERFLOW, "date out of range for timestamp")
-            }),
+            .ok_or_else(|| Error::new(state::DATETIME_OVERFLOW, "date out of range for timestamp")),
     }
 }
 

@@ -328,7 +328,8 @@ fn parse_array(text: &str, element: &Type, zone: &Zone) -> Result<Datum> {
     let malformed =
         || Error::new(state::INVALID_TEXT, format!("malformed array literal: \"{text}\""));
     let too_deep = || {
-        let message = format!("number of array dimensions exceeds the maximum allowed ({DIMENSIONS_MAX})");
+        let message =
+            format!("number of array dimensions exceeds the maximum allowed ({DIMENSIONS_MAX})");
         Error::new(state::LIMIT_EXCEEDED, message)
     };
     let mut stack: Vec<Vec<Datum>> = Vec::new();

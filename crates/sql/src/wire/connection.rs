@@ -14,8 +14,8 @@ use crate::session::{
 };
 use crate::types::{Datum, Row, binary, text};
 use base::env::Stream;
-use base::{Budget, Loan};
 use base::panics;
+use base::{Budget, Loan};
 use bytes::Bytes;
 use futures::StreamExt;
 use pipe::{Flow, Pipe};
@@ -32,9 +32,8 @@ pub async fn run(server: &Arc<Server>, stream: Stream, place: &Place) -> Flow<()
     let mut pipe = Pipe::new(stream, server);
     let opening = panics::contained(startup::open(server, &mut pipe, place));
     let opened = env.timeout(server.limits.startup, opening).await;
-    let opened = opened.map(|opened| {
-        opened.unwrap_or_else(|panicked| Err(Gone::Refused(bug(&panicked))))
-    });
+    let opened =
+        opened.map(|opened| opened.unwrap_or_else(|panicked| Err(Gone::Refused(bug(&panicked)))));
     let session = match opened {
         None => {
             let error = Error::new(state::QUERY_CANCELED, "the startup took too long");
@@ -388,7 +387,8 @@ impl Connection {
         }
         let (n, max) = (sql.len(), self.statement_bytes_max);
         let message = format!("a statement of {n} bytes exceeds the limit of {max}");
-        Err(Error::new(state::LIMIT_EXCEEDED, message).hint("Send the values as parameters, or by COPY."))
+        Err(Error::new(state::LIMIT_EXCEEDED, message)
+            .hint("Send the values as parameters, or by COPY."))
     }
 
     fn statement(&self, name: &str) -> Result<&Arc<Prepared>> {

@@ -1,12 +1,12 @@
 //! What this node answers to its peers, and what it does on its own from time to time.
 
 use super::Node;
-use crate::tablet::Tablet;
 use crate::command::decode;
 use crate::message::{
     ActiveRow, CoordinatorRequest, CoordinatorResponse, Fault, Request, Response, ScnRequest,
     WaitingRow,
 };
+use crate::tablet::Tablet;
 use base::{NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

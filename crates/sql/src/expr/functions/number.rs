@@ -96,9 +96,8 @@ fn of_angle(value: f64, function: fn(f64) -> f64) -> Result<f64> {
 }
 
 fn logarithm(value: f64, log: fn(f64) -> f64) -> Result<f64> {
-    let wrong = |of: &str| {
-        Err(Error::new(INVALID_FOR_LOGARITHM, format!("cannot take logarithm of {of}")))
-    };
+    let wrong =
+        |of: &str| Err(Error::new(INVALID_FOR_LOGARITHM, format!("cannot take logarithm of {of}")));
     if value == 0.0 {
         return wrong("zero");
     }

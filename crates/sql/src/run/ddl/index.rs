@@ -240,17 +240,18 @@ async fn undo(engine: &Engine, table: u32, index: u32) {
 }
 
 /// Removes the indexes whose builders are no more. `lives` says whether a node's start still runs.
-pub async fn remove_abandoned(
-    engine: &Engine,
-    lives: impl Fn(NodeId, u64) -> bool,
-) -> Result<()> {
+pub async fn remove_abandoned(engine: &Engine, lives: impl Fn(NodeId, u64) -> bool) -> Result<()> {
     let mut txn = engine.client().begin(Isolation::ReadCommitted);
     let tables = engine.catalog().tables(&txn.reader().await?).await;
     txn.rollback().await;
     for table in tables? {
         for index in &table.indexes {
             if index.builder.is_some_and(|(node, boot)| !lives(node, boot)) {
-                tracing::info!(table = table.name, index = index.name, "removed: its builder is gone");
+                tracing::info!(
+                    table = table.name,
+                    index = index.name,
+                    "removed: its builder is gone"
+                );
                 finish(engine, table.id, index.id, false).await?;
             }
         }

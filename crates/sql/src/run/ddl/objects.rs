@@ -8,8 +8,8 @@ use crate::run::Exec;
 use crate::types::Type;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use sqlparser::ast;
 use ring::{digest, hmac, pbkdf2};
+use sqlparser::ast;
 use std::num::NonZeroU32;
 
 /// Rounds of the password's hash, PostgreSQL's number.

@@ -163,8 +163,7 @@ fn parse_parts(kind: &str, text: &str) -> Result<Parts> {
         }
         _ => trimmed.to_owned(),
     };
-    let is_before_christ =
-        spaced.split([' ', ',']).any(|word| word.eq_ignore_ascii_case("bc"));
+    let is_before_christ = spaced.split([' ', ',']).any(|word| word.eq_ignore_ascii_case("bc"));
     let mut bc = false;
     let mut numbers: Vec<i64> = Vec::new();
     let mut month_word = None;

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, state};
 use crate::wire::{Server, no_memory, reply, request};
-use base::{Env, Loan};
 use base::env::Stream;
+use base::{Env, Loan};
 use bytes::{Bytes, BytesMut};
 use std::future::Future;
 use std::pin::pin;
