@@ -12,7 +12,8 @@
 //! answer to a statement that began after it. *Silence*: the longest time without any answer, whenever it
 //! began. A probe whose statement failed goes on with other rows: a kill in the middle of a commit
 //! leaves its rows locked until somebody finds out what became of it, which is another matter than
-//! whether writes are served. What a client sees beside that (errors, connections that end) is not counted.
+//! whether writes are served. The cluster is stopped and started once after the table was laid out, because
+//! a tablet that a split has just made is started only after its parent has replayed the split. What a client sees beside that (errors, connections that end) is not counted.
 
 use super::median;
 use crate::{cargo, release_dir};
@@ -69,9 +70,16 @@ struct Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
-        Command::new("kill").arg(self.up.id().to_string()).status().ok();
-        self.up.wait().ok();
+        self.stop();
     }
+}
+
+fn up(data: &Path) -> Result<Child> {
+    let mut up = Command::new(release_dir()?.join("atoll"));
+    up.args(["up", "--zones", &N_NODES.to_string(), "--port-offset", &OFFSET.to_string()]);
+    // Clients that lose their connection are reported there, by the dozen.
+    up.arg("--data").arg(data).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    up.spawn().context("atoll up")
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -174,13 +182,8 @@ fn quantile(values: &[f64], share: f64) -> f64 {
 impl Cluster {
     fn start(dir: &Path) -> Result<Cluster> {
         let data = dir.join("data");
-        let mut up = Command::new(release_dir()?.join("atoll"));
-        up.args(["up", "--zones", &N_NODES.to_string(), "--port-offset", &OFFSET.to_string()]);
-        up.arg("--data").arg(&data).stdin(Stdio::null()).stdout(Stdio::null());
-        // Clients that lose their connection are reported there, by the dozen.
-        let up = up.stderr(Stdio::null()).spawn().context("atoll up")?;
         let (writes, over) = (Arc::default(), Arc::default());
-        let cluster = Cluster { up, data, writes, over };
+        let mut cluster = Cluster { up: up(&data)?, data, writes, over };
         cluster.answers()?;
         let mut sql = Client::connect(port(1), PATIENCE)?;
         sql.run("CREATE TABLE probe (id bigint PRIMARY KEY, n bigint NOT NULL)")?;
@@ -188,11 +191,20 @@ impl Cluster {
         sql.run(&format!("INSERT INTO probe VALUES {}", rows.join(",")))?;
         let borders: Vec<String> = (1..N_TABLETS).map(|n| format!("({})", n * N_ROWS)).collect();
         sql.run(&format!("ALTER TABLE probe SPLIT AT VALUES {}", borders.join(", ")))?;
+        cluster.stop();
+        cluster.up = up(&cluster.data)?;
+        cluster.answers()?;
         for node in 1..=N_NODES {
             let (writes, over) = (cluster.writes.clone(), cluster.over.clone());
             std::thread::spawn(move || probe(node, &writes, &over));
         }
         Ok(cluster)
+    }
+
+    /// In good order, so that nothing is left to be replayed.
+    fn stop(&mut self) {
+        Command::new("kill").arg(self.up.id().to_string()).status().ok();
+        self.up.wait().ok();
     }
 
     /// Waits until all nodes answer.
