@@ -32,6 +32,9 @@ const JOIN_PAUSE: Duration = Duration::from_millis(300);
 const EXIT_BUG: i32 = 101;
 /// Each kind of work has as many threads as there are processors, and two at least.
 const N_THREADS_MIN: usize = 2;
+/// Those that vote have more: the log is applied there too, and a large entry keeps a thread busy for
+/// tenths of a second.
+const N_CORE_THREADS_MIN: usize = 4;
 /// How much less urgent the threads of sessions and of wide queries are than those that vote (`nice`).
 const SERVE_NICENESS: i32 = 2;
 const QUERY_NICENESS: i32 = 12;
@@ -42,7 +45,7 @@ const STACK_BYTES: usize = 16 << 20;
 pub fn main() -> Result<ExitCode, std::io::Error> {
     panics::install();
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from).max(N_THREADS_MIN);
-    let core = runtime("core", n_threads, 0)?;
+    let core = runtime("core", n_threads.max(N_CORE_THREADS_MIN), 0)?;
     let serve = runtime("serve", n_threads, SERVE_NICENESS)?;
     let query = runtime("query", n_threads, QUERY_NICENESS)?;
     let env = Env::real_on(Runtimes {
