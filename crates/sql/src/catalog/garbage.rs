@@ -2,15 +2,19 @@
 //!
 //! TRUNCATE, DROP and ADD PRIMARY KEY delete no row: they note the old relation as garbage, in the
 //! same transaction. Older snapshots may still read it. Once nobody can, because reads at the SCN of
-//! that transaction are refused as too old, a sweep has every replica take the rows out of its files, whole
-//! files at a time ([`txn::Client::discard`]), and deletes the note when all have done it. That takes as
-//! long for a billion rows as for a thousand: seconds. A relation that a rebuild is filling is noted too, until the rebuild commits; the
+//! that transaction are refused as too old, a sweep removes the rows and deletes the note. Few rows go
+//! by a transaction. Of many, every replica takes out its own, whole files at a time
+//! ([`txn::Client::discard`]); the note goes when all have done it. That takes as long for a billion rows
+//! as for a thousand: seconds. A relation that a rebuild is filling is noted too, until the rebuild commits; the
 //! rebuild holds the note's lock, which keeps sweeps away.
 
 use super::{Catalog, RelationId, rows};
 use crate::error::{Result, state};
-use base::Scn;
+use base::{Key, Scn};
 use txn::{Isolation, LockMode, Locked, Txn, Wait};
+
+/// A relation of no more rows is emptied by a transaction.
+const FEW_ROWS: usize = 1_000;
 
 /// What a sweep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +47,7 @@ impl Catalog {
             let note = rows::garbage_key(relation);
             let locked = txn.lock(&[note.clone()], LockMode::Exclusive, Wait::Skip).await?;
             if !matches!(locked[..], [Locked::Held { row: Some(_) }])
-                || !self.client().discard(relation.range()).await?
+                || !self.remove(&mut txn, relation).await?
             {
                 sweep.n_waiting += 1;
                 continue;
@@ -53,6 +57,25 @@ impl Catalog {
             sweep.n_relations += 1;
         }
         Ok(sweep)
+    }
+
+    /// Few rows are deleted in the transaction itself; many are taken out by the replicas. False: a replica has not
+    /// done it yet.
+    async fn remove(&self, txn: &mut Txn, relation: RelationId) -> Result<bool> {
+        let mut scan = txn.reader().await?.scan(relation.range(), false, Some(FEW_ROWS + 1));
+        let few = scan.next_batch().await?;
+        if few.len() > FEW_ROWS {
+            return Ok(self.client().discard(relation.range()).await?);
+        }
+        // A batch may be cut at a tablet's border; what is left is seen by the next.
+        let rest = scan.next_batch().await?;
+        let keys: Vec<Key> = few.into_iter().chain(rest).map(|(key, _)| key).collect();
+        if keys.len() > FEW_ROWS || !scan.next_batch().await?.is_empty() {
+            return Ok(self.client().discard(relation.range()).await?);
+        }
+        txn.lock(&keys, LockMode::Exclusive, Wait::Block).await?;
+        keys.into_iter().for_each(|key| txn.delete(key));
+        Ok(true)
     }
 
     async fn garbage(&self) -> Result<Vec<(Scn, RelationId)>> {
