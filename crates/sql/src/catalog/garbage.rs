@@ -63,15 +63,17 @@ impl Catalog {
     /// done it yet.
     async fn remove(&self, txn: &mut Txn, relation: RelationId) -> Result<bool> {
         let mut scan = txn.reader().await?.scan(relation.range(), false, Some(FEW_ROWS + 1));
-        let few = scan.next_batch().await?;
-        if few.len() > FEW_ROWS {
-            return Ok(self.client().discard(relation.range()).await?);
-        }
-        // A batch may be cut at a tablet's border; what is left is seen by the next.
-        let rest = scan.next_batch().await?;
-        let keys: Vec<Key> = few.into_iter().chain(rest).map(|(key, _)| key).collect();
-        if keys.len() > FEW_ROWS || !scan.next_batch().await?.is_empty() {
-            return Ok(self.client().discard(relation.range()).await?);
+        let mut keys: Vec<Key> = Vec::new();
+        loop {
+            // A batch ends at a tablet's border, if not before.
+            let batch = scan.next_batch().await?;
+            if batch.is_empty() {
+                break;
+            }
+            keys.extend(batch.into_iter().map(|(key, _)| key));
+            if keys.len() > FEW_ROWS {
+                return Ok(self.client().discard(relation.range()).await?);
+            }
         }
         txn.lock(&keys, LockMode::Exclusive, Wait::Block).await?;
         keys.into_iter().for_each(|key| txn.delete(key));
