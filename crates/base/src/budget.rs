@@ -41,14 +41,6 @@ impl Budget {
         Budget(Arc::new(Inner { bytes_max, borrowed: AtomicUsize::new(0) }))
     }
 
-    pub fn bytes_max(&self) -> usize {
-        self.0.bytes_max
-    }
-
-    pub fn borrowed(&self) -> usize {
-        self.0.borrowed.load(Ordering::Relaxed)
-    }
-
     /// A loan of nothing, to be grown.
     pub fn open(&self) -> Loan {
         Loan { budget: self.clone(), bytes: 0 }
@@ -100,18 +92,22 @@ impl Drop for Loan {
 mod tests {
     use super::*;
 
+    fn borrowed(budget: &Budget) -> usize {
+        budget.0.borrowed.load(Ordering::Relaxed)
+    }
+
     #[test]
     fn nobody_gets_more_than_there_is_and_what_is_dropped_comes_back() {
         let budget = Budget::new(100);
         let mut a = budget.borrow(60).unwrap();
         assert_eq!(budget.borrow(50).unwrap_err(), Exhausted { wanted: 50, left: 40 });
         assert_eq!(a.set(101), Err(Exhausted { wanted: 41, left: 40 }));
-        assert_eq!((a.bytes(), budget.borrowed()), (60, 60), "a refused loan stays as it was");
+        assert_eq!((a.bytes(), borrowed(&budget)), (60, 60), "a refused loan stays as it was");
         a.set(40).unwrap();
         let b = budget.borrow(50).unwrap();
         assert!(budget.borrow(usize::MAX).is_err());
         drop((a, b));
-        assert_eq!(budget.borrowed(), 0);
+        assert_eq!(borrowed(&budget), 0);
         budget.borrow(100).unwrap();
     }
 }

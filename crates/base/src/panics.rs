@@ -42,17 +42,13 @@ thread_local! {
     static PRICE: Cell<Price> = const { Cell::new(Price::Process) };
 }
 
+/// Panics that have cost a statement since the process began.
 static N_CONTAINED: AtomicU64 = AtomicU64::new(0);
 
 /// What remains of work that panicked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Panicked {
     pub message: String,
-}
-
-/// How many panics have cost a statement since the process began.
-pub fn n_contained() -> u64 {
-    N_CONTAINED.load(Ordering::Relaxed)
 }
 
 /// Makes each panic that no statement pays for end the process at once (SIGABRT), with its place, its message and

@@ -1,6 +1,7 @@
 //! Who a node is, in files of its data directory.
 //!
 //! ```text
+//! format          the layout of everything here, a number; written before identity.json
 //! identity.json   cluster, node, zone; written once
 //! boot            how often it has started; raised before every start of the worker
 //! ticket          what a newcomer asks to be let in with, in every start until it is
@@ -15,6 +16,10 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+/// The layout that this program reads and writes: keys, log entries, votes and what else lies in the directory.
+/// Whoever changes one of them raises it. A directory without the number is of layout 0.
+const FORMAT: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -31,6 +36,8 @@ pub enum Error {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{} does not read as it was written ({reason}): restore the file, or wipe the data directory to join anew", path.display())]
     Damaged { path: PathBuf, reason: String },
+    #[error("{} has format {found}, and this program reads format {FORMAT}: run the program that wrote it, or wipe the data directory to join anew", dir.display())]
+    Format { dir: PathBuf, found: u32 },
     #[error("another process uses {}", .0.display())]
     InUse(PathBuf),
 }
@@ -75,11 +82,18 @@ impl Home {
         self.set_identity(&Identity { cluster, node: own.id, zone, founders: Some(ids) })
     }
 
+    /// None in a fresh directory.
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
-        self.read_json("identity.json")
+        let Some(identity) = self.read_json("identity.json")? else { return Ok(None) };
+        let found = self.read_json("format")?.unwrap_or(0);
+        if found != FORMAT {
+            return Err(Error::Format { dir: self.dir.clone(), found });
+        }
+        Ok(Some(identity))
     }
 
     pub fn set_identity(&self, identity: &Identity) -> Result<(), Error> {
+        self.write_json("format", &FORMAT)?;
         self.write_json("identity.json", identity)
     }
 
@@ -169,6 +183,22 @@ mod tests {
         fs::write(dir.path().join("identity.json"), "{").unwrap();
         let error = home.identity().unwrap_err().to_string();
         assert!(error.contains("identity.json does not read as it was written"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_of_another_layout_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        assert_eq!(home.identity().unwrap(), None);
+        let zone = "z1".to_owned();
+        let identity = Identity { cluster: 1, node: NodeId(1), zone, founders: None };
+        home.set_identity(&identity).unwrap();
+        assert_eq!(home.identity().unwrap(), Some(identity));
+        fs::remove_file(dir.path().join("format")).unwrap();
+        assert!(matches!(home.identity(), Err(Error::Format { found: 0, .. })));
+        fs::write(dir.path().join("format"), "7").unwrap();
+        let error = home.identity().unwrap_err().to_string();
+        assert!(error.contains("has format 7, and this program reads format 1"), "{error}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use cluster::report::JOIN_TRY;
 use cluster::supervision::{EXIT_HALTED, EXIT_MISUSED};
 use cluster::{JoinAnswer, JoinRequest, NodeRow, Topology};
 use consensus::Groups;
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
@@ -298,8 +299,9 @@ pub async fn start(
 
 /// Blocks of ids are numbered like starts, and noted in the same place.
 fn blocks(home: &Home) -> txn::ids::Blocks {
-    let home = home.clone();
-    Arc::new(move || home.raise_boot().map_err(|error| error.to_string()))
+    // Two who raise at the same moment would read the same number.
+    let home = Mutex::new(home.clone());
+    Arc::new(move || home.lock().raise_boot().map_err(|error| error.to_string()))
 }
 
 /// `filter` is a level, or levels by target: `info,txn=debug`.

@@ -78,12 +78,21 @@ impl Stop {
     }
 }
 
-/// Sets the stop when the one who wants the answer goes away.
-struct Wanted(Stop);
+/// Sets the stop when the one who wants the answer goes away without it.
+struct Wanted(Option<Stop>);
+
+impl Wanted {
+    /// The answer is there: the query's other questions go on.
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Wanted {
     fn drop(&mut self) {
-        self.0.0.store(true, Ordering::Relaxed);
+        if let Some(stop) = &self.0 {
+            stop.0.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -94,7 +103,7 @@ impl Aside {
         T: Send + 'static,
         W: Future<Output = Result<T>> + Send + 'static,
     {
-        let wanted = Wanted(self.stop.clone());
+        let wanted = Wanted(Some(self.stop.clone()));
         let (mut sender, answer) = oneshot::channel();
         let Aside { env, places, locks, .. } = self.clone();
         env.on(Runtime::Query).spawn("query", async move {
@@ -111,8 +120,7 @@ impl Aside {
             drop(sender.send(answer));
         });
         let answer = answer.await.unwrap_or_else(|_| Err(Error::internal("a query was given up")));
-        // The stop is for whoever goes away before the answer.
-        std::mem::forget(wanted);
+        wanted.answered();
         answer
     }
 
@@ -144,7 +152,7 @@ impl Aside {
                 () = work => {}
             }
         });
-        let state = (batches, Wanted(stop));
+        let state = (batches, Wanted(Some(stop)));
         Box::pin(futures::stream::unfold(state, |(mut batches, wanted)| async move {
             let batch = batches.recv().await?;
             Some((batch, (batches, wanted)))

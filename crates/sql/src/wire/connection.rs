@@ -589,7 +589,7 @@ fn parameter_type(oid: u32) -> Result<Option<crate::types::Type>> {
 /// What the client of a statement that panicked is told.
 fn bug(panicked: &panics::Panicked) -> Error {
     Error::internal(format!("the statement met a bug: {}", panicked.message))
-        .hint("Nothing was changed, and nothing else is affected. The node's log has the place.")
+        .hint("Nothing else is affected. The node's log has the place.")
 }
 
 fn no_portal(name: &str) -> Error {

@@ -93,7 +93,7 @@ impl Node {
         match done {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                tracing::warn!(tablet = %tablet.id, %error, "rows of a dropped table stay for now");
+                tracing::warn!(tablet = %tablet.id, %error, "rows of a dropped table could not be taken out; another round follows");
                 false
             }
             Err(_) => false,
