@@ -327,8 +327,10 @@ fn a_failed_sync_or_a_full_disk_halts_and_acknowledges_nothing() {
         store.log().append(T1, vec![entry(4, "lost")], failing);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let limit = Duration::from_secs(20);
-        let reason =
+        let halt =
             runtime.block_on(async { tokio::time::timeout(limit, env.halted()).await.unwrap() });
+        assert_eq!(halt.cause, base::env::Cause::Data);
+        let reason = halt.reason;
         let expected = io::Error::from_raw_os_error(code).to_string();
         assert!(reason.contains(&expected), "{reason}");
         assert!(reason.contains(&format!("cannot {what} the log file")), "{reason}");
@@ -491,7 +493,7 @@ fn damage_that_is_read_stops_the_node() {
     std::fs::write(&oldest, content).unwrap();
     let error = store.log().read(T1, 0..u64::MAX, usize::MAX).unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
-    let reason = env.halt_reason().expect("the node stops");
+    let reason = env.halt_reason().expect("the node stops").reason;
     assert!(reason.contains("is damaged") && reason.contains("delete its data directory"));
 }
 

@@ -292,6 +292,34 @@ fn a_key_that_does_not_fit_is_refused_whole() {
     assert_eq!(store.get(&longest, At::Scn(Scn(1))).unwrap().unwrap().0, Scn(1));
 }
 
+/// Rows in files and rows in memory: all newest versions of the range go, and no neighbour's.
+#[test]
+fn discarded_rows_are_gone_and_their_neighbours_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_hoarding(dir.path());
+    for key in ["a", "b", "c"] {
+        put(&store, key, 10, "filed");
+    }
+    store.flush().unwrap();
+    for key in ["bb", "d"] {
+        put(&store, key, 20, "in memory");
+    }
+    let scan = store.scan(&KeyRange::all(), At::Newest, false);
+    store.discard_rows(&KeyRange::new("b", "c")).unwrap();
+    assert_eq!(scan.count(), 5, "a scan that runs shows the moment of its call");
+    let keys = |store: &Store| -> Vec<String> {
+        let rows = rows(store, &KeyRange::all(), At::Newest, false);
+        rows.iter().map(|(key, _, _)| String::from_utf8(key.to_vec()).unwrap()).collect()
+    };
+    assert_eq!(keys(&store), ["a", "c", "d"]);
+    put(&store, "bb", 50, "anew");
+    assert_eq!(value_at(&store, "bb", 40), None, "it is a new row");
+    store.flush().unwrap();
+    drop(store);
+    let store = open_hoarding(dir.path());
+    assert_eq!(keys(&store), ["a", "bb", "c", "d"]);
+}
+
 type Change = (base::Key, Scn, Option<bytes::Bytes>);
 
 /// Two tablets, a log of what they applied, crashes at random: after each, every tablet replays

@@ -117,8 +117,8 @@ impl State {
     }
 
     /// Takes rows out that nobody will ever read or write again, whole files at a time; only the files at the
-    /// borders are looked into. No version is kept. Durable on return, and so is all that was applied before, so that
-    /// no replay of the log brings a row back.
+    /// borders are looked into. Versions that were replaced before go with their segments. Durable on return, and so
+    /// is all that was applied before, so that no replay of the log brings a row back.
     pub(crate) fn discard_rows(&self, range: &KeyRange) -> Result<()> {
         self.flush()?;
         let (start, end) = keys::tagged_range(ROW, range);
