@@ -256,7 +256,11 @@ pub enum CoordinatorRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CoordinatorResponse {
     Alive(Vec<TxnId>),
-    Waiting(Vec<WaitingRow>),
+    Waiting {
+        /// By the coordinator's monotonic clock, since its process began.
+        now_us: u64,
+        rows: Vec<WaitingRow>,
+    },
     Active(Vec<ActiveRow>),
     Replicas(Vec<ReplicaRow>),
     /// Bytes by tablet.
@@ -271,8 +275,8 @@ pub struct WaitingRow {
     pub tablets: Vec<TabletId>,
     /// How many waits it has begun.
     pub n_waits: u64,
-    /// By its coordinator's monotonic clock.
-    pub running_ms: u64,
+    /// By the same clock as the answer's `now_us`.
+    pub started_us: u64,
 }
 
 /// A running transaction.

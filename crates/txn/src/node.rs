@@ -18,6 +18,7 @@ use crate::message::{
 use crate::routes::Routes;
 use crate::tablet::Tablet;
 use crate::{Error, keyspace};
+use base::env::Instant;
 use base::{Env, Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use consensus::{Group, Groups, Role};
@@ -54,6 +55,7 @@ pub struct Node {
     pub(crate) groups: Groups,
     pub(crate) transport: Transport,
     boot: u64,
+    started: Instant,
     txn_ids: Arc<Ids>,
     row_ids: Arc<Ids>,
     tablets: RwLock<HashMap<TabletId, Arc<Tablet>>>,
@@ -108,6 +110,7 @@ impl Node {
             let (scn_asks, asked) = mpsc::channel(1024);
             let node = Arc::new(Node {
                 me,
+                started: env.now(),
                 env,
                 store,
                 groups,

@@ -20,8 +20,12 @@
 //! Invariants: a search looks at [`N_TRANSACTIONS_MAX`] at most, nearest first, and the next one
 //! begins with others' waits; a wait that has ended since is not the one that is broken.
 //!
-//! Not done: two coordinators that find the same circle within the same millisecond, and read the
-//! ages of its transactions in different order, may choose a victim each.
+//! Who is the youngest? A coordinator tells starts by its own monotonic clock, so that nobody's clock is
+//! trusted. A search sets each coordinator's clock once, by its first answer: two transactions of one coordinator
+//! are always in their true order, and those of two are wrong by a question's way at most.
+//!
+//! Not done: two coordinators that find the same circle at the same moment may choose a victim each, if the
+//! starts of its transactions lie closer together than a question's way.
 
 mod circle;
 
@@ -92,6 +96,9 @@ impl Node {
 
     async fn search(self: &Arc<Self>, starts: Vec<TxnId>) {
         let mut graph = Graph::default();
+        let began = self.env.now();
+        // What a coordinator's clock showed when the search began.
+        let mut clocks: HashMap<NodeId, i64> = HashMap::new();
         let mut running: HashMap<TxnId, WaitingRow> = HashMap::new();
         let mut asked: HashSet<TxnId> = HashSet::new();
         let mut told: HashSet<(TabletId, TxnId)> = HashSet::new();
@@ -102,13 +109,17 @@ impl Node {
                 break;
             }
             let mut by_tablet: BTreeMap<TabletId, Vec<TxnId>> = BTreeMap::new();
-            for row in self.waiting(std::mem::take(&mut next)).await {
-                for tablet in &row.tablets {
-                    if !told.contains(&(*tablet, row.txn)) {
-                        by_tablet.entry(*tablet).or_default().push(row.txn);
+            let asked_us = self.env.now().saturating_duration_since(began).as_micros() as i64;
+            for (node, now_us, rows) in self.waiting(std::mem::take(&mut next)).await {
+                clocks.entry(node).or_insert((now_us as i64).saturating_sub(asked_us));
+                for row in rows {
+                    for tablet in &row.tablets {
+                        if !told.contains(&(*tablet, row.txn)) {
+                            by_tablet.entry(*tablet).or_default().push(row.txn);
+                        }
                     }
+                    running.insert(row.txn, row);
                 }
-                running.insert(row.txn, row);
             }
             for (tablet, waits) in self.waits(by_tablet, false).await {
                 for wait in waits {
@@ -123,8 +134,11 @@ impl Node {
         }
         // Of one that runs no more the sweeps take care.
         graph.retain(|txn| running.contains_key(&txn));
-        let age = |txn: TxnId| running.get(&txn).map_or(0, |row| row.running_ms);
-        let circles = graph.circles(age);
+        let started = |txn: TxnId| {
+            let at = running.get(&txn).map_or(0, |row| row.started_us as i64);
+            at.saturating_sub(clocks.get(&txn.node()).copied().unwrap_or(0))
+        };
+        let circles = graph.circles(started);
         let break_up = circles.into_iter().filter_map(|circle| {
             let n_waits = running.get(&circle.victim)?.n_waits;
             Some(self.break_up(circle, n_waits))
@@ -160,20 +174,19 @@ impl Node {
     }
 
     /// Where `txns` wait. Those whose coordinator is silent, or runs them no more, are left out.
-    async fn waiting(self: &Arc<Self>, txns: Vec<TxnId>) -> Vec<WaitingRow> {
+    /// By coordinator: its clock, and those of `txns` that it runs.
+    async fn waiting(self: &Arc<Self>, txns: Vec<TxnId>) -> Vec<(NodeId, u64, Vec<WaitingRow>)> {
         let mut by_node: BTreeMap<NodeId, Vec<TxnId>> = BTreeMap::new();
         for txn in txns {
             by_node.entry(txn.node()).or_default().push(txn);
         }
         let ask = by_node.into_iter().map(|(node, txns)| async move {
-            self.inspect(node, &CoordinatorRequest::Waiting(txns)).await
+            match self.inspect(node, &CoordinatorRequest::Waiting(txns)).await? {
+                CoordinatorResponse::Waiting { now_us, rows } => Some((node, now_us, rows)),
+                _ => None,
+            }
         });
-        let answers = join_all(ask).await.into_iter().flatten();
-        let rows = answers.filter_map(|answer| match answer {
-            CoordinatorResponse::Waiting(rows) => Some(rows),
-            _ => None,
-        });
-        rows.flatten().collect()
+        join_all(ask).await.into_iter().flatten().collect()
     }
 
     async fn waits(
@@ -235,7 +248,7 @@ mod tests {
                     break wait.ticket;
                 }
             };
-            let n_waits = solo.node.waiting(vec![txn]).await[0].n_waits;
+            let n_waits = solo.node.waiting(vec![txn]).await[0].2[0].n_waits;
             let is_doomed = || solo.node.active.lock()[&txn].is_doomed();
             let circle = |blocker, ticket| Circle {
                 victim: txn,

@@ -7,6 +7,7 @@ use crate::message::{
     WaitingRow,
 };
 use crate::tablet::Tablet;
+use base::env::Instant;
 use base::{NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -93,7 +94,8 @@ impl Node {
                 CoordinatorResponse::Alive(alive)
             }
             CoordinatorRequest::Waiting(txns) => {
-                let now = self.env.now();
+                let since_start =
+                    |at: Instant| at.saturating_duration_since(self.started).as_micros() as u64;
                 let active = self.active.lock();
                 let row = |txn: TxnId| {
                     let own = active.get(&txn)?;
@@ -102,10 +104,11 @@ impl Node {
                         txn,
                         tablets: waiting.keys().copied().collect(),
                         n_waits: own.n_waits.load(Ordering::Relaxed),
-                        running_ms: now.saturating_duration_since(own.started).as_millis() as u64,
+                        started_us: since_start(own.started),
                     })
                 };
-                CoordinatorResponse::Waiting(txns.into_iter().filter_map(row).collect())
+                let rows = txns.into_iter().filter_map(row).collect();
+                CoordinatorResponse::Waiting { now_us: since_start(self.env.now()), rows }
             }
             CoordinatorRequest::Doom { txn, n_waits, detail } => {
                 if let Some(active) = self.active.lock().get(&txn) {

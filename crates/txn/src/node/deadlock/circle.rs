@@ -58,9 +58,10 @@ impl Graph {
         self.edges.values_mut().for_each(|edges| edges.retain(|edge| keep(edge.blocker)));
     }
 
-    /// The circles that are to be broken, each with its victim. `age`: how long each has run.
-    pub(super) fn circles(mut self, age: impl Fn(TxnId) -> u64) -> Vec<Circle> {
-        let youngest = |txn: &TxnId| (std::cmp::Reverse(age(*txn)), *txn);
+    /// The circles that are to be broken, each with its victim. `started`: in microseconds, by a clock of
+    /// the search.
+    pub(super) fn circles(mut self, started: impl Fn(TxnId) -> i64) -> Vec<Circle> {
+        let youngest = |txn: &TxnId| (started(*txn), *txn);
         let mut circles = Vec::new();
         for by_holders_only in [true, false] {
             let counts = |edge: &Edge| edge.holds || !by_holders_only;
@@ -214,7 +215,7 @@ mod tests {
             let edge = Edge { tablet: TabletId(2), ticket, blocker, holds };
             graph.add(TxnId(txn.parse().unwrap()), edge);
         }
-        let circles = graph.circles(|txn| 1000 - txn.0 / 10);
+        let circles = graph.circles(|txn| txn.0 as i64 / 10);
         let ids = |circle: &Circle| circle.waits.iter().map(|(txn, _)| txn.0).collect();
         circles.iter().map(|circle| (circle.victim.0, ids(circle))).collect()
     }
