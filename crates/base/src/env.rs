@@ -157,7 +157,7 @@ impl Env {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let guard = PanicHalts { env: self.clone(), name };
+        let guard = PanicHalts::new(self, "task", name);
         // Boxed at once: it would be moved several times on its way, and is often large.
         let future = Box::pin(future);
         let task = async move {
@@ -273,15 +273,24 @@ impl Draws {
     }
 }
 
-struct PanicHalts {
+/// Halts the process if what owns it panics: that is a bug, and its work stands still.
+pub struct PanicHalts {
     env: Env,
+    kind: &'static str,
     name: &'static str,
+}
+
+impl PanicHalts {
+    /// For a task or a thread (`kind`) of this name.
+    pub fn new(env: &Env, kind: &'static str, name: &'static str) -> PanicHalts {
+        PanicHalts { env: env.clone(), kind, name }
+    }
 }
 
 impl Drop for PanicHalts {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.env.halt_by_bug(format!("the task {:?} panicked", self.name));
+            self.env.halt_by_bug(format!("the {} {:?} panicked", self.kind, self.name));
         }
     }
 }

@@ -10,14 +10,18 @@
 //! are written in the background, and after a crash the log is replayed from each tablet's mark.
 
 mod error;
+mod faults;
+mod options;
 pub mod log;
 pub mod state;
-mod store;
 mod transfer;
 mod upkeep;
+mod store;
 
 pub use error::{Error, Result};
-pub use log::{Done, Entry, Faults, Log, Slot};
-pub use state::{At, Batch, KEY_BYTES_MAX, MetaIter, Pin, Scan, SegmentInfo};
-pub use store::{Options, Stats, Store, View};
-pub use transfer::{CHUNK_BYTES_MAX, Export, Staging, TabletRanges};
+pub use faults::Faults;
+pub use log::{Done, Entry, Log, Slot};
+pub use options::Options;
+pub use state::{At, Batch, KEY_BYTES_MAX, MetaIter, Pin, Scan, SegmentInfo, TabletRanges};
+pub use store::{Stats, Store, View};
+pub use transfer::{CHUNK_BYTES_MAX, Export, Staging};

@@ -4,8 +4,8 @@
 //! what it says changes at one instant. Ages are kept, not times: a clock that jumped while the
 //! node was down can neither age a segment nor make it young.
 
+use super::TabletRanges;
 use crate::log::sync_dir;
-use crate::transfer::TabletRanges;
 use crate::{Error, Result};
 use base::{Scn, TabletId};
 use serde::{Deserialize, Serialize};
