@@ -15,18 +15,18 @@
 mod commit;
 mod scan;
 
+use crate::active::Active;
 use crate::command::SchemaUse;
+use crate::error::lost_locks;
 use crate::locks::Target;
 use crate::message::{Epoch, Fault, LockRequest, LockedRow, ReadAt, Request, Response};
 use crate::node::Node;
-use crate::tablet::lost_locks;
+use crate::words::{Isolation, LockMode, Row, Wait};
 use crate::{Error, admin};
-use base::env::Instant;
 use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -38,33 +38,6 @@ pub use scan::{Reader, Scan};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The levels as PostgreSQL and Oracle users know them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Isolation {
-    /// A fresh snapshot for every statement; a blocked update re-reads the row it waited for.
-    ReadCommitted,
-    /// One snapshot; the first updater wins.
-    RepeatableRead,
-    /// Strict two-phase locking: shared locks on all that is read, ranges included.
-    Serializable,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum LockMode {
-    Shared,
-    Exclusive,
-}
-
-/// What to do when a lock is held by somebody else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Wait {
-    Block,
-    /// Fail with [`Error::LockNotAvailable`].
-    NoWait,
-    /// Leave the key out: its answer is [`Locked::Skipped`].
-    Skip,
-}
-
 /// The answer for one key that was to be locked.
 #[derive(Clone, Debug)]
 pub enum Locked {
@@ -73,13 +46,6 @@ pub enum Locked {
         row: Option<Row>,
     },
     Skipped,
-}
-
-/// A row as it is read. `scn` is its commit's; `Scn::MAX` for this transaction's own write.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
-    pub scn: Scn,
-    pub value: Bytes,
 }
 
 /// A position in a transaction's buffered writes.
@@ -104,38 +70,6 @@ const N_NEWEST_MAX: usize = 3;
 /// each time, up to the larger one.
 const SUSPICIOUS_MIN: Duration = Duration::from_millis(60);
 const SUSPICIOUS_MAX: Duration = Duration::from_secs(1);
-
-/// A running transaction as others see it.
-pub(crate) struct Active {
-    pub(crate) isolation: Isolation,
-    /// By the wall clock, for people.
-    pub(crate) started_us: i64,
-    pub(crate) started: Instant,
-    pub(crate) committing: AtomicBool,
-    /// The tablets in which it waits for locks right now, and for how many: one statement's scans
-    /// may wait side by side.
-    pub(crate) waiting: Mutex<BTreeMap<TabletId, usize>>,
-    /// How many waits it has begun.
-    pub(crate) n_waits: AtomicU64,
-    /// Why it was chosen to break a deadlock.
-    doom: watch::Sender<Option<String>>,
-}
-
-impl Active {
-    /// Ends a wait, if none has begun since there were `n_waits`. One that waits no more, or for
-    /// something else, has left the circle by itself.
-    pub(crate) fn doom(&self, n_waits: u64, detail: String) {
-        let waiting = self.waiting.lock();
-        if !waiting.is_empty() && self.n_waits.load(Ordering::Relaxed) == n_waits {
-            self.doom.send_replace(Some(detail));
-        }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn is_doomed(&self) -> bool {
-        self.doom.borrow().is_some()
-    }
-}
 
 /// What a transaction's parts (its readers, above all) share.
 pub(crate) struct Shared {

@@ -71,6 +71,10 @@ impl Error {
     }
 }
 
+pub(crate) fn lost_locks() -> Error {
+    Error::serialization("the locks were lost because the tablet's leader or borders changed")
+}
+
 impl From<storage::Error> for Error {
     fn from(error: storage::Error) -> Error {
         match error {

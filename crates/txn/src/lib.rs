@@ -7,27 +7,31 @@
 //! * `tablet`: the leader's work: reads, locks, commit
 //! * [`locks`]: the lock table, pure
 //! * [`scn`]: the counter, pure
+//! * `words`: what all of these say to each other about locks and rows
 //! * [`command`], [`machine`]: what the log says and what that does to every replica alike
 //!
 //! What is absent: no clock decides anything but when to look again; no lock is ever written to
 //! disk; no tablet knows what a table is beyond its number and the version of its definition.
 
+pub mod error;
+mod words;
+pub mod ids;
+pub mod keyspace;
+pub mod command;
+pub mod machine;
+pub mod scn;
+mod key_set;
+pub mod locks;
+pub mod message;
+mod tablet;
+mod active;
+mod routes;
+pub mod node;
 pub mod admin;
 pub mod client;
-pub mod command;
-pub mod error;
-pub mod ids;
-mod key_set;
-pub mod keyspace;
-pub mod locks;
-pub mod machine;
-pub mod message;
-pub mod node;
-mod routes;
-pub mod scn;
-mod tablet;
 pub mod testing;
 
-pub use client::{Client, Isolation, LockMode, Locked, Reader, Row, Savepoint, Scan, Txn, Wait};
+pub use client::{Client, Locked, Reader, Savepoint, Scan, Txn};
 pub use error::Error;
 pub use node::{FIRST_DATA_RELATION, Node, Parts};
+pub use words::{Isolation, LockMode, Row, Wait};

@@ -58,8 +58,8 @@ mod edges;
 mod grant;
 mod intervals;
 
-use crate::client::{LockMode, Wait};
 use crate::key_set::KeySet;
+use crate::words::{LockMode, Wait};
 use base::env::Instant;
 use base::{Key, KeyRange, TxnId};
 use intervals::{Interval, Intervals};

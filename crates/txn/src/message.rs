@@ -1,9 +1,9 @@
 //! What nodes ask of a tablet's leader, of the SCN service, and of a transaction's coordinator.
 
 use crate::Error;
-use crate::client::{LockMode, Row, Wait};
 use crate::command::{Changes, Outcome, SchemaUse};
 use crate::locks::{LockRow, Target, Ticket};
+use crate::words::{Isolation, LockMode, Row, Wait};
 use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use serde::{Deserialize, Serialize};
 
@@ -284,7 +284,7 @@ pub struct WaitingRow {
 pub struct ActiveRow {
     pub txn: TxnId,
     pub committing: bool,
-    pub isolation: crate::Isolation,
+    pub isolation: Isolation,
     /// By the coordinator's wall clock, for people.
     pub started_us: i64,
 }

@@ -6,9 +6,10 @@
 
 mod deadlock;
 mod discard;
+mod home;
 mod serve;
 
-use crate::client::Active;
+use crate::active::Active;
 use crate::command::{Descriptor, Outcome, decode, encode};
 use crate::ids::{Blocks, Ids};
 use crate::message::{
@@ -194,7 +195,9 @@ impl Node {
         if let Some(open) = self.tablet(id) {
             return Ok(open);
         }
-        let tablet = Tablet::new(self, id)?;
+        let (env, store) = (self.env.clone(), self.store.clone());
+        let home = Arc::downgrade(self);
+        let tablet = Tablet::new(env, store, home, id)?;
         let started = self.groups.start(id, tablet.clone()).await;
         let group = started.map_err(|error| Error::Internal { reason: error.to_string() })?;
         tablet.join(group);
@@ -292,10 +295,6 @@ impl Node {
     /// A supervisor said so: a fact, and no later start of the node was heard from.
     pub fn report_death(&self, node: NodeId) {
         self.dead.write().insert(node);
-    }
-
-    pub(crate) fn is_dead(&self, node: NodeId) -> bool {
-        self.dead.read().contains(&node)
     }
 
     pub(crate) fn routes_changed(&self, tablet: &Tablet) {

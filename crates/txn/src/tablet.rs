@@ -14,6 +14,7 @@
 //! it vouches for.
 
 mod commit;
+mod home;
 mod lead;
 mod lock;
 mod marks;
@@ -21,12 +22,13 @@ mod read;
 mod split;
 mod sweep;
 
+pub(crate) use home::Home;
 pub(crate) use lead::Lead;
 
 use crate::command::{Applied, Command, SchemaUse, decode, encode};
+use crate::error::lost_locks;
 use crate::machine::{self, Effect, State};
 use crate::message::{Epoch, Fault, Request, Response, TxnState};
-use crate::node::Node;
 use crate::scn::Allocator;
 use crate::{Error, keyspace};
 use base::{Env, KeyRange, Scn, TabletId, TxnId, panics};
@@ -46,7 +48,7 @@ pub(crate) struct Tablet {
     pub(crate) id: TabletId,
     env: Env,
     store: Store,
-    node: Weak<Node>,
+    home: Weak<dyn Home>,
     group: OnceLock<Group>,
     state: RwLock<Option<State>>,
     lead: Mutex<Option<Lead>>,
@@ -72,13 +74,18 @@ struct Closed {
 }
 
 impl Tablet {
-    pub(crate) fn new(node: &Arc<Node>, id: TabletId) -> Result<Arc<Tablet>, Error> {
-        let state = State::load(&node.store, id)?;
+    pub(crate) fn new(
+        env: Env,
+        store: Store,
+        home: Weak<dyn Home>,
+        id: TabletId,
+    ) -> Result<Arc<Tablet>, Error> {
+        let state = State::load(&store, id)?;
         Ok(Arc::new(Tablet {
             id,
-            env: node.env.clone(),
-            store: node.store.clone(),
-            node: Arc::downgrade(node),
+            env,
+            store,
+            home,
             group: OnceLock::new(),
             state: RwLock::new(state),
             lead: Mutex::new(None),
@@ -238,11 +245,11 @@ impl Tablet {
     }
 
     fn me(&self) -> base::NodeId {
-        self.node.upgrade().map_or(base::NodeId(0), |node| node.me)
+        self.home.upgrade().map_or(base::NodeId(0), |home| home.me())
     }
 
-    fn node(&self) -> Result<Arc<Node>, Fault> {
-        self.node.upgrade().ok_or(Fault::NotLeader { leader: None })
+    fn home(&self) -> Result<Arc<dyn Home>, Fault> {
+        self.home.upgrade().ok_or(Fault::NotLeader { leader: None })
     }
 
     /// Works on the leadership of `epoch`, if it still is.
@@ -325,10 +332,6 @@ fn unexpected(applied: &Applied) -> Fault {
     Error::Internal { reason: format!("a command answered {applied:?}") }.into()
 }
 
-pub(crate) fn lost_locks() -> Error {
-    Error::serialization("the locks were lost because the tablet's leader or borders changed")
-}
-
 impl consensus::Machine for Tablet {
     fn apply(&self, entry: &Entry<'_>, batch: &mut Batch) -> Result<Bytes, storage::Error> {
         let mut state = self.state.write();
@@ -351,8 +354,8 @@ impl consensus::Machine for Tablet {
         for effect in effects {
             let Effect::Born { child, members } = effect;
             self.after_split();
-            if let Some(node) = self.node.upgrade() {
-                node.adopt(child, members);
+            if let Some(home) = self.home.upgrade() {
+                home.adopt(child, members);
             }
         }
     }
@@ -374,8 +377,8 @@ impl consensus::Machine for Tablet {
         match State::load(&self.store, self.id) {
             Ok(state) => {
                 *self.state.write() = state;
-                if let Some(node) = self.node.upgrade() {
-                    node.routes_changed(self);
+                if let Some(home) = self.home.upgrade() {
+                    home.routes_changed(self);
                 }
             }
             Err(error) => self.env.halt(format!("tablet {} cannot be read: {error}", self.id)),
@@ -411,8 +414,8 @@ impl consensus::Machine for Tablet {
         // Dropping the old leadership drops its wakers, which ends every wait in it.
         *self.lead.lock() = lead;
         self.bump();
-        if let Some(node) = self.node.upgrade() {
-            node.routes_changed(self);
+        if let Some(home) = self.home.upgrade() {
+            home.routes_changed(self);
         }
     }
 }

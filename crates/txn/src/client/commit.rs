@@ -10,8 +10,8 @@
 
 use super::{Result, Shared, Writes};
 use crate::command::{Changes, Outcome, SchemaUse};
+use crate::error::lost_locks;
 use crate::message::{Epoch, Fault, Part, Request, Response};
-use crate::tablet::lost_locks;
 use crate::{Error, Isolation};
 use base::{Key, KeyRange, Scn, TabletId};
 use bytes::Bytes;

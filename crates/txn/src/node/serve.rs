@@ -160,7 +160,7 @@ impl Node {
         *last = current;
         let mut news = Vec::new();
         for tablet in led {
-            if let Some((_, scn, index)) = tablet.close(current) {
+            if let Some((scn, index)) = tablet.close(current) {
                 news.push(ClosedNews { tablet: tablet.id, scn, index });
             }
             // Something was under way: look again although the counter stands still.

@@ -143,7 +143,7 @@ impl Tablet {
 
     /// As leader: the SCN up to which everything is applied here, for the followers. `current`
     /// is the newest SCN handed out, asked for before this call.
-    pub(crate) fn close(&self, current: base::Scn) -> Option<(u64, base::Scn, u64)> {
+    pub(crate) fn close(&self, current: base::Scn) -> Option<(base::Scn, u64)> {
         let mut guard = self.lead.lock();
         let lead = guard.as_mut().filter(|lead| !lead.cutting)?;
         let scn = lead.marks.lowest_floor().map_or(current, |floor| floor.min(current));
@@ -157,7 +157,7 @@ impl Tablet {
             return None;
         }
         *closed = super::Closed { scn, index };
-        Some((term, scn, index))
+        Some((scn, index))
     }
 
     /// As follower: what the leader of `term` closed.

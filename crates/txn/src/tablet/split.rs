@@ -90,8 +90,8 @@ impl Tablet {
         }
         drop(guard);
         self.bump();
-        if let Some(node) = self.node.upgrade() {
-            node.routes_changed(self);
+        if let Some(home) = self.home.upgrade() {
+            home.routes_changed(self);
         }
     }
 }
