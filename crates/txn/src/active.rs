@@ -2,12 +2,16 @@
 //! deadlocks ends its wait. Its own writes and locks are not here.
 
 use crate::words::Isolation;
-use base::TabletId;
+use base::{TabletId, TxnId};
 use base::env::Instant;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// How long no other victim is taken for a circle: longer than it takes the first one to hear of it.
+const SENTENCE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Active {
     pub(crate) isolation: Isolation,
@@ -22,9 +26,24 @@ pub(crate) struct Active {
     pub(crate) n_waits: AtomicU64,
     /// Why it was chosen to break a deadlock.
     pub(crate) doom: watch::Sender<Option<String>>,
+    /// The victim of the circle of which this transaction is the arbiter, and since when.
+    pub(crate) sentenced: Mutex<Option<(TxnId, Instant)>>,
 }
 
 impl Active {
+    /// The first who names a victim is right, until that one has had time to be gone.
+    pub(crate) fn may_doom(&self, victim: TxnId, now: Instant) -> bool {
+        let mut sentenced = self.sentenced.lock();
+        match *sentenced {
+            Some((other, at)) if other != victim && now < at + SENTENCE => false,
+            Some((same, _)) if same == victim => true,
+            _ => {
+                *sentenced = Some((victim, now));
+                true
+            }
+        }
+    }
+
     /// Ends a wait, if none has begun since there were `n_waits`. One that waits no more, or for
     /// something else, has left the circle by itself.
     pub(crate) fn doom(&self, n_waits: u64, detail: String) {

@@ -8,6 +8,7 @@
 //!          ─► those tablets: whom for, and whom do those wait for in their turn?   one a tablet
 //!          ─► again with whoever is new, until nobody is
 //! circles  ─► one victim each ─► the tablets once more: does the circle still stand?
+//!          ─► the arbiter: may it be this one?
 //!          ─► the victim's coordinator ends its wait
 //! ```
 //!
@@ -24,8 +25,8 @@
 //! trusted. A search sets each coordinator's clock once, by its first answer: two transactions of one coordinator
 //! are always in their true order, and those of two are wrong by a question's way at most.
 //!
-//! Not done: two coordinators that find the same circle at the same moment may choose a victim each, if the
-//! starts of its transactions lie closer together than a question's way.
+//! So two coordinators that find the same circle at the same moment may want a victim each. The coordinator of the
+//! circle's transaction with the lowest id is the arbiter: the first victim that it is told of is the one.
 
 mod circle;
 
@@ -167,6 +168,13 @@ impl Node {
         if more > 0 {
             lines.push(format!("{more} more are in the circle."));
         }
+        // Those who find the same circle ask the same arbiter, so they cannot take a victim each.
+        let Some(arbiter) = circle.waits.iter().map(|(txn, _)| *txn).min() else { return };
+        let ask = CoordinatorRequest::MayDoom { arbiter, victim: circle.victim };
+        let Some(CoordinatorResponse::MayDoom(true)) = self.inspect(arbiter.node(), &ask).await
+        else {
+            return;
+        };
         let (txn, detail) = (circle.victim, lines.join("\n"));
         let doom = CoordinatorRequest::Doom { txn, n_waits, detail };
         // A victim that does not hear it is found again at the next suspicion.
@@ -254,6 +262,15 @@ mod tests {
                 victim: txn,
                 waits: vec![(txn, Edge { tablet: TABLET, ticket, blocker, holds: true })],
             };
+            let (now, second) = (solo.env.now(), std::time::Duration::from_secs(1));
+            {
+                let active = solo.node.active.lock();
+                let arbiter = &active[&blocker];
+                assert!(arbiter.may_doom(txn, now) && arbiter.may_doom(txn, now));
+                assert!(!arbiter.may_doom(TxnId(1), now + second), "another victim");
+                assert!(arbiter.may_doom(TxnId(1), now + second * 3), "the first lives on");
+                assert!(!arbiter.may_doom(txn, now + second * 4));
+            }
             let other: crate::locks::Ticket = postcard::from_bytes(&[0]).unwrap();
             solo.node.break_up(circle(blocker, other), n_waits).await;
             assert!(!is_doomed(), "it was another wait");

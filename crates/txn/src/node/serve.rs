@@ -110,6 +110,12 @@ impl Node {
                 let rows = txns.into_iter().filter_map(row).collect();
                 CoordinatorResponse::Waiting { now_us: since_start(self.env.now()), rows }
             }
+            CoordinatorRequest::MayDoom { arbiter, victim } => {
+                let now = self.env.now();
+                let active = self.active.lock();
+                let may = active.get(&arbiter).is_some_and(|own| own.may_doom(victim, now));
+                CoordinatorResponse::MayDoom(may)
+            }
             CoordinatorRequest::Doom { txn, n_waits, detail } => {
                 if let Some(active) = self.active.lock().get(&txn) {
                     active.doom(n_waits, detail);
