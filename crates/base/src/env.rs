@@ -15,6 +15,7 @@ pub use faulty::{FaultyHost, FaultyNet};
 pub use net::{Duplex, Listener, MemoryNet, Net, Pending, Stream, TcpNet};
 pub use runtime::{Runtime, Runtimes};
 
+use crate::{Budget, Limits};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -35,6 +36,13 @@ pub struct Env {
     inner: Arc<Inner>,
     /// Where [`Env::spawn`] starts tasks.
     runtime: Runtime,
+    means: Arc<Means>,
+}
+
+/// What this node may use up.
+struct Means {
+    limits: Limits,
+    memory: Budget,
 }
 
 struct Inner {
@@ -60,6 +68,12 @@ pub enum Cause {
     Bug,
 }
 
+impl Means {
+    fn of(limits: Limits) -> Arc<Means> {
+        Arc::new(Means { limits, memory: Budget::new(limits.memory_bytes) })
+    }
+}
+
 impl Env {
     /// The real world: TCP, and a seed from the operating system.
     pub fn real() -> Env {
@@ -79,12 +93,27 @@ impl Env {
     fn new(rng: SmallRng, net: Arc<dyn Net>, runtimes: Option<Runtimes>) -> Env {
         let halted = watch::Sender::new(None);
         let inner = Inner { rng: Mutex::new(rng), net, halted, runtimes };
-        Env { inner: Arc::new(inner), runtime: Runtime::Core }
+        let means = Means::of(Limits::default());
+        Env { inner: Arc::new(inner), runtime: Runtime::Core, means }
+    }
+
+    /// The same world with other limits, and with a budget of memory of its own.
+    pub fn limited(self, limits: Limits) -> Env {
+        Env { means: Means::of(limits), ..self }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.means.limits
+    }
+
+    /// What clients may make this node keep in memory.
+    pub fn memory(&self) -> &Budget {
+        &self.means.memory
     }
 
     /// The same world for work of another kind: its tasks start on that runtime.
     pub fn on(&self, runtime: Runtime) -> Env {
-        Env { inner: self.inner.clone(), runtime }
+        Env { runtime, ..self.clone() }
     }
 
     /// A clock that never goes back. Comparable within this process only.
