@@ -3,6 +3,7 @@
 //! - [`log`]: entries and small values of every tablet's Raft group; one writer, one fsync queue.
 //! - [`state`]: the newest version of every row, and older versions in rollback segments.
 //! - `transfer`: a tablet's state as a stream of checked chunks, out of and into the trees.
+//! - [`spill`]: temporary files of a transaction's writes, for whoever coordinates it.
 //! - `store`: the [`Store`] that opens, owns and closes them; `upkeep` is its background work.
 //!
 //! What is absent: this crate knows neither Raft's terms nor transactions nor columns. It never
@@ -13,6 +14,7 @@ mod error;
 mod faults;
 mod options;
 pub mod log;
+pub mod spill;
 pub mod state;
 mod transfer;
 mod upkeep;

@@ -4,6 +4,7 @@
 //!   DIR/log/       raft-engine's files; its LOCK keeps a second process out
 //!   DIR/state/     manifest, current/, segment-NNNNNNNNNN/
 //!   DIR/staging/   snapshots that are arriving
+//!   DIR/temporary/ what large transactions and queries put aside
 //! ```
 //!
 //! Closing finishes the log's queue and stops the upkeep; it flushes nothing, because nothing
@@ -17,7 +18,7 @@ use base::{Env, KeyRange, Scn, TabletId};
 use bytes::Bytes;
 use lsm_tree::AbstractTree;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -96,6 +97,10 @@ impl Store {
             store.state().run_install(installing)?;
         }
         store.clear_staging(dir)?;
+        let temporary = store.temporary_dir();
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(Error::io("delete", &temporary))?;
+        }
         Ok(store)
     }
 
@@ -108,6 +113,11 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// For files that nobody needs after a restart: the next start clears it.
+    pub fn temporary_dir(&self) -> PathBuf {
+        self.state().data_dir.join("temporary")
     }
 
     fn state(&self) -> &Arc<State> {

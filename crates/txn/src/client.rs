@@ -22,6 +22,7 @@ use crate::locks::Target;
 use crate::message::{Epoch, Fault, LockRequest, LockedRow, ReadAt, Request, Response};
 use crate::node::Node;
 use crate::words::{Isolation, LockMode, Row, Wait};
+use crate::writes::{Buffer, Position};
 use crate::{Error, admin};
 use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
@@ -51,7 +52,7 @@ pub enum Locked {
 /// A position in a transaction's buffered writes.
 #[derive(Clone, Copy, Debug)]
 pub struct Savepoint {
-    n_undo: usize,
+    position: Position,
     n_barriers: usize,
 }
 
@@ -89,16 +90,13 @@ struct Known {
     touched: BTreeSet<TabletId>,
 }
 
-type Writes = BTreeMap<Key, Option<Bytes>>;
-
 /// One transaction. Dropping it without `commit` rolls it back in the background.
 pub struct Txn {
     shared: Arc<Shared>,
     snapshot: Option<Scn>,
     /// The snapshot was chosen by the user and stays.
     fixed: bool,
-    writes: Arc<Writes>,
-    undo: Vec<(Key, Option<Option<Bytes>>)>,
+    writes: Buffer,
     barriers: Vec<(SchemaUse, Vec<KeyRange>)>,
     over: bool,
 }
@@ -118,15 +116,16 @@ impl Client {
             committing: AtomicBool::new(false),
             waiting: Mutex::default(),
             doom: watch::Sender::new(None),
+            sentenced: Mutex::default(),
         });
         self.node.active.lock().insert(id, active.clone());
         let node = self.node.clone();
+        let writes = Buffer::new(node.room.clone());
         Txn {
             shared: Arc::new(Shared { node, id, isolation, active, known: Mutex::default() }),
             snapshot: None,
             fixed: false,
-            writes: Arc::default(),
-            undo: Vec::new(),
+            writes,
             barriers: Vec::new(),
             over: false,
         }
@@ -277,7 +276,7 @@ impl Txn {
                     return self.get(keys).await;
                 }
             }
-            let reader = Reader::new(self.shared.clone(), ReadAt::Newest, self.writes.clone());
+            let reader = Reader::new(self.shared.clone(), ReadAt::Newest, self.writes.shared());
             reader.get(keys).await
         })
     }
@@ -290,7 +289,7 @@ impl Txn {
                 Isolation::Serializable => ReadAt::Newest,
                 _ => ReadAt::Snapshot(self.snapshot().await?),
             };
-            Ok(Reader::new(self.shared.clone(), at, self.writes.clone()))
+            Ok(Reader::new(self.shared.clone(), at, self.writes.shared()))
         })
     }
 
@@ -317,18 +316,18 @@ impl Txn {
             for (at, row) in order.into_iter().zip(rows) {
                 answers[at] = match row {
                     LockedRow::Skipped => Locked::Skipped,
-                    LockedRow::Held(row) => Locked::Held { row: self.own_or(&keys[at], row) },
+                    LockedRow::Held(row) => Locked::Held { row: self.own_or(&keys[at], row)? },
                 };
             }
             Ok(answers)
         })
     }
 
-    fn own_or(&self, key: &Key, committed: Option<Row>) -> Option<Row> {
-        match self.writes.get(key) {
-            Some(own) => own.clone().map(|value| Row { scn: Scn::MAX, value }),
+    fn own_or(&self, key: &Key, committed: Option<Row>) -> Result<Option<Row>> {
+        Ok(match self.writes.get(key)? {
+            Some(own) => own.map(|value| Row { scn: Scn::MAX, value }),
             None => committed,
-        }
+        })
     }
 
     /// Locks a range, absent keys included.
@@ -336,34 +335,28 @@ impl Txn {
         Box::pin(async move { self.shared.lock_range(range, mode).await })
     }
 
-    /// Buffers a write of a key locked exclusively.
-    pub fn put(&mut self, key: Key, value: Bytes) {
-        self.write(key, Some(value));
+    /// Buffers a write of a key locked exclusively. It fails when the transaction or its node has no room for it.
+    pub fn put(&mut self, key: Key, value: Bytes) -> Result<()> {
+        self.writes.write(key, Some(value))
     }
 
-    pub fn delete(&mut self, key: Key) {
-        self.write(key, None);
+    pub fn delete(&mut self, key: Key) -> Result<()> {
+        self.writes.write(key, None)
     }
 
-    fn write(&mut self, key: Key, value: Option<Bytes>) {
-        // Copies only while a reader of an earlier state is alive.
-        let before = Arc::make_mut(&mut self.writes).insert(key.clone(), value);
-        self.undo.push((key, before));
-    }
-
+    /// A place that [`Txn::rollback_to`] goes back to. It costs memory for each write until it is released.
     pub fn savepoint(&mut self) -> Savepoint {
-        Savepoint { n_undo: self.undo.len(), n_barriers: self.barriers.len() }
+        Savepoint { position: self.writes.savepoint(), n_barriers: self.barriers.len() }
     }
 
-    /// Forgets the writes buffered since. Locks stay (strict two-phase locking).
+    /// Forgets a savepoint that nobody will go back to.
+    pub fn release(&mut self, savepoint: Savepoint) {
+        self.writes.release(savepoint.position);
+    }
+
+    /// Forgets the writes buffered since; the savepoint stays. Locks stay too (strict two-phase locking).
     pub fn rollback_to(&mut self, savepoint: Savepoint) {
-        let writes = Arc::make_mut(&mut self.writes);
-        for (key, before) in self.undo.drain(savepoint.n_undo.min(self.undo.len())..).rev() {
-            match before {
-                Some(before) => writes.insert(key, before),
-                None => writes.remove(&key),
-            };
-        }
+        self.writes.rollback_to(savepoint.position);
         self.barriers.truncate(savepoint.n_barriers);
     }
 
@@ -376,7 +369,7 @@ impl Txn {
     pub fn commit(mut self) -> BoxFuture<'static, Result<Option<Scn>>> {
         Box::pin(async move {
             self.over = true;
-            let writes = std::mem::take(&mut self.writes);
+            let writes = self.writes.take();
             let barriers = std::mem::take(&mut self.barriers);
             commit::commit(self.shared.clone(), writes, barriers).await
         })

@@ -3,6 +3,7 @@
 //! A statement's way through this room, from the session down:
 //!
 //! * [`client`]: a transaction at the node that runs it: its writes, its snapshot, its commit
+//! * `writes`: what it has written and not committed, in memory and in temporary files
 //! * [`node`]: from a key to the leader of its tablet, wherever that is
 //! * `tablet`: the leader's work: reads, locks, commit
 //! * [`locks`]: the lock table, pure
@@ -25,6 +26,7 @@ pub mod locks;
 pub mod message;
 mod tablet;
 mod active;
+mod writes;
 mod routes;
 pub mod node;
 pub mod admin;

@@ -45,8 +45,8 @@
 //!
 //! # Many keys at once
 //!
-//! A call for [`BULK_KEYS_MIN`] keys or more takes them as one [`KeySet`], a fifth of the memory of
-//! single keys and as exact: others may lock whatever lies between. Beyond [`BULK_BYTES_MAX`] in
+//! A call for `n_keys_min` keys or more takes them as one [`KeySet`], a fifth of the memory of
+//! single keys and as exact: others may lock whatever lies between. Beyond `bytes_max` in
 //! one table the neighbouring keys of a call become ranges, each within one relation and with
 //! nobody else's lock or request inside: then a load's memory no longer grows with its keys, and who
 //! wants a key in between waits for its end.
@@ -58,7 +58,7 @@ mod edges;
 mod grant;
 mod intervals;
 
-use crate::key_set::KeySet;
+use crate::key_set::{KeySet, SetLimits};
 use crate::words::{LockMode, Wait};
 use base::env::Instant;
 use base::{Key, KeyRange, TxnId};
@@ -155,6 +155,7 @@ pub struct LockTable {
     last_number: u64,
     /// In key sets.
     n_bulk_bytes: usize,
+    limits: SetLimits,
     steps: Steps,
 }
 
@@ -191,11 +192,6 @@ fn conflict(a: LockMode, b: LockMode) -> bool {
     a == LockMode::Exclusive || b == LockMode::Exclusive
 }
 
-/// A call's keys become one key set from this many on.
-const BULK_KEYS_MIN: usize = 256;
-/// The key sets of one table take no more than this; a key takes its length and four bytes.
-const BULK_BYTES_MAX: usize = 64 << 20;
-
 impl Hold {
     fn covers(&self, target: &Target) -> bool {
         match (target, &self.only) {
@@ -218,6 +214,10 @@ impl Hold {
 }
 
 impl LockTable {
+    pub fn new(limits: SetLimits) -> LockTable {
+        LockTable { limits, ..LockTable::default() }
+    }
+
     /// Asks for one lock. `since` is when the transaction began to wait for it (it may have asked
     /// before); a granted lock that is already held as strongly changes nothing.
     pub fn request(

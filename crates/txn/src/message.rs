@@ -243,6 +243,9 @@ pub enum CoordinatorRequest {
     /// In which tablets do these wait for locks, and for how long have they run? Those that run
     /// there no more are left out.
     Waiting(Vec<TxnId>),
+    /// May the wait of `victim` be ended, to break a circle of which `arbiter` is the one with the lowest id?
+    /// It runs there.
+    MayDoom { arbiter: TxnId, victim: TxnId },
     /// Break a deadlock: end its wait, if that is still the one that was told of.
     Doom { txn: TxnId, n_waits: u64, detail: String },
     /// All running transactions, for `atoll.transactions`.
@@ -256,6 +259,7 @@ pub enum CoordinatorRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CoordinatorResponse {
     Alive(Vec<TxnId>),
+    MayDoom(bool),
     Waiting {
         /// By the coordinator's monotonic clock, since its process began.
         now_us: u64,

@@ -18,6 +18,7 @@ use crate::message::{
 };
 use crate::routes::Routes;
 use crate::tablet::Tablet;
+use crate::writes::Room;
 use crate::{Error, keyspace};
 use base::env::Instant;
 use base::{Env, Key, KeyRange, NodeId, Scn, TabletId, TxnId};
@@ -62,6 +63,8 @@ pub struct Node {
     tablets: RwLock<HashMap<TabletId, Arc<Tablet>>>,
     pub(crate) routes: RwLock<Routes>,
     pub(crate) active: Mutex<HashMap<TxnId, Arc<Active>>>,
+    /// For the writes of the transactions that run here.
+    pub(crate) room: Arc<Room>,
     /// The nodes of the cluster, as the topology says.
     members: watch::Receiver<BTreeSet<NodeId>>,
     dead: RwLock<HashSet<NodeId>>,
@@ -109,8 +112,10 @@ impl Node {
             };
             let (txn_ids, row_ids) = (ids()?, ids()?);
             let (scn_asks, asked) = mpsc::channel(1024);
+            let room = Room::new(store.temporary_dir(), env.memory(), env.limits());
             let node = Arc::new(Node {
                 me,
+                room: Arc::new(room),
                 started: env.now(),
                 env,
                 store,

@@ -27,6 +27,7 @@ pub(crate) use lead::Lead;
 
 use crate::command::{Applied, Command, SchemaUse, decode, encode};
 use crate::error::lost_locks;
+use crate::key_set::SetLimits;
 use crate::machine::{self, Effect, State};
 use crate::message::{Epoch, Fault, Request, Response, TxnState};
 use crate::scn::Allocator;
@@ -227,6 +228,10 @@ impl Tablet {
         answer.await.unwrap_or(Err(Fault::Lost))
     }
 
+    pub(crate) fn set_limits(&self) -> SetLimits {
+        SetLimits::of(self.env.limits())
+    }
+
     /// The lock table's epoch, if this replica leads.
     fn leading(&self) -> Result<Epoch, Fault> {
         match &*self.lead.lock() {
@@ -398,7 +403,13 @@ impl consensus::Machine for Tablet {
         let lead = match role {
             Role::Leader { term } => {
                 let epoch = self.new_epoch(term);
-                match Lead::take_over(&self.store, self.id, epoch, self.env.now()) {
+                match Lead::take_over(
+                    &self.store,
+                    self.id,
+                    epoch,
+                    self.env.now(),
+                    self.set_limits(),
+                ) {
                     Ok(lead) => Some(lead),
                     Err(error) => {
                         self.env.halt(format!("tablet {} cannot be led: {error}", self.id));

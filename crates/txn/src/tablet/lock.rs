@@ -51,7 +51,7 @@ impl Tablet {
                     }
                 });
                 // The asker asks on for the rest, whose locks it has by then.
-                if n_bytes >= super::read::BATCH_BYTES_MAX {
+                if n_bytes >= self.env.limits().scan_bytes {
                     break;
                 }
             }

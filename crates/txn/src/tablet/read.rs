@@ -8,9 +8,6 @@ use base::{Key, KeyRange};
 use std::sync::atomic::Ordering;
 use storage::{At, View};
 
-/// A batch of a scan ends when it holds this much.
-pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
-
 fn at(at: ReadAt) -> At {
     match at {
         ReadAt::Newest => At::Newest,
@@ -37,7 +34,7 @@ impl Tablet {
             n_bytes += row.as_ref().map_or(0, |(_, value)| value.len());
             rows.push(row.map(|(scn, value)| Row { scn, value }));
             // The asker asks on for the rest; at a snapshot that makes no difference.
-            if n_bytes >= BATCH_BYTES_MAX && read_at != ReadAt::Newest {
+            if n_bytes >= self.env.limits().scan_bytes && read_at != ReadAt::Newest {
                 break;
             }
         }
@@ -68,7 +65,7 @@ impl Tablet {
             let (key, scn, value) = row?;
             n_bytes += key.len() + value.len();
             rows.push((key, Row { scn, value }));
-            if rows.len() >= n_rows_max.max(1) || n_bytes >= BATCH_BYTES_MAX {
+            if rows.len() >= n_rows_max.max(1) || n_bytes >= self.env.limits().scan_bytes {
                 if let Some((last, _)) = rows.last() {
                     covered = match reverse {
                         false => KeyRange::new(range.start.clone(), base::key::successor(last)),
