@@ -98,6 +98,10 @@ limits! {
     key_set_keys: Count = 256, tiny 3;
     /// Sets of locked keys of one tablet; beyond, keys that are locked together become ranges.
     key_set_bytes: Bytes = 64 << 20, tiny 512;
+    /// Entries of the log that wait for the disk; who has more to append waits.
+    log_queue_bytes: Bytes = 64 << 20, tiny 4 << 10;
+    /// Answers to one peer that are on their way; who has more to answer waits.
+    reply_bytes: Bytes = 64 << 20, tiny 64 << 10;
     /// Temporary files of all queries together.
     query_file_bytes: Bytes = 16 << 30, tiny 64 << 20;
     /// Wide queries that may compute at the same time.

@@ -3,6 +3,7 @@
 use crate::snapshot::SnapshotData;
 use crate::types::{LeaderId, LogId, Mark, Membership, SnapshotMeta, Types, decode, encode};
 use crate::{Entry, Machine, Position};
+use base::env::Runtime;
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -11,6 +12,7 @@ use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotOf, StoredMembershipOf};
 use openraft::vote::RaftLeaderId as _;
+use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 use storage::{Batch, Store};
@@ -35,6 +37,15 @@ pub struct Applier {
     store: Store,
     log: crate::log::GroupLog,
     machine: Arc<dyn Machine>,
+    /// One entry after the other. The lock is there because entries that take long are applied by another runtime.
+    work: Arc<Mutex<Work>>,
+}
+
+/// What an entry is applied with.
+struct Work {
+    tablet: TabletId,
+    store: Store,
+    machine: Arc<dyn Machine>,
     mark: Mark,
     members: Vec<NodeId>,
     /// The term of the newest applied entry.
@@ -58,16 +69,45 @@ impl Applier {
             None => Mark::default(),
         };
         let log = crate::log::GroupLog::new(tablet, store.log().clone());
-        let mut applier =
-            Applier { env, tablet, store, log, machine, mark, members: Vec::new(), applied_term };
-        applier.learn_members();
-        Ok(applier)
+        let mut work = Work {
+            tablet,
+            store: store.clone(),
+            machine: machine.clone(),
+            mark,
+            members: Vec::new(),
+            applied_term,
+        };
+        work.learn_members();
+        Ok(Applier { env, tablet, store, log, machine, work: Arc::new(Mutex::new(work)) })
     }
 
     pub fn applied(&self) -> Option<LogId> {
-        self.mark.applied
+        self.work.lock().mark.applied
     }
 
+    /// A large entry would keep a thread that others' votes need.
+    async fn apply_entry(&self, entry: crate::types::RaftEntry) -> Result<Bytes, storage::Error> {
+        let takes_long = match &entry.payload {
+            EntryPayload::Normal(command) => self.machine.takes_long(&command.0),
+            EntryPayload::Blank | EntryPayload::Membership(_) => false,
+        };
+        if !takes_long {
+            return self.work.lock().apply_one(&entry);
+        }
+        let work = self.work.clone();
+        let applied = async move { work.lock().apply_one(&entry) };
+        let applied = self.env.on(Runtime::Serve).run("apply", applied).await;
+        // None: this process is ending.
+        applied.unwrap_or_else(|| Err(storage::Error::Halted("the process is ending".into())))
+    }
+
+    fn halt(&self, error: &dyn std::fmt::Display) -> io::Error {
+        self.env.halt(format!("tablet {}: {error}", self.tablet));
+        io::Error::other(error.to_string())
+    }
+}
+
+impl Work {
     fn learn_members(&mut self) {
         let membership = self.mark.membership.membership();
         let voters = membership.voter_ids().map(NodeId);
@@ -101,11 +141,6 @@ impl Applier {
             .send_if_modified(|term| std::mem::replace(term, position.term) != position.term);
         Ok(answer)
     }
-
-    fn halt(&self, error: &dyn std::fmt::Display) -> io::Error {
-        self.env.halt(format!("tablet {}: {error}", self.tablet));
-        io::Error::other(error.to_string())
-    }
 }
 
 impl RaftStateMachine<Types> for Applier {
@@ -113,7 +148,8 @@ impl RaftStateMachine<Types> for Applier {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembershipOf<Types>)> {
-        Ok((self.mark.applied, self.mark.membership.clone()))
+        let work = self.work.lock();
+        Ok((work.mark.applied, work.mark.membership.clone()))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
@@ -127,7 +163,7 @@ impl RaftStateMachine<Types> for Applier {
                 let waited = tokio::task::spawn_blocking(move || store.wait_for_room()).await;
                 waited.map_err(io::Error::other)?.map_err(|error| self.halt(&error))?;
             }
-            let answer = self.apply_one(&entry).map_err(|error| self.halt(&error))?;
+            let answer = self.apply_entry(entry).await.map_err(|error| self.halt(&error))?;
             if let Some(responder) = responder {
                 responder.send(answer);
             }
@@ -136,7 +172,7 @@ impl RaftStateMachine<Types> for Applier {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let mark = self.mark.clone();
+        let mark = self.work.lock().mark.clone();
         Builder { tablet: self.tablet, store: self.store.clone(), log: self.log.clone(), mark }
     }
 
@@ -157,12 +193,13 @@ impl RaftStateMachine<Types> for Applier {
             Ok(Err(error)) => return Err(self.halt(&error)),
             Err(error) => return Err(self.halt(&error)),
         };
-        self.mark = mark;
-        debug_assert_eq!(self.mark.applied, meta.last_log_id);
-        self.learn_members();
+        let mut work = self.work.lock();
+        work.mark = mark;
+        debug_assert_eq!(work.mark.applied, meta.last_log_id);
+        work.learn_members();
         self.machine.restored();
-        if let Some(applied) = &self.mark.applied {
-            self.applied_term.send_replace(term_of(applied));
+        if let Some(applied) = &work.mark.applied {
+            work.applied_term.send_replace(term_of(applied));
         }
         Ok(())
     }
@@ -170,15 +207,13 @@ impl RaftStateMachine<Types> for Applier {
     async fn get_current_snapshot(
         &mut self,
     ) -> io::Result<Option<SnapshotOf<Types, SnapshotData>>> {
-        if self.mark.applied.is_none() {
+        let mark = self.work.lock().mark.clone();
+        if mark.applied.is_none() {
             return Ok(None);
         }
         let ranges = self.machine.snapshot_scope();
         let export = self.store.export(self.tablet, &ranges).map_err(|error| self.halt(&error))?;
-        let meta = SnapshotMeta {
-            last_log_id: self.mark.applied,
-            last_membership: self.mark.membership.clone(),
-        };
+        let meta = SnapshotMeta { last_log_id: mark.applied, last_membership: mark.membership };
         Ok(Some(SnapshotOf::<Types, SnapshotData> {
             meta,
             snapshot: SnapshotData::Outgoing { export: Box::new(export), ranges },

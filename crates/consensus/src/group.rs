@@ -10,7 +10,7 @@ use base::env::Instant;
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::ClientWriteError;
+use openraft::errors::{ClientWriteError, Fatal};
 use openraft::impls::ProgressResponder;
 use openraft::type_config::TypeConfigExt as _;
 use openraft::type_config::alias::InstantOf;
@@ -502,6 +502,14 @@ impl Group {
             let last = Role::Follower { term: 0, leader: None };
             group.inner.role.send_replace(last.clone());
             machine.role(last);
+            let end = group.inner.raft.metrics().borrow_watched().running_state.clone();
+            if let Err(fatal) = end
+                && !matches!(fatal, Fatal::Stopped)
+            {
+                // A replica that does nothing any more must not look alive.
+                let tablet = group.inner.tablet;
+                group.inner.env.halt_by_bug(format!("tablet {tablet}: its group ended: {fatal}"));
+            }
         });
     }
 }

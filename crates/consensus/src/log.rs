@@ -154,6 +154,7 @@ impl RaftLogStorage<Types> for GroupLog {
             .into_iter()
             .map(|entry| Entry { index: entry.log_id().index, bytes: encode(&entry) })
             .collect();
+        self.log.room().await;
         self.log.append(self.tablet, entries, Box::new(move || flushed.io_completed(Ok(()))));
         Ok(())
     }

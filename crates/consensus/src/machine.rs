@@ -38,6 +38,11 @@ pub trait Machine: Send + Sync + 'static {
     /// the store's state and the entry.
     fn apply(&self, entry: &Entry<'_>, batch: &mut Batch) -> Result<Bytes, storage::Error>;
 
+    /// Whether applying this command takes so long that no thread of the votes should do it.
+    fn takes_long(&self, _command: &[u8]) -> bool {
+        false
+    }
+
     /// The batch of `position` is in the store now. In log order, for every entry.
     fn applied(&self, position: Position);
 

@@ -39,9 +39,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use tokio::sync::Notify;
 use writer::{Codec, Progress, Request};
 
 /// One log entry; its index is its place.
@@ -91,6 +93,8 @@ struct Inner {
     failure: Failure,
     front: Mutex<Front>,
     wake: Condvar,
+    /// The writer took something out of the queue, or stopped.
+    drained: Notify,
     cached_bytes: AtomicUsize,
     cached_bytes_max: usize,
     /// Set before the process halts: from then on every request is dropped.
@@ -104,6 +108,7 @@ struct Inner {
 struct Front {
     tablets: HashMap<TabletId, Tail>,
     queue: VecDeque<Request>,
+    queued_bytes: usize,
     closing: bool,
     epochs: u64,
 }
@@ -184,6 +189,7 @@ impl Log {
             failure,
             front: Mutex::new(Front { tablets, ..Front::default() }),
             wake: Condvar::new(),
+            drained: Notify::new(),
             cached_bytes: AtomicUsize::new(0),
             cached_bytes_max: options.log_cache_bytes,
             stopped: AtomicBool::new(false),
@@ -427,6 +433,21 @@ impl Log {
         self.inner.wake.notify_all();
     }
 
+    /// Waits while more than `log_queue_bytes` wait for the disk. Nothing is refused here: votes are small, and pass.
+    pub async fn room(&self) {
+        let Inner { env, front, drained, stopped, .. } = &*self.inner;
+        let most = env.limits().log_queue_bytes;
+        loop {
+            // Before the look, so that no word is missed.
+            let mut word = pin!(drained.notified());
+            word.as_mut().enable();
+            if front.lock().queued_bytes <= most || stopped.load(Ordering::Acquire) {
+                return;
+            }
+            word.await;
+        }
+    }
+
     fn request(&self, change: impl FnOnce(&mut Front, &Inner) -> Request) {
         let inner = &self.inner;
         let mut front = inner.front.lock();
@@ -434,6 +455,7 @@ impl Log {
             return;
         }
         let request = change(&mut front, inner);
+        front.queued_bytes += request.bytes();
         front.queue.push_back(request);
         drop(front);
         inner.wake.notify_all();
@@ -443,6 +465,7 @@ impl Log {
 impl Inner {
     fn halt(&self, reason: String) {
         self.stopped.store(true, Ordering::Release);
+        self.drained.notify_waiters();
         self.env.halt(reason);
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
 /// Frames that may wait to be written on one connection.
 pub(crate) const QUEUE_FRAMES: usize = 4096;
@@ -41,7 +41,7 @@ struct Lane {
 }
 
 struct Connection {
-    requests: mpsc::Sender<Frame>,
+    requests: mpsc::Sender<Queued>,
     waiting: Arc<Mutex<Waiting>>,
     /// Ends the reading of a connection that is given up.
     given_up: Arc<Notify>,
@@ -118,7 +118,7 @@ impl Peer {
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let frame =
             Frame { shape: Shape::Request, kind: kind.number(), request, deadline_ms, payload };
-        if connection.requests.send(frame).await.is_err() {
+        if connection.requests.send(Queued { frame, _room: None }).await.is_err() {
             return Err(self.unreachable(&self.closed_because(&connection)));
         }
         match reply.await {
@@ -355,21 +355,31 @@ pub(crate) async fn next_frame(
     }
 }
 
+/// A frame that waits to be written.
+pub(crate) struct Queued {
+    pub(crate) frame: Frame,
+    /// What it takes of the room for answers, until it is written.
+    pub(crate) _room: Option<OwnedSemaphorePermit>,
+}
+
 /// Writes what the queue brings, as many frames at once as are there. Returns why it ended.
 pub(crate) async fn write_frames(
     inner: &Inner,
-    mut queue: mpsc::Receiver<Frame>,
+    mut queue: mpsc::Receiver<Queued>,
     mut writer: Writer,
     mut write: impl AsyncWrite + Unpin,
 ) -> String {
     let mut out = BytesMut::new();
-    while let Some(frame) = queue.recv().await {
-        writer.write(&mut out, &frame);
+    let mut under_way: Vec<Queued> = Vec::new();
+    while let Some(next) = queue.recv().await {
+        writer.write(&mut out, &next.frame);
+        under_way.push(next);
         let mut n_frames = 1;
         while out.len() < BATCH_BYTES
-            && let Ok(frame) = queue.try_recv()
+            && let Ok(next) = queue.try_recv()
         {
-            writer.write(&mut out, &frame);
+            writer.write(&mut out, &next.frame);
+            under_way.push(next);
             n_frames += 1;
         }
         inner.counters.n_frames_sent.fetch_add(n_frames, Ordering::Relaxed);
@@ -382,6 +392,7 @@ pub(crate) async fn write_frames(
             return error.to_string();
         }
         out.clear();
+        under_way.clear();
         if out.capacity() > 4 * BATCH_BYTES {
             out = BytesMut::new();
         }

@@ -1,7 +1,7 @@
 //! The answering side.
 
 use crate::connection::{
-    ANYONE, QUEUE_FRAMES, check_hello, hello, next_frame, within_greeting, write_frames,
+    ANYONE, QUEUE_FRAMES, Queued, check_hello, hello, next_frame, within_greeting, write_frames,
 };
 use crate::counters::add;
 use crate::frame::{Frame, Reader, Shape, Writer};
@@ -77,13 +77,15 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
         write_frames(&for_writer, queue, writer, write).await;
     });
     let places = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let bytes_max = inner.env.limits().reply_bytes.min(Semaphore::MAX_PERMITS);
+    let room = Arc::new(Semaphore::new(bytes_max));
     loop {
         let request = next_frame(inner, &mut read, &mut reader, &mut input).await?;
         if request.shape != Shape::Request {
             return Err("only requests are expected here".into());
         }
         let place = places.clone().acquire_owned().await.map_err(|error| error.to_string())?;
-        let replies = replies.clone();
+        let (replies, room) = (replies.clone(), room.clone());
         let kind = MessageKind::from_number(request.kind);
         // Who is nobody yet may ask to become somebody, and tell of a death, but nothing else.
         let kind = kind.filter(|kind| from != ANYONE || kind.is_for_strangers());
@@ -105,8 +107,11 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
                 }
             };
             let reply = Frame { shape, kind, request, deadline_ms: 0, payload };
+            // One that is larger than all the room goes alone.
+            let n_bytes = u32::try_from(reply.payload.len().min(bytes_max)).unwrap_or(u32::MAX);
+            let Ok(room) = room.acquire_many_owned(n_bytes).await else { return };
             // The asker is gone when this fails; its own side has told it so.
-            drop(replies.send(reply).await);
+            drop(replies.send(Queued { frame: reply, _room: Some(room) }).await);
             drop(place);
         });
     }

@@ -7,6 +7,7 @@ use base::{Env, NodeId};
 use bytes::{Bytes, BytesMut};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use transport::frame::{Frame, Shape, Writer};
@@ -170,6 +171,48 @@ async fn a_peer_that_went_away_is_unreachable_and_found_again() {
     two.serve(address(2)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(ask(&one, MessageKind::Tablet, "back").await.unwrap(), "back");
+}
+
+/// A peer that asks for much and reads nothing: its answers are made as far as there is room for them.
+#[tokio::test(start_paused = true)]
+async fn answers_that_nobody_reads_are_not_made_without_end() {
+    const N_REQUESTS: u64 = 3000;
+    let net = MemoryNet::default();
+    let limits = base::Limits { reply_bytes: 100_000, ..base::Limits::default() };
+    let env = Env::seeded(2, Arc::new(net.clone())).limited(limits);
+    let two = Transport::new(env, Identity { node: NodeId(2), cluster: 7, boot: 1 }, None);
+    let n_asked = Arc::new(AtomicU64::new(0));
+    let count = n_asked.clone();
+    two.handle(MessageKind::Tablet, move |_from, _| -> transport::Answer {
+        count.fetch_add(1, Ordering::Relaxed);
+        Box::pin(std::future::ready(Bytes::from(vec![7; 10_000])))
+    });
+    two.serve(address(2)).await.unwrap();
+    let mut writer = Writer::default();
+    let mut stream = net.connect(address(2)).await.unwrap();
+    stream.write_all(&greeting(&mut writer)).await.unwrap();
+    let (mut read, mut write) = tokio::io::split(stream);
+    let asks = async move {
+        let kind = MessageKind::Tablet.number();
+        for n in 1..=N_REQUESTS {
+            let mut out = BytesMut::new();
+            let (deadline_ms, payload) = (600_000, Bytes::new());
+            let frame = Frame { shape: Shape::Request, kind, request: n, deadline_ms, payload };
+            writer.write(&mut out, &frame);
+            write.write_all(&out).await.unwrap();
+        }
+    };
+    let asking = tokio::task::spawn(asks);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let n = n_asked.load(Ordering::Relaxed);
+    assert!((10..2000).contains(&n), "{n} answers were made");
+    // Who reads gets them all.
+    let mut n_bytes = 0;
+    let mut input = vec![0; 64 << 10];
+    while n_bytes < N_REQUESTS as usize * 10_000 {
+        n_bytes += read.read(&mut input).await.unwrap();
+    }
+    asking.await.unwrap();
 }
 
 /// What is sent over a cut link is lost without a word, and TCP would take minutes to say so.

@@ -2,8 +2,8 @@
 //! deadlocks ends its wait. Its own writes and locks are not here.
 
 use crate::words::Isolation;
-use base::{TabletId, TxnId};
 use base::env::Instant;
+use base::{TabletId, TxnId};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -338,6 +338,10 @@ fn unexpected(applied: &Applied) -> Fault {
 }
 
 impl consensus::Machine for Tablet {
+    fn takes_long(&self, command: &[u8]) -> bool {
+        machine::takes_long(command)
+    }
+
     fn apply(&self, entry: &Entry<'_>, batch: &mut Batch) -> Result<Bytes, storage::Error> {
         let mut state = self.state.write();
         match machine::apply(&self.store, self.id, &mut state, entry, batch) {

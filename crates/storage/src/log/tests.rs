@@ -83,3 +83,53 @@ fn who_reads_what_is_moved_to_another_file_finds_it_there() {
     log.close();
     writer.join().unwrap();
 }
+
+/// A disk whose syncs wait until they may.
+struct HeldSync(Mutex<mpsc::Receiver<()>>);
+
+impl Faults for HeldSync {
+    fn write(&self, _: &Path, _: usize) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self, path: &Path) -> std::io::Result<()> {
+        if path.extension().is_some_and(|kind| kind == "raftlog") {
+            // Without a gate any more: go on.
+            self.0.lock().recv().unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn who_has_much_to_append_waits_for_a_slow_disk() {
+    let limits = base::Limits { log_queue_bytes: 32 << 10, ..base::Limits::default() };
+    let env = Env::seeded(1, Arc::new(MemoryNet::default())).limited(limits);
+    let dir = tempfile::tempdir().unwrap();
+    let (open, gate) = mpsc::channel();
+    // The syncs of the log's opening.
+    (0..4).for_each(|_| open.send(()).unwrap());
+    let faults: Option<Arc<dyn Faults>> = Some(Arc::new(HeldSync(Mutex::new(gate))));
+    let options = Options { log_faults: faults, ..Options::default() };
+    let (log, writer) = Log::open(&env, dir.path(), &options).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut index = 0;
+    let mut append = || {
+        index += 1;
+        let entry = Entry { index, bytes: Bytes::from("x".repeat(5_000)) };
+        log.append(READ, vec![entry], Box::new(|| ()));
+    };
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    // The first ones pass the gate or lie before it; the others gather.
+    (0..30).for_each(|_| append());
+    let waiting = (0..30).any(|_| {
+        append();
+        pin!(log.room()).poll(&mut context).is_pending()
+    });
+    assert!(waiting, "nothing holds the queue");
+    drop(open);
+    runtime.block_on(log.room());
+    log.close();
+    writer.join().unwrap();
+    assert_eq!(env.halt_reason(), None);
+}

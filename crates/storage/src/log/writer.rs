@@ -51,7 +51,7 @@ pub(super) enum Request {
 }
 
 impl Request {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Request::Append { entries, .. } => entries.iter().map(|e| e.bytes.len() + 16).sum(),
             Request::Save { value, .. } => value.as_ref().map_or(0, Bytes::len) + 16,
@@ -133,11 +133,14 @@ fn next_group(inner: &Inner) -> Option<Vec<Request>> {
     let mut bytes = 0;
     while let Some(request) = front.queue.pop_front() {
         bytes += request.bytes();
+        front.queued_bytes -= request.bytes();
         group.push(request);
         if bytes >= GROUP_BYTES_MAX {
             break;
         }
     }
+    drop(front);
+    inner.drained.notify_waiters();
     Some(group)
 }
 
