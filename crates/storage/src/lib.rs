@@ -5,9 +5,11 @@
 //! - `transfer`: a tablet's state as a stream of checked chunks, out of and into the trees.
 //! - `store`: the [`Store`] that opens, owns and closes them; `upkeep` is its background work.
 //!
-//! What is absent: this crate knows neither Raft's terms nor transactions nor columns. It never
+//! What is absent: this crate knows no terms of Raft, no transactions and no columns. It never
 //! decides what to write, and does no network I/O. The log is the only write-ahead log: the trees
-//! are written in the background, and after a crash the log is replayed from each tablet's mark.
+//! are written in the background, and after a crash each tablet's log is replayed from its applied mark.
+//!
+//! FORMAT.md describes the bytes.
 
 mod error;
 pub mod log;

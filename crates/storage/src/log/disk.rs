@@ -2,11 +2,11 @@
 //!
 //! After the first failed write or sync nothing more reaches the disk. A kernel that could not
 //! write a page may drop it and report success to the next fsync, so a second attempt would lie
-//! (PostgreSQL's "fsyncgate"). raft-engine answers a failed sync with a panic; here the failure is
-//! kept in [`Failure`] instead, sync returns, and every later change is refused. Whoever wrote
-//! looks at [`Failure::reason`] before acknowledging anything.
+//! (PostgreSQL's "fsyncgate"). raft-engine answers a failed sync with a panic. Here the failure is
+//! kept in [`Failure`] instead: sync returns, and every later change is refused. The writer thread
+//! looks at [`Failure::reason`] before it acknowledges anything.
 //!
-//! [`Faults`] is where a test or the simulator makes the disk fail.
+//! Tests and the simulator make the disk fail through [`Faults`].
 
 use parking_lot::Mutex;
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
@@ -17,8 +17,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Asked before the log's files are read or changed. An `Err` is what the operating system
-/// "answers".
+/// Asked before the log's files are read or changed. An `Err` takes the place of the operating
+/// system's answer.
 pub trait Faults: Send + Sync {
     /// `path` is about to be read.
     fn read(&self, _path: &Path) -> Result<()> {
@@ -79,7 +79,7 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    /// Runs one change of the file; its failure is the last change of any file.
+    /// Runs one change of the file. After a failure no file is changed any more.
     fn change<T>(&self, what: &str, change: impl FnOnce() -> Result<T>) -> Result<T> {
         self.failure.refuse_if_failed()?;
         change().inspect_err(|error| self.failure.record(what, &self.path, error))
