@@ -10,13 +10,15 @@
 //!
 //! * [`groups`]: the groups of this node, the messages they answer, reports of deaths
 //! * [`group`]: one group: roles, proposals, leases, members
-//! * `lease`, `pulse`, `beat`: who leads for how long, who is alive, one timer for all groups
-//! * `promise`: to whom a vote binds, and when that is void; `succession`: elections after a death
-//! * `purge`: when a log forgets
+//! * `lease`: until when a leader surely leads; `pulse`: when a group was last heard from; `beat`: one
+//!   timer for all groups
+//! * `promise`: to which leader a vote binds a replica, and when it no longer does; `succession`:
+//!   elections after a death
+//! * `purge`: when a log is purged
 //! * `log`, `applier`, `network`, `snapshot`: openraft's four seams
 //!
-//! This room knows nothing of transactions: what an entry does is the [`Machine`]'s business.
-//! The traps it guards against stand where the guards are, each with a test of its own.
+//! This crate knows nothing of transactions: the [`Machine`] decides what an entry does. The traps that
+//! the crate guards against are described where the guards are, each with a test of its own.
 
 mod applier;
 mod beat;
@@ -69,12 +71,11 @@ pub trait Machine: Send + Sync + 'static {
     /// What belongs to this group, for snapshots.
     fn snapshot_scope(&self) -> TabletRanges;
 
-    /// The state is about to be replaced as a whole by a snapshot: until [`Machine::restored`]
-    /// the store shows pieces of it. A read that was under way when this was called must not be
-    /// answered either.
+    /// A snapshot is about to replace the whole state: until [`Machine::restored`] the store shows
+    /// pieces of it. A read that was under way when this was called must not be answered either.
     fn replacing(&self) {}
 
-    /// The state was replaced as a whole by a snapshot.
+    /// A snapshot has replaced the whole state.
     fn restored(&self);
 
     /// This replica's role changed. `Leader` comes only once an entry of its own term has been
@@ -87,7 +88,7 @@ pub enum Error {
     /// Certainly not proposed.
     #[error("this replica does not lead the group")]
     NotLeader { leader: Option<NodeId> },
-    /// Leadership was lost meanwhile: the entry may or may not be committed.
+    /// The leadership was lost meanwhile: the entry may or may not be committed.
     #[error("leadership was lost in the middle of a proposal")]
     Lost,
     #[error("tablet {0} has no replica here")]
@@ -113,8 +114,8 @@ impl Error {
 }
 
 /// The applied mark from which a new group starts, the same on every replica: position zero,
-/// these members. What the machine holds then is in no entry of its log, so whoever joins later
-/// is filled by a snapshot.
+/// these members. The state that the group begins with is in no entry of its log, so a replica that
+/// joins later is filled by a snapshot.
 pub fn seed(batch: &mut Batch, child: TabletId, members: &[NodeId]) {
     let voters = members.iter().map(|node| node.0).collect();
     let id = types::LogId::new(types::LeaderId { term: 0, voted_for: 0 }.to_committed(), 0);
