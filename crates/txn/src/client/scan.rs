@@ -1,4 +1,4 @@
-//! Reading at one snapshot, own writes laid over.
+//! Reading at one snapshot, with the transaction's own writes laid over.
 
 use super::{Result, Row, Shared, Writes};
 use crate::Error;
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-/// Rows asked for at a time when nobody says how many will be wanted.
+/// Rows per request, if the caller does not say how many it will want.
 const BATCH_ROWS: usize = 4096;
 
 /// Reads at one snapshot. Cheap to clone, `Send + Sync + 'static`.
@@ -94,7 +94,7 @@ impl Reader {
                 for (wanted, answer) in futures::future::join_all(asks).await {
                     match answer {
                         Ok(Response::Rows(found)) => {
-                            // One answer holds so much; the rest is asked for again.
+                            // One answer has a limited size; the other rows are asked for again.
                             missing.extend(wanted.get(found.len()..).unwrap_or_default());
                             for (at, row) in wanted.into_iter().zip(found) {
                                 rows[at] = row;
@@ -143,8 +143,8 @@ impl Scan {
                 self.reader.shared.lock_range(range, LockMode::Shared).await?;
                 self.locked = true;
             }
-            // Rows that lie here are read without a pause. Whoever reads many lets others in between,
-            // a request to cancel among them.
+            // Rows of this node are read without a pause. Between two batches other tasks may run, among
+            // them a request to cancel this one.
             if !std::mem::replace(&mut self.is_first, false) {
                 tokio::task::yield_now().await;
             }
@@ -185,7 +185,7 @@ impl Scan {
         })
     }
 
-    /// Own writes take the place of what is committed.
+    /// The transaction's own writes take the place of committed rows.
     fn lay_over(&self, rows: Vec<(Key, Row)>, covered: &KeyRange) -> Vec<(Key, Row)> {
         if self.reader.writes.is_empty() || covered.is_empty() {
             return rows;
