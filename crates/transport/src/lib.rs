@@ -3,11 +3,11 @@
 //! Each pair of nodes is joined by one connection for every [`Priority`] and direction of asking,
 //! so that a snapshot never stands in front of a heartbeat. A connection carries [`frame`]s; a
 //! corrupt or missing one closes it, a repeated one is dropped, each is counted in [`Counters`].
-//! What was under way on a closed connection fails with [`Error::Unreachable`], and the next
-//! request opens a new one.
+//! Requests that were under way on a closed connection fail with [`Error::Unreachable`], and the next
+//! request opens a new connection.
 //!
 //! The transport never retries a request: only its sender knows whether that is harmless. It
-//! knows nothing of what payloads mean.
+//! does not know what payloads mean. FORMAT.md describes the bytes.
 
 mod connection;
 mod counters;
@@ -70,7 +70,7 @@ impl Error {
 
 pub type Answer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
-/// What a node does with a kind of message. The answer is dropped when the deadline passes.
+/// A node's work for one kind of message. The answer is dropped when the deadline passes.
 pub trait Handler: Send + Sync + 'static {
     fn handle(&self, from: NodeId, payload: Bytes) -> Answer;
 }
@@ -90,7 +90,7 @@ pub struct Identity {
     pub node: NodeId,
     /// Nodes of different clusters refuse each other.
     pub cluster: u64,
-    /// How often this node has started on its data. A peer that has heard from one start takes
+    /// The number of this start of the node on its data. A peer that has heard from one start takes
     /// no news of an earlier one.
     pub boot: u64,
 }
@@ -188,7 +188,7 @@ impl Transport {
         peer.call(&self.inner, kind, deadline, payload).await
     }
 
-    /// Asks whoever listens at `address`.
+    /// Asks the node that listens at `address`, whichever that is.
     pub async fn call_address(
         &self,
         address: SocketAddr,

@@ -84,7 +84,7 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
         let place = places.clone().acquire_owned().await.map_err(|error| error.to_string())?;
         let replies = replies.clone();
         let kind = MessageKind::from_number(request.kind);
-        // Who is nobody yet may ask to become somebody, and tell of a death, but nothing else.
+        // A sender without a node id may ask to join, and may report a death, but nothing else.
         let kind = kind.filter(|kind| from != ANYONE || kind.is_for_strangers());
         let handler = kind.and_then(|kind| inner.handlers.read().get(&kind).cloned());
         let env = match kind {
@@ -104,7 +104,7 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
                 }
             };
             let reply = Frame { shape, kind, request, deadline_ms: 0, payload };
-            // The asker is gone when this fails; its own side has told it so.
+            // If this fails the asker is gone; its own side has told it so.
             drop(replies.send(reply).await);
             drop(place);
         });
