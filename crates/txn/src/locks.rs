@@ -13,7 +13,7 @@
 //!          T1, T2 shared         T1 exclusive on ["a","c")  waits for T2; holders go before waiters
 //! ```
 //!
-//! # Who goes first
+//! # Which request goes first
 //!
 //! Range locks also cover keys that do not exist, and so keep phantoms out. All requests that wait stand
 //! in one order, by their [`Place`]: holders that want more come first, then the transaction that has
@@ -33,7 +33,7 @@
 //! goes over the keys within it once, from the first to the last. It remembers how far it came, and goes
 //! back only if a key that it has passed is granted or asked for meanwhile.
 //!
-//! # Whom a wait is for
+//! # Which transactions a wait is for
 //!
 //! [`LockTable::waits_for`] names the conflicting holders. Of the requests before a request it names only
 //! those back to the nearest exclusive one. Example: five exclusive requests T1 to T5 wait behind a holder

@@ -196,7 +196,7 @@ impl LockTable {
             }
         }
         self.waiters.insert(ticket, waiter);
-        // To park it: it was just found not to be free, and a request more frees nobody.
+        // To park it: it was just found not to be free, and one more request frees no other.
         let granted = self.settle(again);
         debug_assert!(granted.is_empty());
     }
