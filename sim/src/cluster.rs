@@ -8,7 +8,7 @@ use crate::machine::disk::{self, Disk};
 use crate::machine::threads::{self, Host, Process};
 use crate::net::SimNet;
 use crate::task;
-use base::{Env, NodeId, TabletId, Zone};
+use base::{Env, Limits, NodeId, TabletId, Zone};
 use cluster::supervision::{Action, EXIT_MISUSED, End, Event, Supervision};
 use cluster::{DeathReport, NodeRow, Topology};
 use node::config::{AuthMethod, Config};
@@ -209,6 +209,7 @@ impl Cluster {
             auth: AuthMethod::Trust,
             retention_s: 60,
             cache_mib: 1,
+            memory_mib: 64,
             log: String::new(),
             tls: None,
         }
@@ -449,6 +450,8 @@ fn work(
                 }
             });
             let options = options(&config);
+            // What only many rows would reach elsewhere is reached by a few.
+            let env = env.clone().limited(Limits::tiny());
             node::worker::start(&env, config, &home, options).await
         };
         let running = match started.await {

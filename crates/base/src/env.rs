@@ -15,6 +15,7 @@ pub use faulty::{FaultyHost, FaultyNet};
 pub use net::{Duplex, Listener, MemoryNet, Net, Pending, Stream, TcpNet};
 pub use runtime::{Runtime, Runtimes};
 
+use crate::{Budget, Limits};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -35,6 +36,13 @@ pub struct Env {
     inner: Arc<Inner>,
     /// Where [`Env::spawn`] starts tasks.
     runtime: Runtime,
+    means: Arc<Means>,
+}
+
+/// What this node may use up.
+struct Means {
+    limits: Limits,
+    memory: Budget,
 }
 
 struct Inner {
@@ -60,6 +68,12 @@ pub enum Cause {
     Bug,
 }
 
+impl Means {
+    fn of(limits: Limits) -> Arc<Means> {
+        Arc::new(Means { limits, memory: Budget::new(limits.memory_bytes) })
+    }
+}
+
 impl Env {
     /// The real world: TCP, and a seed from the operating system.
     pub fn real() -> Env {
@@ -79,12 +93,27 @@ impl Env {
     fn new(rng: SmallRng, net: Arc<dyn Net>, runtimes: Option<Runtimes>) -> Env {
         let halted = watch::Sender::new(None);
         let inner = Inner { rng: Mutex::new(rng), net, halted, runtimes };
-        Env { inner: Arc::new(inner), runtime: Runtime::Core }
+        let means = Means::of(Limits::default());
+        Env { inner: Arc::new(inner), runtime: Runtime::Core, means }
+    }
+
+    /// The same world with other limits, and with a budget of memory of its own.
+    pub fn limited(self, limits: Limits) -> Env {
+        Env { means: Means::of(limits), ..self }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.means.limits
+    }
+
+    /// What clients may make this node keep in memory.
+    pub fn memory(&self) -> &Budget {
+        &self.means.memory
     }
 
     /// The same world for work of another kind: its tasks start on that runtime.
     pub fn on(&self, runtime: Runtime) -> Env {
-        Env { inner: self.inner.clone(), runtime }
+        Env { runtime, ..self.clone() }
     }
 
     /// A clock that never goes back. Comparable within this process only.
@@ -157,7 +186,7 @@ impl Env {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let guard = PanicHalts { env: self.clone(), name };
+        let guard = PanicHalts::new(self, "task", name);
         // Boxed at once: it would be moved several times on its way, and is often large.
         let future = Box::pin(future);
         let task = async move {
@@ -273,15 +302,24 @@ impl Draws {
     }
 }
 
-struct PanicHalts {
+/// Halts the process if the task or thread that owns this value panics: that is a bug, and the owner's work stops.
+pub struct PanicHalts {
     env: Env,
+    kind: &'static str,
     name: &'static str,
+}
+
+impl PanicHalts {
+    /// For a task or a thread (`kind`) of this name.
+    pub fn new(env: &Env, kind: &'static str, name: &'static str) -> PanicHalts {
+        PanicHalts { env: env.clone(), kind, name }
+    }
 }
 
 impl Drop for PanicHalts {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.env.halt_by_bug(format!("the task {:?} panicked", self.name));
+            self.env.halt_by_bug(format!("the {} {:?} panicked", self.kind, self.name));
         }
     }
 }

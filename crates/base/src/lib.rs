@@ -9,6 +9,7 @@ pub mod disposition;
 pub mod env;
 pub mod id;
 pub mod key;
+pub mod limits;
 pub mod panics;
 pub mod scn;
 
@@ -17,4 +18,5 @@ pub use disposition::Disposition;
 pub use env::Env;
 pub use id::{NodeId, TabletId, TxnId, Zone};
 pub use key::{Key, KeyRange};
+pub use limits::Limits;
 pub use scn::Scn;

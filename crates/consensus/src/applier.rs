@@ -1,7 +1,7 @@
 //! openraft's state machine: committed entries in, batches for the store out.
 
 use crate::snapshot::SnapshotData;
-use crate::types::{LogId, Mark, SnapshotMeta, Types, decode, encode};
+use crate::types::{LeaderId, LogId, Mark, Membership, SnapshotMeta, Types, decode, encode};
 use crate::{Entry, Machine, Position};
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
@@ -10,10 +10,24 @@ use openraft::EntryPayload;
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotOf, StoredMembershipOf};
+use openraft::vote::RaftLeaderId as _;
 use std::io;
 use std::sync::Arc;
 use storage::{Batch, Store};
 use tokio::sync::watch;
+
+pub type Raft = openraft::Raft<Types, Applier>;
+
+/// The applied mark from which a new group starts, the same on every replica: position zero,
+/// these members. The state that the group begins with is in no entry of its log, so a replica that
+/// joins later is filled by a snapshot.
+pub fn seed(batch: &mut Batch, child: TabletId, members: &[NodeId]) {
+    let voters = members.iter().map(|node| node.0).collect();
+    let id = LogId::new(LeaderId { term: 0, voted_for: 0 }.to_committed(), 0);
+    let membership = openraft::Membership::new_with_defaults(vec![voters], []);
+    let mark = Mark { applied: Some(id), membership: Membership::new(Some(id), membership) };
+    batch.applied(child, 0, encode(&mark));
+}
 
 pub struct Applier {
     env: Env,

@@ -1,10 +1,11 @@
 //! One group: its role, its proposals, its lease, its members.
 
+use crate::applier::Raft;
 use crate::lease::Lease;
 use crate::promise::Promises;
 use crate::pulse::{Pulse, Standing};
-use crate::types::{Command, LogId, Raft, Types};
-use crate::{Error, Machine};
+use crate::types::{Command, LogId, Types};
+use crate::{Error, Machine, Role};
 use base::env::Instant;
 use base::{Env, NodeId, TabletId};
 use bytes::Bytes;
@@ -19,18 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Role {
-    Follower {
-        term: u64,
-        leader: Option<NodeId>,
-    },
-    /// An entry of `term` has been applied here.
-    Leader {
-        term: u64,
-    },
-}
 
 /// A group as this replica sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

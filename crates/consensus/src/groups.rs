@@ -15,14 +15,14 @@
 //!   entries in between, and cannot make them up. Example: the state is applied up to entry 80, and the
 //!   log was purged up to 120.
 
-use crate::applier::Applier;
+use crate::applier::{Applier, Raft};
 use crate::group::{self, Group};
 use crate::log::GroupLog;
 use crate::network::{Append, Campaign, Network};
 use crate::promise::Deaths;
 use crate::pulse::Pulse;
 use crate::snapshot::{Arriving, Message, SnapshotData};
-use crate::types::{LogId, Raft, SnapshotMeta, Types, Vote, decode, encode};
+use crate::types::{LogId, SnapshotMeta, Types, Vote, decode, encode};
 use crate::{Error, Machine};
 use base::env::Instant;
 use base::{Env, NodeId, TabletId};
@@ -221,11 +221,13 @@ impl Groups {
                 next(applier.applied()),
             )));
         }
+        let weak = self.downgrade();
+        let deaths = move || weak.upgrade().map(|groups| groups.deaths_in(tablet));
         let network = Network {
             env: inner.env.clone(),
             transport: inner.transport.clone(),
             tablet,
-            groups: self.downgrade(),
+            deaths: Arc::new(move || deaths().unwrap_or_default()),
             n_snapshots_sent: inner.n_snapshots_sent.clone(),
         };
         // openraft's tasks start on the runtime on which this runs: the one that votes, whoever called.

@@ -1,6 +1,5 @@
 //! openraft's network, over the node's one transport.
 
-use crate::groups::WeakGroups;
 use crate::promise::Death;
 use crate::snapshot::{self, SnapshotData};
 use crate::types::{Types, Vote, decode, encode};
@@ -25,7 +24,8 @@ pub struct Network {
     pub env: Env,
     pub transport: Transport,
     pub tablet: TabletId,
-    pub groups: WeakGroups,
+    /// Of the group's voters, as far as this node knows.
+    pub deaths: Arc<dyn Fn() -> Vec<Death> + Send + Sync>,
     pub n_snapshots_sent: Arc<AtomicU64>,
 }
 
@@ -77,9 +77,7 @@ impl Connection {
     }
 
     fn campaign(&self, request: VoteRequest<Types>) -> Campaign {
-        let groups = self.network.groups.upgrade();
-        let deaths = groups.map(|groups| groups.deaths_in(self.network.tablet));
-        Campaign { request, deaths: deaths.unwrap_or_default() }
+        Campaign { request, deaths: (self.network.deaths)() }
     }
 
     async fn call<A: DeserializeOwned>(

@@ -31,7 +31,6 @@ pub type Vote = openraft::type_config::alias::VoteOf<Types>;
 pub type RaftEntry = openraft::type_config::alias::EntryOf<Types>;
 pub type Membership = openraft::type_config::alias::StoredMembershipOf<Types>;
 pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Types>;
-pub type Raft = openraft::Raft<Types, crate::applier::Applier>;
 
 /// The applied mark: how far a replica's state has come, in the store beside the state itself.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

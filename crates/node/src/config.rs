@@ -33,6 +33,9 @@ pub struct Settings {
     /// Memory for blocks read from disk, in MiB.
     #[arg(long, env = "ATOLL_CACHE_MIB", value_name = "MIB")]
     pub cache_mib: Option<u64>,
+    /// Memory that SQL clients may make the node keep, in MiB.
+    #[arg(long, env = "ATOLL_MEMORY_MIB", value_name = "MIB")]
+    pub memory_mib: Option<u64>,
     /// What to log, such as `info` or `warn,txn=debug`.
     #[arg(long, env = "ATOLL_LOG")]
     pub log: Option<String>,
@@ -54,7 +57,10 @@ pub enum AuthMethod {
     Scram,
 }
 
-const KEYS: [&str; 12] = [
+/// With less, hardly a query runs.
+const MEMORY_MIB_MIN: u64 = 32;
+
+const KEYS: [&str; 13] = [
     "zone",
     "data",
     "join",
@@ -63,6 +69,7 @@ const KEYS: [&str; 12] = [
     "auth",
     "retention_s",
     "cache_mib",
+    "memory_mib",
     "log",
     "tls_authority",
     "tls_certificate",
@@ -114,6 +121,7 @@ impl Settings {
             auth: self.auth.or(file.auth),
             retention_s: self.retention_s.or(file.retention_s),
             cache_mib: self.cache_mib.or(file.cache_mib),
+            memory_mib: self.memory_mib.or(file.memory_mib),
             log: self.log.or(file.log),
             tls_authority: self.tls_authority.or(file.tls_authority),
             tls_certificate: self.tls_certificate.or(file.tls_certificate),
@@ -151,6 +159,7 @@ impl Settings {
             auth: self.auth.unwrap_or(by_place),
             retention_s: self.retention_s.unwrap_or(600),
             cache_mib: self.cache_mib.unwrap_or(32),
+            memory_mib: self.memory_mib.unwrap_or(512).max(MEMORY_MIB_MIN),
             log: self.log.unwrap_or_else(|| "info,openraft=error".into()),
             tls,
         })
@@ -175,6 +184,7 @@ pub struct Config {
     pub auth: AuthMethod,
     pub retention_s: u64,
     pub cache_mib: u64,
+    pub memory_mib: u64,
     pub log: String,
     pub tls: Option<Tls>,
 }
@@ -209,6 +219,12 @@ impl Config {
                 "how long old versions of rows are kept",
             ),
             row("cache_mib", self.cache_mib.to_string(), "MiB", "memory for blocks read from disk"),
+            row(
+                "memory_mib",
+                self.memory_mib.to_string(),
+                "MiB",
+                "memory that SQL clients may make this node keep",
+            ),
             row("log", self.log.clone(), "", "what is logged"),
             row(
                 "tls",

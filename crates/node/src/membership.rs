@@ -168,7 +168,7 @@ impl Membership {
         }
         let highest = topology.nodes.keys().map(|id| id.0).max().unwrap_or(0);
         let id = NodeId(newest.max(highest) + 1);
-        txn.put(counter, encode(&id.0)?);
+        txn.put(counter, encode(&id.0)?)?;
         if let Some(old) = topology.replaced_at(request.peer_address)
             && let Some(row) = topology.nodes.get_mut(&old)
         {
@@ -279,7 +279,7 @@ impl Membership {
             (row.ticket, row.replaced_by) = (old.ticket, old.replaced_by);
         }
         self.check_place(&row);
-        txn.put(key, encode(&row)?);
+        txn.put(key, encode(&row)?)?;
         txn.commit().await.map(|_| ())
     }
 
@@ -401,6 +401,6 @@ async fn read_nodes(txn: &mut Txn) -> Result<Vec<NodeRow>, Error> {
 async fn put_node(txn: &mut Txn, row: &NodeRow) -> Result<(), Error> {
     let key = node_key(row.id);
     txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await?;
-    txn.put(key, encode(row)?);
+    txn.put(key, encode(row)?)?;
     Ok(())
 }

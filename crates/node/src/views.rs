@@ -4,7 +4,8 @@ use crate::config::Config;
 use crate::membership::Membership;
 use async_trait::async_trait;
 use base::key::Hex;
-use base::{NodeId, Scn, TxnId};
+use base::limits::Limit;
+use base::{Limits, NodeId, Scn, TxnId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sql::Datum;
@@ -29,6 +30,7 @@ pub struct Views {
     membership: Arc<Membership>,
     store: Store,
     transport: Transport,
+    limits: Limits,
 }
 
 /// What a node tells of itself.
@@ -70,8 +72,9 @@ impl Views {
         membership: Arc<Membership>,
         store: Store,
         transport: Transport,
+        limits: Limits,
     ) -> Arc<Views> {
-        Arc::new(Views { config, client, membership, store, transport })
+        Arc::new(Views { config, client, membership, store, transport, limits })
     }
 
     /// Answers the other nodes' questions about this one.
@@ -242,7 +245,11 @@ impl Views {
     }
 
     fn settings(&self) -> Vec<Vec<Datum>> {
-        let rows = self.config.rows().into_iter();
+        let limits = self.limits.list().into_iter().map(|limit| {
+            let Limit { name, value, unit, what } = limit;
+            [name.to_owned(), value.to_string(), unit.name().to_owned(), what.to_owned()]
+        });
+        let rows = self.config.rows().into_iter().chain(limits);
         rows.map(|row| row.iter().map(text).collect()).collect()
     }
 }

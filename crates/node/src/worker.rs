@@ -7,7 +7,7 @@ use crate::identity::{Home, Identity};
 use crate::supervisor::{CONFIG_VARIABLE, stdin_lines};
 use crate::{membership, views};
 use base::env::{Cause, Runtime, Runtimes};
-use base::{Env, NodeId, Zone, panics};
+use base::{Env, Limits, NodeId, Zone, panics};
 use bytes::Bytes;
 use cluster::report::JOIN_TRY;
 use cluster::supervision::{EXIT_HALTED, EXIT_MISUSED};
@@ -133,7 +133,9 @@ async fn start_process(env: &Env) -> Result<Running, Error> {
     home.write_pid("worker.pid")?;
     beat(env);
     let options = options(&config);
-    start(env, config, &home, options).await
+    let memory_bytes = (config.memory_mib << 20) as usize;
+    let env = env.clone().limited(Limits { memory_bytes, ..Limits::default() });
+    start(&env, config, &home, options).await
 }
 
 /// How the store is tuned for what the node was told.
@@ -268,6 +270,7 @@ pub async fn start(
         members.clone(),
         store.clone(),
         transport.clone(),
+        *env.limits(),
     );
     source.register();
     let definitions = source.clone();
@@ -280,8 +283,8 @@ pub async fn start(
         AuthMethod::Scram => sql::Auth::Scram,
     };
     let serve = env.on(Runtime::Serve);
-    let engine =
-        sql::Engine::new(serve.clone(), client, Arc::new(query::DataFusion::new()?), source, auth);
+    let wide = Arc::new(query::DataFusion::new(env, store.temporary_dir())?);
+    let engine = sql::Engine::new(serve.clone(), client, wide, source, auth);
     definitions.hear_definitions(engine.clone());
     let listener = env
         .net()
@@ -290,8 +293,8 @@ pub async fn start(
         .map_err(|error| format!("cannot listen for SQL on {}: {error}", config.sql_listen))?;
     members.run(engine.clone());
     let (shutdown, stopping) = watch::channel(false);
-    let limits = sql::wire::Limits::default();
-    let serve_sql = sql::wire::serve(engine, listener, None, limits, stopping);
+    let patience = sql::wire::Patience::default();
+    let serve_sql = sql::wire::serve(engine, listener, None, patience, stopping);
     let sql = serve.spawn("sql listener", serve_sql);
     tracing::info!(node = %identity.node, zone = config.zone, sql = %config.sql_listen, boot, "started");
     Ok(Running { shutdown, sql, groups, store })

@@ -11,7 +11,7 @@
 //!
 //! What is left behind ends soon by itself: a task ends where it next waits, and the conditions of joins, which
 //! may be computed for long between two waits, look at the [`Stop`] each time. Until then it keeps its place among the
-//! [`N_QUERIES_MAX`] queries that may compute at once, so that whoever asks and cancels in a loop gets no
+//! queries that may compute at once (`queries` in [`base::Limits`]), so that whoever asks and cancels in a loop gets no
 //! more of the machine than whoever waits.
 //!
 //! A query gives its place back while its client reads: a portal that nobody fetches from holds up
@@ -32,22 +32,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
-/// Queries of a process that may compute at the same time.
-const N_QUERIES_MAX: usize = 16;
 /// Batches of rows made ahead of the client.
 const N_BATCHES_AHEAD: usize = 2;
 
 /// The places of one node's queries.
 pub struct Places(Semaphore);
 
-impl Default for Places {
-    fn default() -> Places {
-        LazyLock::force(&TRACED);
-        Places(Semaphore::new(N_QUERIES_MAX))
-    }
-}
-
 impl Places {
+    pub fn new(n_queries_max: usize) -> Places {
+        LazyLock::force(&TRACED);
+        Places(Semaphore::new(n_queries_max))
+    }
+
     /// A place among the queries that compute; none is needed where `locks` may be waited for.
     async fn take(&self, locks: bool) -> Option<SemaphorePermit<'_>> {
         if locks {

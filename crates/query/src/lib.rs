@@ -9,10 +9,11 @@
 //!
 //! The rest of the house sees [`sql::wide::Wide`] alone, so that it is compiled beside DataFusion and not
 //! behind it. A query is planned and run [`aside`], so that whoever waits for it can stop waiting at any moment.
-//! One [`setup`] is built per node. Memory of all its queries together is bounded; what goes beyond
-//! fails with 53200. Dropping the stream of rows stops the query.
+//! One [`setup`] is built per node. [`memory`] bounds what a query keeps: sorts and groupings write to temporary files
+//! beyond `work_mem`, joins are planned anew to do so; what still finds no room fails with 53200. Dropping the stream of
+//! rows stops the query.
 //!
-//! Absent: writing, locks (`FOR UPDATE` never comes here), temporary files, plans kept between executions.
+//! Absent: writing, locks (`FOR UPDATE` never comes here), plans kept between executions.
 
 mod aside;
 mod evaluated;
@@ -20,6 +21,7 @@ mod expr;
 mod failure;
 mod functions;
 mod interrupt;
+mod memory;
 mod numeric;
 mod operator;
 mod physical;
@@ -34,13 +36,15 @@ mod table;
 mod virtual_table;
 
 use aside::{Aside, Places, Stop};
+use base::Env;
 use datafusion_execution::TaskContext;
 use datafusion_expr::LogicalPlan;
 use datafusion_physical_plan::display::DisplayableExecutionPlan;
 use datafusion_physical_plan::{ExecutionPlan, displayable, execute_stream};
-use datafusion_session::Session;
 use datafusion_sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use futures::StreamExt;
+use memory::Share;
+use physical::Joins;
 use setup::Setup;
 use sql::error::{Error, Result, state};
 use sql::session::{Column, RowStream};
@@ -48,6 +52,7 @@ use sql::types::{Datum, Type};
 use sql::views;
 use sql::wide::{Described, QueryContext, Wide};
 use sqlparser::ast::{Query, Statement};
+use std::path::PathBuf;
 use std::sync::Arc;
 use table::RowsSeen;
 
@@ -65,10 +70,11 @@ struct House {
 }
 
 impl DataFusion {
-    pub fn new() -> Result<DataFusion> {
-        let setup = Setup::new()
+    /// `files` is a directory for what queries cannot keep in memory.
+    pub fn new(env: &Env, files: PathBuf) -> Result<DataFusion> {
+        let setup = Setup::new(files, env.limits().query_file_bytes)
             .map_err(|error| Error::internal(format!("queries cannot run: {error}")))?;
-        let (places, seen) = (Arc::default(), Arc::default());
+        let (places, seen) = (Arc::new(Places::new(env.limits().queries)), Arc::default());
         Ok(DataFusion { house: Arc::new(House { setup: Arc::new(setup), places, seen }) })
     }
 
@@ -112,9 +118,16 @@ impl Wide for DataFusion {
         let aside = self.aside(cx);
         let asked = self.asked(cx, query, types, params, &aside);
         let run = async move {
-            let (columns, operators) = asked.operators().await?;
-            let types = columns.iter().map(|column| column.ty.clone()).collect();
-            Ok((columns, rows(operators, types, asked.house.setup.task_ctx())?))
+            let (columns, mut rows) = asked.rows(Joins::Hashed).await?;
+            let mut first = rows.next().await;
+            if matches!(&first, Some(Err(error)) if error.state() == state::OUT_OF_MEMORY) {
+                // Nothing was sent yet: another way may need less.
+                drop(rows);
+                (_, rows) = asked.rows(Joins::Sorted).await?;
+                first = rows.next().await;
+            }
+            let rows: RowStream = Box::pin(futures::stream::iter(first).chain(rows));
+            Ok((columns, rows))
         };
         let (columns, rows) = aside.ask(run).await?;
         Ok((columns, aside.rows(rows)))
@@ -155,8 +168,20 @@ impl DataFusion {
 }
 
 impl Asked {
+    /// The columns and rows of the answer.
+    async fn rows(&self, joins: Joins) -> Result<(Arc<[Column]>, RowStream)> {
+        let (columns, operators) = self.operators(joins).await?;
+        let types = columns.iter().map(|column| column.ty.clone()).collect();
+        Ok((columns, rows(operators, types, self.task())?))
+    }
+
+    fn task(&self) -> Arc<TaskContext> {
+        let memory = self.cx.engine.env().memory();
+        self.house.setup.task(Share::new(memory, self.cx.view.work_mem_bytes()))
+    }
+
     /// What is to be run, and the columns of its answer.
-    async fn operators(&self) -> Result<(Arc<[Column]>, Arc<dyn ExecutionPlan>)> {
+    async fn operators(&self, joins: Joins) -> Result<(Arc<[Column]>, Arc<dyn ExecutionPlan>)> {
         if self.cx.reader.is_none() {
             return Err(Error::internal("a query is run without a snapshot"));
         }
@@ -165,19 +190,19 @@ impl Asked {
         let columns: Arc<[Column]> = columns(&plan).into();
         let setup = &*self.house.setup;
         let plan = setup.optimize_whole(plan).map_err(failure::from)?;
-        let operators = physical::plan(&plan, setup).await.map_err(failure::from)?;
+        let operators = physical::plan(&plan, setup, joins).await.map_err(failure::from)?;
         let operators = interrupt::interruptible(operators, &self.stop).map_err(failure::from)?;
         Ok((columns, operators))
     }
 
     async fn explain(&self, analyze: bool) -> Result<Vec<String>> {
-        let (columns, operators) = self.operators().await?;
+        let (columns, operators) = self.operators(Joins::Hashed).await?;
         let mut lines = Vec::new();
         if analyze {
             let env = self.cx.engine.env();
             let begin = env.now();
             let types = columns.iter().map(|column| column.ty.clone()).collect();
-            let mut rows = rows(operators.clone(), types, self.house.setup.task_ctx())?;
+            let mut rows = rows(operators.clone(), types, self.task())?;
             let mut n_rows = 0;
             while let Some(batch) = rows.next().await {
                 n_rows += batch?.len();

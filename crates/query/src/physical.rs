@@ -19,6 +19,7 @@
 
 use super::setup::Setup;
 use super::source::table_of;
+use arrow::compute::SortOptions;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion_common::{Column, DFSchema, DataFusionError, JoinType, ScalarValue};
@@ -42,7 +43,7 @@ use datafusion_physical_plan::execution_plan::InvariantLevel;
 use datafusion_physical_plan::filter::FilterExecBuilder;
 use datafusion_physical_plan::joins::utils::JoinFilter;
 use datafusion_physical_plan::joins::{
-    CrossJoinExec, HashJoinExec, NestedLoopJoinExec, PartitionMode,
+    CrossJoinExec, HashJoinExec, NestedLoopJoinExec, PartitionMode, SortMergeJoinExec,
 };
 use datafusion_physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion_physical_plan::placeholder_row::PlaceholderRowExec;
@@ -68,9 +69,18 @@ type Computed = Arc<dyn PhysicalExpr>;
 /// Columns that CUBE takes: each one more doubles the groupings. PostgreSQL's limit.
 const CUBE_COLUMNS_MAX: usize = 12;
 
+/// How joins on equal keys are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joins {
+    /// One side is kept in memory: the fastest, where there is room.
+    Hashed,
+    /// Both sides are sorted, with files for what does not fit.
+    Sorted,
+}
+
 /// The operators for `plan`, optimized and ready to run.
-pub async fn plan(plan: &LogicalPlan, setup: &Setup) -> Df<Operator> {
-    let mut operators = initial(plan, setup).await?;
+pub async fn plan(plan: &LogicalPlan, setup: &Setup, joins: Joins) -> Df<Operator> {
+    let mut operators = initial(plan, setup, joins).await?;
     checked(&operators, InvariantLevel::Always)?;
     let context = Rules { setup };
     for rule in setup.physical_optimizers() {
@@ -80,6 +90,18 @@ pub async fn plan(plan: &LogicalPlan, setup: &Setup) -> Df<Operator> {
     }
     checked(&operators, InvariantLevel::Executable)?;
     Ok(operators)
+}
+
+/// The operator's columns at these places.
+fn only(operator: Operator, places: &[usize]) -> Df<Operator> {
+    let schema = operator.schema();
+    let column = |place: &usize| {
+        let alias = schema.field(*place).name().clone();
+        let expr: Computed = Arc::new(expressions::Column::new(&alias, *place));
+        ProjectionExpr { expr, alias }
+    };
+    let columns: Vec<ProjectionExpr> = places.iter().map(column).collect();
+    Ok(Arc::new(ProjectionExec::try_new(columns, operator)?))
 }
 
 /// What the optimizer's rules may know.
@@ -104,7 +126,11 @@ fn checked(operators: &Operator, level: InvariantLevel) -> Df<()> {
 
 /// Operators before any optimizing. Subqueries that stand for one value are planned by themselves
 /// and run first; expressions read their results.
-fn initial<'a>(plan: &'a LogicalPlan, setup: &'a Setup) -> BoxFuture<'a, Df<Operator>> {
+fn initial<'a>(
+    plan: &'a LogicalPlan,
+    setup: &'a Setup,
+    joins: Joins,
+) -> BoxFuture<'a, Df<Operator>> {
     Box::pin(async move {
         let mut links = Vec::new();
         let mut indexes = datafusion_common::HashMap::new();
@@ -113,18 +139,17 @@ fn initial<'a>(plan: &'a LogicalPlan, setup: &'a Setup) -> BoxFuture<'a, Df<Oper
                 continue;
             }
             let index = SubqueryIndex::new(links.len());
-            let plan = initial(&subquery.subquery, setup).await?;
+            let plan = initial(&subquery.subquery, setup, joins).await?;
             links.push(ScalarSubqueryLink { plan, index });
             indexes.insert(subquery, index);
         }
         if links.is_empty() {
-            return Planner { setup, subqueries: PhysicalPlanningContext::default() }
-                .tree(plan)
-                .await;
+            let subqueries = PhysicalPlanningContext::default();
+            return Planner { setup, subqueries, joins }.tree(plan).await;
         }
         let results = ScalarSubqueryResults::new(links.len());
         let subqueries = PhysicalPlanningContext::new(indexes, results.clone());
-        let operators = Planner { setup, subqueries }.tree(plan).await?;
+        let operators = Planner { setup, subqueries, joins }.tree(plan).await?;
         Ok(Arc::new(ScalarSubqueryExec::new(operators, links, results)) as Operator)
     })
 }
@@ -152,6 +177,7 @@ struct Planner<'a> {
     setup: &'a Setup,
     /// Where the results of subqueries will be found.
     subqueries: PhysicalPlanningContext,
+    joins: Joins,
 }
 
 enum Step<'a> {
@@ -442,6 +468,25 @@ impl Planner<'_> {
             true => None,
             false => Some(without_keys(join.join_type, (n_left, wide_left), (n_right, wide_right))),
         };
+        let mark = matches!(join.join_type, JoinType::LeftMark | JoinType::RightMark);
+        if self.joins == Joins::Sorted && !join.null_aware && !mark {
+            let on: Vec<_> = left_keys.into_iter().zip(right_keys).collect();
+            let order = vec![SortOptions::default(); on.len()];
+            let (null_equality, join_type) = (join.null_equality, join.join_type);
+            let joined: Operator = Arc::new(SortMergeJoinExec::try_new(
+                left,
+                right,
+                on,
+                filter,
+                join_type,
+                order,
+                null_equality,
+            )?);
+            return match kept {
+                None => Ok(joined),
+                Some(kept) => only(joined, &kept),
+            };
+        }
         let config = self.setup.config();
         let spread =
             config.target_partitions() > 1 && config.repartition_joins() && !join.null_aware;

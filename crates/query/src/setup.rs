@@ -5,7 +5,9 @@
 //!
 //! Absent: catalogs, file formats, object stores, settings that a client may change.
 
-use super::physical;
+use super::memory::Share;
+use super::physical::{self, Joins};
+use base::Budget;
 use chrono::{DateTime, Utc};
 use datafusion_common::alias::AliasGenerator;
 use datafusion_common::config::{ConfigOptions, TableOptions};
@@ -13,7 +15,6 @@ use datafusion_common::{DFSchema, DataFusionError};
 use datafusion_execution::TaskContext;
 use datafusion_execution::config::SessionConfig;
 use datafusion_execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion_execution::memory_pool::{GreedyMemoryPool, TrackConsumersPool};
 use datafusion_execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion_expr::execution_props::ExecutionProps;
 use datafusion_expr::physical_planning_context::PhysicalPlanningContext;
@@ -32,16 +33,12 @@ use datafusion_session::{
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 type Df<T> = Result<T, DataFusionError>;
 
-/// For all queries of the process together.
-const MEMORY_BYTES_MAX: usize = 512 << 20;
 const N_PARTITIONS: usize = 2;
-/// How many of the largest consumers an out-of-memory error names.
-const N_CONSUMERS_NAMED: NonZeroUsize = NonZeroUsize::new(3).expect("not zero");
 
 /// Names of the functions over many rows.
 static AGGREGATES: LazyLock<HashSet<String>> = LazyLock::new(|| {
@@ -67,26 +64,23 @@ pub struct Setup {
     physical: PhysicalOptimizer,
     props: ExecutionProps,
     runtime: Arc<RuntimeEnv>,
-    task: Arc<TaskContext>,
     types: ExtensionTypeRegistryRef,
     formats: TableOptions,
 }
 
 impl Setup {
-    pub fn new() -> Df<Setup> {
+    /// `files` is where what does not fit into memory is put; it holds `file_bytes_max` at most.
+    pub fn new(files: PathBuf, file_bytes_max: usize) -> Df<Setup> {
         let mut config = SessionConfig::new().with_target_partitions(N_PARTITIONS);
         let options = config.options_mut();
         options.sql_parser.parse_float_as_decimal = true;
         options.sql_parser.map_string_types_to_utf8view = false;
         // A constant that cannot be computed is the user's error, at the user's time: not a rule's.
         options.optimizer.skip_failed_rules = false;
-        let pool = GreedyMemoryPool::new(MEMORY_BYTES_MAX);
-        let pool = TrackConsumersPool::new(pool, N_CONSUMERS_NAMED);
-        let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(pool))
-            .with_disk_manager_builder(disk)
-            .build_arc()?;
+        let disk = DiskManagerBuilder::default()
+            .with_mode(DiskManagerMode::Directories(vec![files]))
+            .with_max_temp_directory_size(file_bytes_max as u64);
+        let runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(disk).build_arc()?;
         let mut scalars = datafusion_functions::all_default_functions();
         scalars.extend(datafusion_functions_nested::all_default_nested_functions());
         let scalars = by_name(scalars, |f| (f.name(), f.aliases()));
@@ -96,16 +90,6 @@ impl Setup {
         let aggregates = by_name(aggregates, |f| (f.name(), f.aliases()));
         let windows = datafusion_functions_window::all_default_window_functions();
         let windows = by_name(windows, |f| (f.name(), f.aliases()));
-        let task = TaskContext::new(
-            None,
-            String::new(),
-            config.clone(),
-            scalars.clone(),
-            higher.clone(),
-            aggregates.clone(),
-            windows.clone(),
-            runtime.clone(),
-        );
         let mut props = ExecutionProps::new();
         props.config_options = Some(config.options().clone());
         Ok(Setup {
@@ -127,11 +111,26 @@ impl Setup {
             physical: PhysicalOptimizer::new(),
             props,
             runtime,
-            task: Arc::new(task),
             types: Arc::new(MemoryExtensionTypeRegistry::default()),
             formats: TableOptions::default(),
             config,
         })
+    }
+
+    /// What a query is run with: its own share of the memory. The functions are in the plan by then.
+    pub fn task(&self, share: Share) -> Arc<TaskContext> {
+        let runtime =
+            RuntimeEnv { memory_pool: Arc::new(share), ..RuntimeEnv::clone(&self.runtime) };
+        Arc::new(TaskContext::new(
+            None,
+            String::new(),
+            self.config.clone(),
+            HashMap::new(),
+            HashMap::new(),
+            HashMap::new(),
+            HashMap::new(),
+            Arc::new(runtime),
+        ))
     }
 
     pub fn planners(&self) -> &[Arc<dyn ExprPlanner>] {
@@ -249,7 +248,7 @@ impl Session for Setup {
     }
 
     async fn create_physical_plan(&self, plan: &LogicalPlan) -> Df<Arc<dyn ExecutionPlan>> {
-        physical::plan(plan, self).await
+        physical::plan(plan, self, Joins::Hashed).await
     }
 
     fn create_physical_expr(&self, expr: Expr, schema: &DFSchema) -> Df<Arc<dyn PhysicalExpr>> {
@@ -297,6 +296,6 @@ impl Session for Setup {
     }
 
     fn task_ctx(&self) -> Arc<TaskContext> {
-        self.task.clone()
+        self.task(Share::new(&Budget::new(0), 0))
     }
 }

@@ -424,8 +424,8 @@ impl Catalog {
     ) -> Result<()> {
         let key = rows::name_key(schema, name);
         match &entry {
-            Some(entry) => txn.put(key, rows::encode(entry)?),
-            None => txn.delete(key),
+            Some(entry) => txn.put(key, rows::encode(entry)?)?,
+            None => txn.delete(key)?,
         }
         overlay.names.insert((schema.to_owned(), name.to_owned()), entry);
         Ok(())
@@ -433,14 +433,14 @@ impl Catalog {
 
     /// Writes a table whose row was locked, or whose id is fresh and locked likewise.
     pub fn put_table(txn: &mut Txn, overlay: &mut Overlay, table: Table) -> Result<Arc<Table>> {
-        txn.put(rows::table_key(table.id), rows::encode(&table)?);
+        txn.put(rows::table_key(table.id), rows::encode(&table)?)?;
         let table = table.seal();
         overlay.tables.insert(table.id, table.clone());
         Ok(table)
     }
 
     pub fn put_sequence(txn: &mut Txn, overlay: &mut Overlay, sequence: Sequence) -> Result<()> {
-        txn.put(rows::sequence_key(sequence.id), rows::encode(&sequence)?);
+        txn.put(rows::sequence_key(sequence.id), rows::encode(&sequence)?)?;
         overlay.sequences.insert(sequence.id, Arc::new(sequence));
         Ok(())
     }
@@ -455,7 +455,7 @@ impl Catalog {
             let after = next.checked_add(n).ok_or_else(|| {
                 Error::new(state::LIMIT_EXCEEDED, "the catalog has run out of object ids")
             })?;
-            txn.put(rows::next_id_key(), rows::encode(&after)?);
+            txn.put(rows::next_id_key(), rows::encode(&after)?)?;
             txn.commit().await?;
             Ok(next)
         })

@@ -103,7 +103,7 @@ impl Engine {
                 let mut is_new = false;
                 if Catalog::lock_schema(&mut txn, PUBLIC).await?.is_none() {
                     let schema = Schema { id: 2200, name: PUBLIC.into(), owner: FIRST_USER.into() };
-                    txn.put(rows::schema_key(PUBLIC), rows::encode(&schema)?);
+                    txn.put(rows::schema_key(PUBLIC), rows::encode(&schema)?)?;
                     is_new = true;
                 }
                 if Catalog::lock_user(&mut txn, FIRST_USER).await?.is_none() && is_new {
@@ -114,7 +114,7 @@ impl Engine {
                         superuser: true,
                         login: true,
                     };
-                    txn.put(rows::user_key(FIRST_USER), rows::encode(&user)?);
+                    txn.put(rows::user_key(FIRST_USER), rows::encode(&user)?)?;
                 }
                 txn.commit().await?;
                 Ok(())

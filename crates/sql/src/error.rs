@@ -91,6 +91,7 @@ pub mod state {
     pub const INDETERMINATE_TYPE: &str = "42P18";
     pub const DATATYPE_MISMATCH: &str = "42804";
     pub const WRONG_OBJECT_TYPE: &str = "42809";
+    pub const DISK_FULL: &str = "53100";
     pub const OUT_OF_MEMORY: &str = "53200";
     pub const TOO_MANY_CONNECTIONS: &str = "53300";
     pub const LIMIT_EXCEEDED: &str = "54000";
@@ -242,6 +243,10 @@ impl From<txn::Error> for Error {
             txn::Error::TooLarge { .. } => Error::new(state::LIMIT_EXCEEDED, message),
             txn::Error::Refused { .. } => Error::new(state::INVALID_PARAMETER, message),
             txn::Error::Internal { .. } => Error::new(state::INTERNAL, message),
+            txn::Error::OutOfMemory { .. } => Error::new(state::OUT_OF_MEMORY, message)
+                .hint("Nothing was changed: run the transaction again later, or on another node."),
+            txn::Error::DiskFull { .. } => Error::new(state::DISK_FULL, message)
+                .hint("Nothing was changed: run the transaction again on another node."),
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod change;
 pub mod copy;
 pub mod ddl;
 mod explain;
+pub mod memory;
 pub mod rows;
 pub mod select;
 
@@ -34,16 +35,12 @@ use crate::types::{Datum, Type};
 use crate::wide::QueryContext;
 use base::Key;
 use futures::StreamExt;
+use memory::Kept;
 use sqlparser::ast;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use txn::{LockMode, Locked, Txn, Wait};
-
-/// Rows that one lock call covers.
-pub const CHUNK_ROWS: usize = 2_000;
-/// Values that `IN (SELECT …)` may gather.
-const LIST_VALUES_MAX: usize = 1_000_000;
 
 /// What `currval` and `lastval` answer from.
 #[derive(Clone, Debug, Default)]
@@ -64,9 +61,20 @@ pub struct Exec<'a> {
     pub lock_timeout: Duration,
     /// The statement may be run again from its beginning, at a newer snapshot.
     pub may_restart: bool,
+    pub kept: Kept,
 }
 
 impl Exec<'_> {
+    /// Rows that one lock call covers.
+    pub fn chunk_rows(&self) -> usize {
+        self.engine.env().limits().lock_chunk_rows
+    }
+
+    /// What the statement keeps, for whoever takes its rows.
+    pub fn take_kept(&mut self) -> Kept {
+        std::mem::replace(&mut self.kept, Kept::new(self.engine.env()))
+    }
+
     /// Declares the tables that a plan goes by.
     pub fn declare(&mut self, plan: &Plan) {
         for table in &plan.tables {
@@ -204,7 +212,8 @@ impl Exec<'_> {
                 Datum::Bool(found)
             }
             SlotKind::List(query) => {
-                Datum::Array(self.gather(query, plan, params, LIST_VALUES_MAX).await?.into())
+                let n_values_max = self.engine.env().limits().list_values;
+                Datum::Array(self.gather(query, plan, params, n_values_max).await?.into())
             }
         })
     }
@@ -234,6 +243,7 @@ impl Exec<'_> {
                         )
                     });
                 }
+                self.kept.keep_row(&row, "the values of a subquery")?;
                 values.extend(row.into_iter().next());
             }
         }
@@ -311,6 +321,15 @@ impl Exec<'_> {
             None => Err(plan::undefined_table(schema, short)),
         }
     }
+}
+
+/// A stream of rows that are in memory; their loan ends with it.
+pub fn kept_batch(rows: Vec<Vec<Datum>>, kept: Kept) -> RowStream {
+    let rows = futures::stream::once(async move { Ok(rows) });
+    Box::pin(rows.chain(futures::stream::poll_fn(move |_| {
+        let _until_here = &kept;
+        std::task::Poll::Ready(None)
+    })))
 }
 
 /// A stream of one batch.

@@ -220,6 +220,11 @@ impl View {
         }
     }
 
+    /// What sorts and groupings of one query may keep in memory.
+    pub fn work_mem_bytes(&self) -> usize {
+        self.settings.work_mem_bytes
+    }
+
     pub fn setting(&self, name: &str) -> Option<String> {
         self.settings.get(name)
     }
@@ -310,6 +315,11 @@ impl Session {
             Some(open) if open.block => TransactionStatus::InBlock,
             _ => TransactionStatus::Idle,
         }
+    }
+
+    /// What sorts and groupings of one query may keep in memory.
+    pub fn work_mem_bytes(&self) -> usize {
+        self.settings.work_mem_bytes
     }
 
     pub fn setting(&self, name: &str) -> Option<String> {

@@ -95,6 +95,11 @@ pub enum Datum {
     Array(Arc<[Datum]>),
 }
 
+/// What a row takes in memory, about.
+pub fn memory_bytes(row: &[Datum]) -> usize {
+    size_of::<Row>() + row.iter().map(Datum::memory_bytes).sum::<usize>()
+}
+
 impl Type {
     /// PostgreSQL's number for the type.
     pub fn oid(&self) -> u32 {
@@ -310,6 +315,17 @@ impl fmt::Display for Type {
 impl Datum {
     pub fn text(text: impl AsRef<str>) -> Datum {
         Datum::Text(Arc::from(text.as_ref()))
+    }
+
+    /// What it takes in memory, about.
+    pub fn memory_bytes(&self) -> usize {
+        let heap = match self {
+            Datum::Text(text) => text.len(),
+            Datum::Bytes(bytes) => bytes.len(),
+            Datum::Array(items) => memory_bytes(items),
+            _ => 0,
+        };
+        size_of::<Datum>() + heap
     }
 
     pub fn bytes(bytes: impl AsRef<[u8]>) -> Datum {

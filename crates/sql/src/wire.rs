@@ -33,35 +33,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// What a listener grants.
+/// What a listener grants in time. What it grants in space is among [`base::Limits`].
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub n_connections_max: usize,
+pub struct Patience {
     /// From the connection's begin to the end of authentication.
     pub startup: Duration,
     /// How long a shutdown lets a running statement go on.
     pub shutdown_grace: Duration,
-    /// What all connections together may make the node keep: messages that are still coming, prepared
-    /// statements, portals.
-    pub memory_bytes_max: usize,
-    /// One message, and the text of one statement.
-    pub message_bytes_max: usize,
-    pub statement_bytes_max: usize,
-    /// Portals of one connection.
-    pub n_portals_max: usize,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            n_connections_max: 1000,
-            startup: Duration::from_secs(10),
-            shutdown_grace: Duration::from_secs(5),
-            memory_bytes_max: 256 << 20,
-            message_bytes_max: 64 << 20,
-            statement_bytes_max: 16 << 20,
-            n_portals_max: 1000,
-        }
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience { startup: Duration::from_secs(10), shutdown_grace: Duration::from_secs(5) }
     }
 }
 
@@ -69,7 +52,8 @@ impl Default for Limits {
 struct Server {
     engine: Engine,
     tls: Option<tokio_rustls::TlsAcceptor>,
-    limits: Limits,
+    patience: Patience,
+    limits: base::Limits,
     n_connections: AtomicUsize,
     memory: Budget,
     shutdown: watch::Receiver<bool>,
@@ -82,7 +66,7 @@ pub fn serve(
     engine: Engine,
     mut listener: Box<dyn Listener>,
     tls: Option<Arc<rustls::ServerConfig>>,
-    limits: Limits,
+    patience: Patience,
     mut shutdown: watch::Receiver<bool>,
 ) -> BoxFuture<'static, ()> {
     Box::pin(async move {
@@ -91,9 +75,10 @@ pub fn serve(
             secret: env.random(),
             engine,
             tls: tls.map(tokio_rustls::TlsAcceptor::from),
-            limits,
+            patience,
+            limits: *env.limits(),
             n_connections: AtomicUsize::new(0),
-            memory: Budget::new(limits.memory_bytes_max),
+            memory: env.memory().within(env.limits().connection_memory_bytes),
             shutdown: shutdown.clone(),
         });
         let mut clients = Vec::new();
@@ -139,11 +124,11 @@ impl Place {
     }
 
     fn check(&self) -> Result<(), Error> {
-        if self.n <= self.server.limits.n_connections_max {
+        if self.n <= self.server.limits.connections {
             return Ok(());
         }
         let message = "sorry, too many clients already";
-        let n = self.server.limits.n_connections_max;
+        let n = self.server.limits.connections;
         Err(Error::new(state::TOO_MANY_CONNECTIONS, message)
             .hint(format!("This node takes {n} connections: connect to another node.")))
     }

@@ -200,7 +200,8 @@ async fn play(script: &str, engines: &[Engine; 2], env: &Env) -> String {
 }
 
 fn engine(node: &txn::testing::TestNode) -> Engine {
-    let wide = Arc::new(query::DataFusion::new().unwrap());
+    let wide = query::DataFusion::new(&node.env, node.store.temporary_dir()).unwrap();
+    let wide = Arc::new(wide);
     Engine::new(node.env.clone(), node.client.clone(), wide, Arc::new(NoNode), Auth::Trust)
 }
 

@@ -1,9 +1,10 @@
 //! Frames in, frames out: what clients and strangers send, and what the server answers.
 
+use base::Limits;
 use base::TabletId;
 use base::env::{FaultyNet, Net, TcpNet};
 use sql::views::{AtollView, Source};
-use sql::wire::{self, Limits};
+use sql::wire::{self, Patience};
 use sql::{Auth, Datum, Engine};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,17 +32,24 @@ struct Served {
     env: base::Env,
 }
 
-async fn serve(auth: Auth, limits: Limits) -> (Served, tempfile::TempDir) {
+async fn serve(auth: Auth, patience: Patience) -> (Served, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let node = solo(dir.path()).await.unwrap();
-    (serve_at(&node, auth, limits).await, dir)
+    (serve_at(&node, auth, patience).await, dir)
 }
 
-async fn serve_at(node: &TestNode, auth: Auth, limits: Limits) -> Served {
+async fn serve_within(limits: Limits) -> (Served, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = solo(dir.path()).await.unwrap();
+    node.env = node.env.limited(limits);
+    (serve_at(&node, Auth::Trust, Patience::default()).await, dir)
+}
+
+async fn serve_at(node: &TestNode, auth: Auth, patience: Patience) -> Served {
     let engine = Engine::new(
         node.env.clone(),
         node.client.clone(),
-        Arc::new(query::DataFusion::new().unwrap()),
+        Arc::new(query::DataFusion::new(&node.env, node.store.temporary_dir()).unwrap()),
         Arc::new(Alone),
         auth,
     );
@@ -49,7 +57,7 @@ async fn serve_at(node: &TestNode, auth: Auth, limits: Limits) -> Served {
     let listener = TcpNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let at = listener.local();
     let (stop, stopped) = watch::channel(false);
-    let serving = wire::serve(engine.clone(), listener, None, limits, stopped);
+    let serving = wire::serve(engine.clone(), listener, None, patience, stopped);
     node.env.spawn("server", serving);
     Served { at, stop, engine, env: node.env.clone() }
 }
@@ -162,8 +170,8 @@ fn shown(tag: u8, body: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_are_told_once_and_closed() {
-    let limits = Limits { startup: Duration::from_millis(300), ..Limits::default() };
-    let (served, _dir) = serve(Auth::Trust, limits).await;
+    let patience = Patience { startup: Duration::from_millis(300), ..Patience::default() };
+    let (served, _dir) = serve(Auth::Trust, patience).await;
     for (bytes, state) in [
         (&b"GET / HTTP/1.0\r\n\r\n"[..], "08P01"),
         (b"\xff\xff\xff\xff\xff\xff\xff\xff", "08P01"),
@@ -196,7 +204,7 @@ async fn strangers_are_told_once_and_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encryption_is_declined_and_the_connection_goes_on() {
-    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
     let mut raw = Raw::connect(&served).await;
     for code in [80_877_104_u32, 80_877_103] {
         let mut request = 8_u32.to_be_bytes().to_vec();
@@ -210,7 +218,7 @@ async fn encryption_is_declined_and_the_connection_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn simple_queries_share_one_transaction() {
-    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
     let mut raw = Raw::login(&served).await;
     for (sql, answer) in [
         ("", &["I", "Z I"][..]),
@@ -267,7 +275,7 @@ fn sync() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_extended_protocol_pipelines_suspends_and_skips() {
-    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
     let mut raw = Raw::login(&served).await;
     raw.send(&message(b'Q', b"CREATE TABLE t (a int PRIMARY KEY)\0")).await;
     raw.until(b'Z').await;
@@ -331,7 +339,7 @@ async fn the_extended_protocol_pipelines_suspends_and_skips() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copy_goes_in_and_out_and_survives_errors() {
-    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
     let mut raw = Raw::login(&served).await;
     raw.send(&message(b'Q', b"CREATE TABLE t (a int PRIMARY KEY, b text)\0")).await;
     raw.until(b'Z').await;
@@ -354,7 +362,7 @@ async fn copy_goes_in_and_out_and_survives_errors() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_request_needs_the_secret() {
-    let (served, _dir) = serve(Auth::Trust, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
     let mut raw = Raw::connect(&served).await;
     raw.send(&startup(b"user\0atoll\0")).await;
     let key = raw.key().await;
@@ -392,8 +400,8 @@ async fn a_commit_under_way_is_not_denied() {
             None => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     };
-    let limits = Limits { shutdown_grace: Duration::from_millis(100), ..Limits::default() };
-    let served = serve_at(leader, Auth::Trust, limits).await;
+    let patience = Patience { shutdown_grace: Duration::from_millis(100), ..Patience::default() };
+    let served = serve_at(leader, Auth::Trust, patience).await;
     let mut block = Raw::connect(&served).await;
     block.send(&startup(b"user\0atoll\0")).await;
     let key = block.key().await;
@@ -429,7 +437,7 @@ async fn a_commit_under_way_is_not_denied() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passwords_are_proved_not_sent() {
-    let (served, _dir) = serve(Auth::Scram, Limits::default()).await;
+    let (served, _dir) = serve(Auth::Scram, Patience::default()).await;
     let mut session = served.engine.session("atoll".into(), "atoll".into());
     for sql in ["CREATE USER ann PASSWORD 'pencil'", "CREATE USER bob"] {
         let prepared = session.prepare(sql, &[]).await.unwrap();
@@ -460,8 +468,7 @@ async fn passwords_are_proved_not_sent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_server_says_so_and_a_stopping_one_too() {
-    let limits = Limits { n_connections_max: 2, ..Limits::default() };
-    let (served, _dir) = serve(Auth::Trust, limits).await;
+    let (served, _dir) = serve_within(Limits { connections: 2, ..Limits::default() }).await;
     let mut first = Raw::login(&served).await;
     let second = Raw::login(&served).await;
     let mut third = Raw::connect(&served).await;
@@ -478,4 +485,141 @@ async fn a_full_server_says_so_and_a_stopping_one_too() {
     }
     served.stop.send(true).unwrap();
     assert_eq!(first.until_closed().await, ["E 57P01"]);
+}
+
+fn simple(sql: &str) -> Vec<u8> {
+    message(b'Q', [sql.as_bytes(), b"\0"].concat().as_slice())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_may_make_the_node_keep_is_limited() {
+    let limits = Limits {
+        memory_bytes: 8 << 20,
+        connection_memory_bytes: 1 << 20,
+        statement_bytes: 1_000,
+        message_bytes: 100_000,
+        portals: 2,
+        ..Limits::default()
+    };
+    let (served, _dir) = serve_within(limits).await;
+    let mut raw = Raw::login(&served).await;
+    let long = format!("SELECT 1 -- {}", "x".repeat(1_000));
+    raw.send(&simple(&long)).await;
+    assert_eq!(raw.until(b'Z').await, ["E 54000", "Z I"]);
+    raw.send(&[parse("", &long), sync()].concat()).await;
+    assert_eq!(raw.until(b'Z').await, ["E 54000", "Z I"]);
+    raw.send(
+        &[
+            simple("BEGIN"),
+            parse("", "SELECT 1"),
+            bind("a", "", &[]),
+            bind("b", "", &[]),
+            bind("c", "", &[]),
+            sync(),
+        ]
+        .concat(),
+    )
+    .await;
+    raw.until(b'Z').await;
+    assert_eq!(raw.until(b'Z').await, ["1", "2", "2", "E 54000", "Z E"]);
+    raw.send(&simple("ROLLBACK")).await;
+    raw.until(b'Z').await;
+    // Prepared statements take memory until there is none; then they cost the one who asks an error.
+    let mut n_prepared = 0;
+    loop {
+        raw.send(&[parse(&format!("s{n_prepared}"), "SELECT 1"), sync()].concat()).await;
+        match &raw.until(b'Z').await[0][..] {
+            "1" => n_prepared += 1,
+            "E 53200" => break,
+            other => panic!("{other} after {n_prepared}"),
+        }
+    }
+    assert!((50..200).contains(&n_prepared), "{n_prepared}");
+    raw.send(&simple("SELECT 1")).await;
+    assert_eq!(raw.until(b'Z').await, ["T", "D 1", "C SELECT 1", "Z I"]);
+    // A message that is longer than any may be ends its connection, and no other.
+    let mut other = Raw::login(&served).await;
+    other.send(&[b'Q', 0, 2, 0, 0]).await;
+    assert_eq!(other.until_closed().await, ["E 54000"]);
+    raw.send(&simple("SELECT 1")).await;
+    assert_eq!(raw.until(b'Z').await.last().unwrap(), "Z I");
+    drop((raw, other));
+    served.stop.send(true).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_keep_what_they_may_and_go_on_where_there_are_files() {
+    let limits = Limits {
+        memory_bytes: 6 << 20,
+        write_memory_bytes: 1 << 20,
+        transaction_memory_bytes: 64 << 10,
+        statement_memory_bytes: 1 << 20,
+        transaction_bytes: 20 << 20,
+        ..Limits::default()
+    };
+    let (served, _dir) = serve_within(limits).await;
+    let mut raw = Raw::login(&served).await;
+    let mut run = async |sql: &str| {
+        raw.send(&simple(sql)).await;
+        let mut seen = raw.until(b'Z').await;
+        seen.retain(|line| !line.starts_with(['T', 'N', 'Z']));
+        seen
+    };
+    assert_eq!(run("CREATE TABLE t (id int PRIMARY KEY, r int, s text)").await, ["C CREATE TABLE"]);
+    // Writes beyond their share of memory go to a file, and are read from there.
+    run("BEGIN").await;
+    let fill = "INSERT INTO t SELECT n, n * 7919 % 20011, repeat('x', 100) FROM generate_series(1, 20000) n";
+    assert_eq!(run(fill).await, ["C INSERT 0 20000"]);
+    run("SAVEPOINT one").await;
+    assert_eq!(run("UPDATE t SET s = 'y' WHERE id % 2 = 0").await, ["C UPDATE 10000"]);
+    assert_eq!(run("SELECT count(*), sum(length(s)) FROM t").await[0], "D 20000 1010000");
+    run("ROLLBACK TO one").await;
+    assert_eq!(run("SELECT count(*), sum(length(s)) FROM t").await[0], "D 20000 2000000");
+    assert_eq!(run("DELETE FROM t WHERE id > 10000").await, ["C DELETE 10000"]);
+    assert_eq!(run("COMMIT").await, ["C COMMIT"]);
+    assert_eq!(run("SELECT count(*), sum(id) FROM t").await[0], "D 10000 50005000");
+    // Sorts, groupings and joins too.
+    run("SET work_mem = '256kB'").await;
+    let sorted = run("SELECT r, s FROM t ORDER BY r").await;
+    assert_eq!(sorted.len(), 10_001);
+    let numbers =
+        sorted.iter().filter_map(|line| line.strip_prefix("D ")?.split(' ').next()?.parse().ok());
+    let numbers: Vec<i32> = numbers.collect();
+    assert!(numbers.is_sorted() && numbers.len() == 10_000, "{} in order", numbers.len());
+    let grouped =
+        "SELECT count(*), max(c) FROM (SELECT s || r AS k, count(*) AS c FROM t GROUP BY 1) g";
+    assert_eq!(run(grouped).await[0], "D 10000 1");
+    let joined = "SELECT count(*) FROM t a JOIN t b ON a.s || a.id = b.s || b.id JOIN t c ON c.s || c.r = b.s || b.r";
+    assert_eq!(run(joined).await[0], "D 10000");
+    // What must be in memory is refused, and the session goes on.
+    assert_eq!(run("UPDATE t SET r = r RETURNING s, s, s").await, ["E 53200"]);
+    assert_eq!(
+        run("SELECT string_agg(s || s || s || s || s || s || s, ',') FROM t").await,
+        ["E 53200"]
+    );
+    assert_eq!(run("SELECT count(*) FROM t").await[0], "D 10000");
+    let huge =
+        "INSERT INTO t SELECT n, n, repeat('x', 10000) FROM generate_series(100000, 103000) n";
+    assert_eq!(run(huge).await, ["E 54000"]);
+    assert_eq!(run("SELECT count(*) FROM t").await[0], "D 10000");
+    drop(raw);
+    served.stop.send(true).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_transaction_is_ended_when_the_session_asks_for_it() {
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
+    let mut raw = Raw::login(&served).await;
+    raw.send(&simple("CREATE TABLE t (id int PRIMARY KEY)")).await;
+    raw.until(b'Z').await;
+    raw.send(&simple("SET idle_in_transaction_session_timeout = '100ms'")).await;
+    raw.until(b'Z').await;
+    raw.send(&simple("BEGIN; INSERT INTO t VALUES (1)")).await;
+    raw.until(b'Z').await;
+    assert_eq!(raw.until_closed().await, ["E 25P03"]);
+    let mut other = Raw::login(&served).await;
+    other.send(&simple("INSERT INTO t VALUES (1)")).await;
+    assert_eq!(other.until(b'Z').await, ["C INSERT 0 1", "Z I"]);
+    drop(other);
+    served.stop.send(true).unwrap();
 }

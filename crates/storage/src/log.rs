@@ -30,8 +30,6 @@ mod disk;
 mod tests;
 mod writer;
 
-pub use disk::Faults;
-
 use crate::{Error, Options, Result};
 use base::{Env, TabletId};
 use bytes::Bytes;

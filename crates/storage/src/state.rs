@@ -42,6 +42,7 @@ pub(crate) mod segments;
 mod size;
 pub(crate) mod view;
 
+pub use keys::TabletRanges;
 pub use read::{MetaIter, Scan};
 pub use segments::{Pin, SegmentInfo};
 

@@ -4,63 +4,24 @@
 //!   DIR/log/       raft-engine's files; its LOCK keeps a second process out
 //!   DIR/state/     manifest, current/, segment-NNNNNNNNNN/
 //!   DIR/staging/   snapshots that are arriving
+//!   DIR/temporary/ what large transactions and queries put aside
 //! ```
 //!
 //! Closing finishes the queue of the log and stops the upkeep. It does not flush the trees, because
 //! nothing depends on a clean end.
 
-use crate::state::{At, Batch, MetaIter, Pin, Scan, SegmentInfo, State};
-use crate::transfer::{self, Export, Staging, TabletRanges};
-use crate::{Error, Faults, Log, Result, upkeep};
+use crate::state::{At, Batch, MetaIter, Pin, Scan, SegmentInfo, State, TabletRanges};
+use crate::transfer::{self, Export, Staging};
+use crate::{Error, Log, Options, Result, upkeep};
 use base::env::Instant;
 use base::{Env, KeyRange, Scn, TabletId};
 use bytes::Bytes;
 use lsm_tree::AbstractTree;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
-
-/// What an operator may tune. Sizes are in bytes.
-#[derive(Clone)]
-pub struct Options {
-    /// How long an old version is kept at least.
-    pub retention: Duration,
-    /// How long one rollback segment takes the versions that are replaced.
-    pub bucket: Duration,
-    /// Applied changes that wait in memory before a flush. Appliers wait at four times this.
-    pub memtable_bytes: u64,
-    /// Blocks of the trees kept in memory.
-    pub cache_bytes: u64,
-    /// Files of the trees kept open.
-    pub open_files: usize,
-    /// Log on disk beyond which space is reclaimed.
-    pub log_bytes: u64,
-    /// One log file.
-    pub log_file_bytes: u64,
-    /// Log entries kept in memory beyond those that are not yet durable.
-    pub log_cache_bytes: usize,
-    /// Makes the log's disk fail, in tests and in the simulator.
-    pub log_faults: Option<Arc<dyn Faults>>,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            retention: Duration::from_secs(600),
-            bucket: Duration::from_secs(60),
-            memtable_bytes: 32 << 20,
-            cache_bytes: 32 << 20,
-            open_files: 256,
-            log_bytes: 128 << 20,
-            log_file_bytes: 16 << 20,
-            log_cache_bytes: 8 << 20,
-            log_faults: None,
-        }
-    }
-}
 
 /// What the store holds, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -136,6 +97,10 @@ impl Store {
             store.state().run_install(installing)?;
         }
         store.clear_staging(dir)?;
+        let temporary = store.temporary_dir();
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).map_err(Error::io("delete", &temporary))?;
+        }
         Ok(store)
     }
 
@@ -148,6 +113,11 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// For files that nobody needs after a restart: the next start clears it.
+    pub fn temporary_dir(&self) -> PathBuf {
+        self.state().data_dir.join("temporary")
     }
 
     fn state(&self) -> &Arc<State> {

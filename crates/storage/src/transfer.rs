@@ -23,11 +23,11 @@
 mod install;
 
 use crate::log::{create_dir, sync_dir};
-use crate::state::State;
 use crate::state::keys::{self, EXPIRING, MARK, META, ROW};
 use crate::state::view::View;
+use crate::state::{State, TabletRanges};
 use crate::{Error, Result};
-use base::{KeyRange, Scn, TabletId};
+use base::{Scn, TabletId};
 use bytes::{BufMut, Bytes, BytesMut};
 use lsm_tree::{AbstractTree, Guard, Slice};
 use serde::{Deserialize, Serialize};
@@ -39,14 +39,6 @@ use std::sync::Arc;
 /// The longest chunk, its head included.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 const CHUNK_HEAD_BYTES: usize = 9;
-
-/// What belongs to a tablet: rows, and the ranges of unversioned and expiring keys.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TabletRanges {
-    pub rows: KeyRange,
-    pub meta: Vec<KeyRange>,
-    pub expiring: Vec<KeyRange>,
-}
 
 /// One item of the stream. The order of the variants is on disk and on the wire.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]

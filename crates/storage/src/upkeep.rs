@@ -11,7 +11,7 @@
 
 use crate::state::State;
 use crate::{Error, Log, Result};
-use base::Env;
+use base::env::PanicHalts;
 use lsm_tree::compaction::Leveled;
 use lsm_tree::{AbstractTree, AnyTree};
 use std::sync::Arc;
@@ -33,26 +33,6 @@ const TABLE_BYTES: u64 = 32 << 20;
 /// behind, the appliers wait for it.
 const COMPACTION_NICENESS: i32 = 15;
 
-/// Halts the process if the thread that owns this value panics: that is a bug, and the thread's work stops.
-pub(crate) struct PanicHalts {
-    env: Env,
-    thread: &'static str,
-}
-
-impl PanicHalts {
-    pub fn new(env: &Env, thread: &'static str) -> PanicHalts {
-        PanicHalts { env: env.clone(), thread }
-    }
-}
-
-impl Drop for PanicHalts {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.env.halt_by_bug(format!("the thread {:?} panicked", self.thread));
-        }
-    }
-}
-
 pub(crate) fn start(state: &Arc<State>, log: &Log) -> Result<Vec<JoinHandle<()>>> {
     let (flusher, log) = (state.clone(), log.clone());
     let compacter = state.clone();
@@ -71,7 +51,7 @@ fn spawn(
     std::thread::Builder::new()
         .name(name.into())
         .spawn(move || {
-            let guard = PanicHalts::new(&owner.env, name);
+            let guard = PanicHalts::new(&owner.env, "thread", name);
             match work() {
                 // The store was closed, or has halted with a reason already.
                 Ok(()) | Err(Error::Halted(_)) => {}

@@ -2,7 +2,8 @@
 
 use crate::counters::add;
 use crate::frame::{Broken, Frame, PAYLOAD_BYTES_MAX, Read, Reader, Shape, Writer};
-use crate::{Error, Inner, MessageKind, Priority};
+use crate::inner::Inner;
+use crate::{Error, MessageKind, Priority};
 use base::env::{Instant, Stream};
 use base::{Env, NodeId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};

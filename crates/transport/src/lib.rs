@@ -9,114 +9,35 @@
 //! The transport never retries a request: only its sender knows whether that is harmless. It
 //! does not know what payloads mean. FORMAT.md describes the bytes.
 
-mod connection;
+mod kind;
+mod error;
 mod counters;
 pub mod frame;
-mod kind;
-mod server;
 pub mod tls;
+mod inner;
+mod connection;
+mod server;
 
 pub use counters::{Counters, Snapshot};
+pub use error::Error;
+pub use inner::{Answer, Handler, Identity};
 pub use kind::{MessageKind, Priority};
 
-use base::{Disposition, Env, NodeId};
+use base::{Env, NodeId};
 use bytes::Bytes;
 use connection::Peer;
+use inner::Inner;
 use parking_lot::RwLock;
 use std::collections::HashMap;
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("no address is known for node {0}")]
-    UnknownNode(NodeId),
-    #[error("node {node} is unreachable: {reason}")]
-    Unreachable { node: NodeId, reason: String },
-    #[error("node {node} did not answer within {}", Millis(*after))]
-    Deadline { node: NodeId, after: Duration },
-    #[error("node {node} has no handler for {kind:?}")]
-    NoHandler { node: NodeId, kind: MessageKind },
-    #[error("a message of {bytes} bytes is larger than {max}")]
-    TooLarge { bytes: usize, max: usize },
-    #[error("cannot listen on {at}: {source}")]
-    Listen { at: SocketAddr, source: std::io::Error },
-    #[error("TLS: {0}")]
-    Tls(String),
-}
-
-struct Millis(Duration);
-
-impl std::fmt::Display for Millis {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ms", self.0.as_millis())
-    }
-}
-
-impl Error {
-    pub fn disposition(&self) -> Disposition {
-        match self {
-            Error::Unreachable { .. } | Error::Deadline { .. } | Error::UnknownNode(_) => {
-                Disposition::RetryElsewhere
-            }
-            Error::NoHandler { .. } | Error::TooLarge { .. } | Error::Tls(_) => Disposition::Refuse,
-            Error::Listen { .. } => Disposition::Halt,
-        }
-    }
-}
-
-pub type Answer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
-
-/// A node's work for one kind of message. The answer is dropped when the deadline passes.
-pub trait Handler: Send + Sync + 'static {
-    fn handle(&self, from: NodeId, payload: Bytes) -> Answer;
-}
-
-impl<F> Handler for F
-where
-    F: Fn(NodeId, Bytes) -> Answer + Send + Sync + 'static,
-{
-    fn handle(&self, from: NodeId, payload: Bytes) -> Answer {
-        self(from, payload)
-    }
-}
-
-/// Who this node is to its peers.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    pub node: NodeId,
-    /// Nodes of different clusters refuse each other.
-    pub cluster: u64,
-    /// The number of this start of the node on its data. A peer that has heard from one start takes
-    /// no news of an earlier one.
-    pub boot: u64,
-}
 
 /// A node's end of all its conversations. Cheap to clone.
 #[derive(Clone)]
 pub struct Transport {
     inner: Arc<Inner>,
-}
-
-pub(crate) struct Inner {
-    pub(crate) env: Env,
-    pub(crate) identity: Identity,
-    pub(crate) tls: Option<tls::Tls>,
-    pub(crate) counters: Counters,
-    pub(crate) handlers: RwLock<HashMap<MessageKind, Arc<dyn Handler>>>,
-    peers: RwLock<HashMap<NodeId, Arc<Peer>>>,
-    boots: RwLock<HashMap<NodeId, u64>>,
-}
-
-impl Inner {
-    pub(crate) fn heard_from(&self, node: NodeId, boot: u64) {
-        let mut boots = self.boots.write();
-        let newest = boots.entry(node).or_insert(boot);
-        *newest = boot.max(*newest);
-    }
+    peers: Arc<RwLock<HashMap<NodeId, Arc<Peer>>>>,
 }
 
 impl Transport {
@@ -128,9 +49,9 @@ impl Transport {
                 tls,
                 counters: Counters::default(),
                 handlers: RwLock::default(),
-                peers: RwLock::default(),
                 boots: RwLock::default(),
             }),
+            peers: Arc::default(),
         }
     }
 
@@ -157,7 +78,7 @@ impl Transport {
         if node == self.node() {
             return;
         }
-        let mut peers = self.inner.peers.write();
+        let mut peers = self.peers.write();
         if peers.get(&node).is_none_or(|peer| peer.address != address) {
             peers.insert(node, Arc::new(Peer::new(node, address)));
         }
@@ -169,11 +90,11 @@ impl Transport {
     }
 
     pub fn address(&self, node: NodeId) -> Option<SocketAddr> {
-        self.inner.peers.read().get(&node).map(|peer| peer.address)
+        self.peers.read().get(&node).map(|peer| peer.address)
     }
 
     pub fn forget(&self, node: NodeId) {
-        self.inner.peers.write().remove(&node);
+        self.peers.write().remove(&node);
     }
 
     /// Asks `to` and waits for its answer, `deadline` at most. Never retried here.
@@ -184,7 +105,7 @@ impl Transport {
         deadline: Duration,
         payload: Bytes,
     ) -> Result<Bytes, Error> {
-        let peer = self.inner.peers.read().get(&to).cloned().ok_or(Error::UnknownNode(to))?;
+        let peer = self.peers.read().get(&to).cloned().ok_or(Error::UnknownNode(to))?;
         peer.call(&self.inner, kind, deadline, payload).await
     }
 

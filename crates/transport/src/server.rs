@@ -5,7 +5,8 @@ use crate::connection::{
 };
 use crate::counters::add;
 use crate::frame::{Frame, Reader, Shape, Writer};
-use crate::{Error, Inner, MessageKind, Priority};
+use crate::inner::Inner;
+use crate::{Error, MessageKind, Priority};
 use base::env::Stream;
 use bytes::{Bytes, BytesMut};
 use std::net::SocketAddr;

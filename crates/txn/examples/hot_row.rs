@@ -59,7 +59,7 @@ async fn increment(client: &Client, name: &str) -> Result<(), Error> {
     let mut txn = client.begin(Isolation::ReadCommitted);
     let done = async {
         let n = lock(&mut txn, name).await?;
-        txn.put(key(name), Bytes::copy_from_slice(&(n + 1).to_be_bytes()));
+        txn.put(key(name), Bytes::copy_from_slice(&(n + 1).to_be_bytes()))?;
         Ok(())
     }
     .await;

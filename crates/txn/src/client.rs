@@ -15,18 +15,19 @@
 mod commit;
 mod scan;
 
+use crate::active::Active;
 use crate::command::SchemaUse;
+use crate::error::lost_locks;
 use crate::locks::Target;
 use crate::message::{Epoch, Fault, LockRequest, LockedRow, ReadAt, Request, Response};
 use crate::node::Node;
-use crate::tablet::lost_locks;
+use crate::words::{Isolation, LockMode, Row, Wait};
+use crate::writes::{Buffer, Position};
 use crate::{Error, admin};
-use base::env::Instant;
 use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -38,33 +39,6 @@ pub use scan::{Reader, Scan};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The levels as PostgreSQL and Oracle users know them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Isolation {
-    /// A fresh snapshot for every statement; a blocked update re-reads the row it waited for.
-    ReadCommitted,
-    /// One snapshot; the first updater wins.
-    RepeatableRead,
-    /// Strict two-phase locking: shared locks on all that is read, ranges included.
-    Serializable,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum LockMode {
-    Shared,
-    Exclusive,
-}
-
-/// What to do when a lock is held by somebody else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Wait {
-    Block,
-    /// Fail with [`Error::LockNotAvailable`].
-    NoWait,
-    /// Leave the key out and answer [`Locked::Skipped`] for it.
-    Skip,
-}
-
 /// The answer for one key that was to be locked.
 #[derive(Clone, Debug)]
 pub enum Locked {
@@ -75,17 +49,10 @@ pub enum Locked {
     Skipped,
 }
 
-/// A row as it is read. `scn` is its commit's; `Scn::MAX` for this transaction's own write.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
-    pub scn: Scn,
-    pub value: Bytes,
-}
-
 /// A position in a transaction's buffered writes.
 #[derive(Clone, Copy, Debug)]
 pub struct Savepoint {
-    n_undo: usize,
+    position: Position,
     n_barriers: usize,
 }
 
@@ -105,38 +72,6 @@ const N_NEWEST_MAX: usize = 3;
 const SUSPICIOUS_MIN: Duration = Duration::from_millis(60);
 const SUSPICIOUS_MAX: Duration = Duration::from_secs(1);
 
-/// A running transaction, as other tasks and nodes see it.
-pub(crate) struct Active {
-    pub(crate) isolation: Isolation,
-    /// By the wall clock, for people.
-    pub(crate) started_us: i64,
-    pub(crate) started: Instant,
-    pub(crate) committing: AtomicBool,
-    /// The tablets in which it waits for locks right now, each with the number of waits: the scans of one
-    /// statement may wait side by side.
-    pub(crate) waiting: Mutex<BTreeMap<TabletId, usize>>,
-    /// How many waits it has begun.
-    pub(crate) n_waits: AtomicU64,
-    /// The error's detail, once it was chosen to break a deadlock.
-    doom: watch::Sender<Option<String>>,
-}
-
-impl Active {
-    /// Ends the transaction's wait, if it has begun no other since its `n_waits`-th. A transaction that
-    /// waits no longer, or for something else, has left the circle by itself.
-    pub(crate) fn doom(&self, n_waits: u64, detail: String) {
-        let waiting = self.waiting.lock();
-        if !waiting.is_empty() && self.n_waits.load(Ordering::Relaxed) == n_waits {
-            self.doom.send_replace(Some(detail));
-        }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn is_doomed(&self) -> bool {
-        self.doom.borrow().is_some()
-    }
-}
-
 /// The part of a transaction that it shares with its readers.
 pub(crate) struct Shared {
     node: Arc<Node>,
@@ -155,16 +90,13 @@ struct Known {
     touched: BTreeSet<TabletId>,
 }
 
-type Writes = BTreeMap<Key, Option<Bytes>>;
-
 /// One transaction. Dropping it without `commit` rolls it back in the background.
 pub struct Txn {
     shared: Arc<Shared>,
     snapshot: Option<Scn>,
     /// The snapshot was chosen by the user and stays.
     fixed: bool,
-    writes: Arc<Writes>,
-    undo: Vec<(Key, Option<Option<Bytes>>)>,
+    writes: Buffer,
     barriers: Vec<(SchemaUse, Vec<KeyRange>)>,
     over: bool,
 }
@@ -184,15 +116,16 @@ impl Client {
             committing: AtomicBool::new(false),
             waiting: Mutex::default(),
             doom: watch::Sender::new(None),
+            sentenced: Mutex::default(),
         });
         self.node.active.lock().insert(id, active.clone());
         let node = self.node.clone();
+        let writes = Buffer::new(node.room.clone());
         Txn {
             shared: Arc::new(Shared { node, id, isolation, active, known: Mutex::default() }),
             snapshot: None,
             fixed: false,
-            writes: Arc::default(),
-            undo: Vec::new(),
+            writes,
             barriers: Vec::new(),
             over: false,
         }
@@ -342,7 +275,7 @@ impl Txn {
                     return self.get(keys).await;
                 }
             }
-            let reader = Reader::new(self.shared.clone(), ReadAt::Newest, self.writes.clone());
+            let reader = Reader::new(self.shared.clone(), ReadAt::Newest, self.writes.shared());
             reader.get(keys).await
         })
     }
@@ -355,7 +288,7 @@ impl Txn {
                 Isolation::Serializable => ReadAt::Newest,
                 _ => ReadAt::Snapshot(self.snapshot().await?),
             };
-            Ok(Reader::new(self.shared.clone(), at, self.writes.clone()))
+            Ok(Reader::new(self.shared.clone(), at, self.writes.shared()))
         })
     }
 
@@ -382,18 +315,18 @@ impl Txn {
             for (at, row) in order.into_iter().zip(rows) {
                 answers[at] = match row {
                     LockedRow::Skipped => Locked::Skipped,
-                    LockedRow::Held(row) => Locked::Held { row: self.own_or(&keys[at], row) },
+                    LockedRow::Held(row) => Locked::Held { row: self.own_or(&keys[at], row)? },
                 };
             }
             Ok(answers)
         })
     }
 
-    fn own_or(&self, key: &Key, committed: Option<Row>) -> Option<Row> {
-        match self.writes.get(key) {
-            Some(own) => own.clone().map(|value| Row { scn: Scn::MAX, value }),
+    fn own_or(&self, key: &Key, committed: Option<Row>) -> Result<Option<Row>> {
+        Ok(match self.writes.get(key)? {
+            Some(own) => own.map(|value| Row { scn: Scn::MAX, value }),
             None => committed,
-        }
+        })
     }
 
     /// Locks a range, absent keys included.
@@ -401,34 +334,29 @@ impl Txn {
         Box::pin(async move { self.shared.lock_range(range, mode).await })
     }
 
-    /// Buffers a write of a key locked exclusively.
-    pub fn put(&mut self, key: Key, value: Bytes) {
-        self.write(key, Some(value));
+    /// Buffers a write of a key locked exclusively. It fails when the transaction or its node has no room for it.
+    pub fn put(&mut self, key: Key, value: Bytes) -> Result<()> {
+        self.writes.write(key, Some(value))
     }
 
-    pub fn delete(&mut self, key: Key) {
-        self.write(key, None);
+    pub fn delete(&mut self, key: Key) -> Result<()> {
+        self.writes.write(key, None)
     }
 
-    fn write(&mut self, key: Key, value: Option<Bytes>) {
-        // Copies only while a reader of an earlier state is alive.
-        let before = Arc::make_mut(&mut self.writes).insert(key.clone(), value);
-        self.undo.push((key, before));
-    }
-
+    /// A place that [`Txn::rollback_to`] goes back to. It costs memory for each write until it is released.
     pub fn savepoint(&mut self) -> Savepoint {
-        Savepoint { n_undo: self.undo.len(), n_barriers: self.barriers.len() }
+        Savepoint { position: self.writes.savepoint(), n_barriers: self.barriers.len() }
     }
 
-    /// Forgets the writes that were buffered since the savepoint. Locks stay (strict two-phase locking).
+    /// Forgets a savepoint that nobody will go back to.
+    pub fn release(&mut self, savepoint: Savepoint) {
+        self.writes.release(savepoint.position);
+    }
+
+    /// Forgets the writes that were buffered since the savepoint. The savepoint stays, and so do locks (strict
+    /// two-phase locking).
     pub fn rollback_to(&mut self, savepoint: Savepoint) {
-        let writes = Arc::make_mut(&mut self.writes);
-        for (key, before) in self.undo.drain(savepoint.n_undo.min(self.undo.len())..).rev() {
-            match before {
-                Some(before) => writes.insert(key, before),
-                None => writes.remove(&key),
-            };
-        }
+        self.writes.rollback_to(savepoint.position);
         self.barriers.truncate(savepoint.n_barriers);
     }
 
@@ -441,7 +369,7 @@ impl Txn {
     pub fn commit(mut self) -> BoxFuture<'static, Result<Option<Scn>>> {
         Box::pin(async move {
             self.over = true;
-            let writes = std::mem::take(&mut self.writes);
+            let writes = self.writes.take();
             let barriers = std::mem::take(&mut self.barriers);
             commit::commit(self.shared.clone(), writes, barriers).await
         })

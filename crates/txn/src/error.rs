@@ -43,6 +43,12 @@ pub enum Error {
     /// A bug or a broken disk.
     #[error("internal error: {reason}")]
     Internal { reason: String },
+    /// The node that runs the transaction has no memory left for it (53200).
+    #[error("{reason}")]
+    OutOfMemory { reason: String },
+    /// The node that runs the transaction has no room for its temporary files (53100).
+    #[error("{reason}")]
+    DiskFull { reason: String },
 }
 
 impl Error {
@@ -52,7 +58,9 @@ impl Error {
             | Error::Deadlock { .. }
             | Error::LockNotAvailable
             | Error::SchemaChanged { .. } => Disposition::Retry,
-            Error::Unavailable { .. } => Disposition::RetryElsewhere,
+            Error::Unavailable { .. } | Error::OutOfMemory { .. } | Error::DiskFull { .. } => {
+                Disposition::RetryElsewhere
+            }
             Error::Canceled
             | Error::SnapshotTooOld { .. }
             | Error::OutcomeUnknown { .. }
@@ -69,6 +77,10 @@ impl Error {
     pub(crate) fn unavailable(reason: impl Into<String>) -> Error {
         Error::Unavailable { reason: reason.into() }
     }
+}
+
+pub(crate) fn lost_locks() -> Error {
+    Error::serialization("the locks were lost because the tablet's leader or borders changed")
 }
 
 impl From<storage::Error> for Error {

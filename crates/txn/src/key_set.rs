@@ -14,8 +14,29 @@
 //!
 //! Absent: taking one key out. A transaction gives back all its keys at once.
 
-use base::{Key, KeyRange};
+use base::{Key, KeyRange, Limits};
 use std::ops::Range;
+
+/// When keys become sets, and when sets become ranges.
+#[derive(Clone, Copy, Debug)]
+pub struct SetLimits {
+    /// A call's keys become one key set from this many on.
+    pub n_keys_min: usize,
+    /// The key sets of one table take no more than this; a key takes its length and four bytes.
+    pub bytes_max: usize,
+}
+
+impl SetLimits {
+    pub fn of(limits: &Limits) -> SetLimits {
+        SetLimits { n_keys_min: limits.key_set_keys, bytes_max: limits.key_set_bytes }
+    }
+}
+
+impl Default for SetLimits {
+    fn default() -> SetLimits {
+        SetLimits::of(&Limits::default())
+    }
+}
 
 /// A run of this many keys, or this many bytes, is not merged again. So one addition never copies more.
 const RUN_KEYS_MAX: usize = 1 << 16;

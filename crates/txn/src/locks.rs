@@ -47,8 +47,8 @@
 //!
 //! # Many keys at once
 //!
-//! A call for [`BULK_KEYS_MIN`] keys or more takes them as one [`KeySet`]. It takes a fifth of the memory of
-//! single keys and is as exact: other transactions may lock the keys in between. Beyond [`BULK_BYTES_MAX`]
+//! A call for `n_keys_min` keys or more takes them as one [`KeySet`]. It takes a fifth of the memory of
+//! single keys and is as exact: other transactions may lock the keys in between. Beyond `bytes_max`
 //! in one table the neighbouring keys of a call become ranges, each within one relation and without a lock
 //! or request of another transaction inside. Then the memory of a load no longer grows with its keys, and
 //! a transaction that wants a key in between waits for the end of the load.
@@ -60,8 +60,8 @@ mod edges;
 mod grant;
 mod intervals;
 
-use crate::client::{LockMode, Wait};
-use crate::key_set::KeySet;
+use crate::key_set::{KeySet, SetLimits};
+use crate::words::{LockMode, Wait};
 use base::env::Instant;
 use base::{Key, KeyRange, TxnId};
 use intervals::{Interval, Intervals};
@@ -157,6 +157,7 @@ pub struct LockTable {
     last_number: u64,
     /// In key sets.
     n_bulk_bytes: usize,
+    limits: SetLimits,
     steps: Steps,
 }
 
@@ -193,11 +194,6 @@ fn conflict(a: LockMode, b: LockMode) -> bool {
     a == LockMode::Exclusive || b == LockMode::Exclusive
 }
 
-/// A call's keys become one key set from this many on.
-const BULK_KEYS_MIN: usize = 256;
-/// The key sets of one table take no more than this; a key takes its length and four bytes.
-const BULK_BYTES_MAX: usize = 64 << 20;
-
 impl Hold {
     fn covers(&self, target: &Target) -> bool {
         match (target, &self.only) {
@@ -220,6 +216,10 @@ impl Hold {
 }
 
 impl LockTable {
+    pub fn new(limits: SetLimits) -> LockTable {
+        LockTable { limits, ..LockTable::default() }
+    }
+
     /// Asks for one lock. `since` is when the transaction began to wait for it (it may have asked before).
     /// A lock that is already held as strongly is granted and changes nothing.
     pub fn request(

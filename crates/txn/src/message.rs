@@ -1,9 +1,9 @@
 //! What nodes ask of a tablet's leader, of the SCN service, and of a transaction's coordinator.
 
 use crate::Error;
-use crate::client::{LockMode, Row, Wait};
 use crate::command::{Changes, Outcome, SchemaUse};
 use crate::locks::{LockRow, Target, Ticket};
+use crate::words::{Isolation, LockMode, Row, Wait};
 use base::{Key, KeyRange, NodeId, Scn, TabletId, TxnId};
 use serde::{Deserialize, Serialize};
 
@@ -244,6 +244,9 @@ pub enum CoordinatorRequest {
     /// In which tablets do these wait for locks, and since when do they run? Transactions that no longer
     /// run there are left out.
     Waiting(Vec<TxnId>),
+    /// May the wait of `victim` be ended, to break a circle in which `arbiter` has the lowest id? The node that
+    /// is asked runs `arbiter`.
+    MayDoom { arbiter: TxnId, victim: TxnId },
     /// Break a deadlock: end the wait of `txn`, if it is still its wait number `n_waits`.
     Doom { txn: TxnId, n_waits: u64, detail: String },
     /// All running transactions, for `atoll.transactions`.
@@ -257,6 +260,7 @@ pub enum CoordinatorRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CoordinatorResponse {
     Alive(Vec<TxnId>),
+    MayDoom(bool),
     Waiting {
         /// By the coordinator's monotonic clock, since its process began.
         now_us: u64,
@@ -285,7 +289,7 @@ pub struct WaitingRow {
 pub struct ActiveRow {
     pub txn: TxnId,
     pub committing: bool,
-    pub isolation: crate::Isolation,
+    pub isolation: Isolation,
     /// By the coordinator's wall clock, for people.
     pub started_us: i64,
 }

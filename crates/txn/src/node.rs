@@ -7,9 +7,10 @@
 
 mod deadlock;
 mod discard;
+mod home;
 mod serve;
 
-use crate::client::Active;
+use crate::active::Active;
 use crate::command::{Descriptor, Outcome, decode, encode};
 use crate::ids::{Blocks, Ids};
 use crate::message::{
@@ -18,6 +19,7 @@ use crate::message::{
 };
 use crate::routes::Routes;
 use crate::tablet::Tablet;
+use crate::writes::Room;
 use crate::{Error, keyspace};
 use base::env::Instant;
 use base::{Env, Key, KeyRange, NodeId, Scn, TabletId, TxnId};
@@ -62,6 +64,8 @@ pub struct Node {
     tablets: RwLock<HashMap<TabletId, Arc<Tablet>>>,
     pub(crate) routes: RwLock<Routes>,
     pub(crate) active: Mutex<HashMap<TxnId, Arc<Active>>>,
+    /// For the writes of the transactions that run here.
+    pub(crate) room: Arc<Room>,
     /// The nodes of the cluster, as the topology says.
     members: watch::Receiver<BTreeSet<NodeId>>,
     dead: RwLock<HashSet<NodeId>>,
@@ -109,8 +113,10 @@ impl Node {
             };
             let (txn_ids, row_ids) = (ids()?, ids()?);
             let (scn_asks, asked) = mpsc::channel(1024);
+            let room = Room::new(store.temporary_dir(), env.memory(), env.limits());
             let node = Arc::new(Node {
                 me,
+                room: Arc::new(room),
                 started: env.now(),
                 env,
                 store,
@@ -195,7 +201,9 @@ impl Node {
         if let Some(open) = self.tablet(id) {
             return Ok(open);
         }
-        let tablet = Tablet::new(self, id)?;
+        let (env, store) = (self.env.clone(), self.store.clone());
+        let home = Arc::downgrade(self);
+        let tablet = Tablet::new(env, store, home, id)?;
         let started = self.groups.start(id, tablet.clone()).await;
         let group = started.map_err(|error| Error::Internal { reason: error.to_string() })?;
         tablet.join(group);
@@ -298,10 +306,6 @@ impl Node {
     /// A supervisor has reported the death: a fact. The caller has heard from no later start of the node.
     pub fn report_death(&self, node: NodeId) {
         self.dead.write().insert(node);
-    }
-
-    pub(crate) fn is_dead(&self, node: NodeId) -> bool {
-        self.dead.read().contains(&node)
     }
 
     pub(crate) fn routes_changed(&self, tablet: &Tablet) {

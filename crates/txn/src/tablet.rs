@@ -15,6 +15,7 @@
 //! lease vouches for.
 
 mod commit;
+mod home;
 mod lead;
 mod lock;
 mod marks;
@@ -22,12 +23,14 @@ mod read;
 mod split;
 mod sweep;
 
+pub(crate) use home::Home;
 pub(crate) use lead::Lead;
 
 use crate::command::{Applied, Command, SchemaUse, decode, encode};
+use crate::error::lost_locks;
+use crate::key_set::SetLimits;
 use crate::machine::{self, Effect, State};
 use crate::message::{Epoch, Fault, Request, Response, TxnState};
-use crate::node::Node;
 use crate::scn::Allocator;
 use crate::{Error, keyspace};
 use base::{Env, KeyRange, Scn, TabletId, TxnId, panics};
@@ -47,7 +50,7 @@ pub(crate) struct Tablet {
     pub(crate) id: TabletId,
     env: Env,
     store: Store,
-    node: Weak<Node>,
+    home: Weak<dyn Home>,
     group: OnceLock<Group>,
     state: RwLock<Option<State>>,
     lead: Mutex<Option<Lead>>,
@@ -73,13 +76,18 @@ struct Closed {
 }
 
 impl Tablet {
-    pub(crate) fn new(node: &Arc<Node>, id: TabletId) -> Result<Arc<Tablet>, Error> {
-        let state = State::load(&node.store, id)?;
+    pub(crate) fn new(
+        env: Env,
+        store: Store,
+        home: Weak<dyn Home>,
+        id: TabletId,
+    ) -> Result<Arc<Tablet>, Error> {
+        let state = State::load(&store, id)?;
         Ok(Arc::new(Tablet {
             id,
-            env: node.env.clone(),
-            store: node.store.clone(),
-            node: Arc::downgrade(node),
+            env,
+            store,
+            home,
             group: OnceLock::new(),
             state: RwLock::new(state),
             lead: Mutex::new(None),
@@ -221,6 +229,10 @@ impl Tablet {
         answer.await.unwrap_or(Err(Fault::Lost))
     }
 
+    pub(crate) fn set_limits(&self) -> SetLimits {
+        SetLimits::of(self.env.limits())
+    }
+
     /// The lock table's epoch, if this replica leads.
     fn leading(&self) -> Result<Epoch, Fault> {
         match &*self.lead.lock() {
@@ -239,11 +251,11 @@ impl Tablet {
     }
 
     fn me(&self) -> base::NodeId {
-        self.node.upgrade().map_or(base::NodeId(0), |node| node.me)
+        self.home.upgrade().map_or(base::NodeId(0), |home| home.me())
     }
 
-    fn node(&self) -> Result<Arc<Node>, Fault> {
-        self.node.upgrade().ok_or(Fault::NotLeader { leader: None })
+    fn home(&self) -> Result<Arc<dyn Home>, Fault> {
+        self.home.upgrade().ok_or(Fault::NotLeader { leader: None })
     }
 
     /// Works on the leadership of `epoch`, if that is still the present one.
@@ -326,10 +338,6 @@ fn unexpected(applied: &Applied) -> Fault {
     Error::Internal { reason: format!("a command answered {applied:?}") }.into()
 }
 
-pub(crate) fn lost_locks() -> Error {
-    Error::serialization("the locks were lost because the tablet's leader or borders changed")
-}
-
 impl consensus::Machine for Tablet {
     fn apply(&self, entry: &Entry<'_>, batch: &mut Batch) -> Result<Bytes, storage::Error> {
         let mut state = self.state.write();
@@ -352,8 +360,8 @@ impl consensus::Machine for Tablet {
         for effect in effects {
             let Effect::Born { child, members } = effect;
             self.after_split();
-            if let Some(node) = self.node.upgrade() {
-                node.adopt(child, members);
+            if let Some(home) = self.home.upgrade() {
+                home.adopt(child, members);
             }
         }
     }
@@ -375,8 +383,8 @@ impl consensus::Machine for Tablet {
         match State::load(&self.store, self.id) {
             Ok(state) => {
                 *self.state.write() = state;
-                if let Some(node) = self.node.upgrade() {
-                    node.routes_changed(self);
+                if let Some(home) = self.home.upgrade() {
+                    home.routes_changed(self);
                 }
             }
             Err(error) => self.env.halt(format!("tablet {} cannot be read: {error}", self.id)),
@@ -396,7 +404,13 @@ impl consensus::Machine for Tablet {
         let lead = match role {
             Role::Leader { term } => {
                 let epoch = self.new_epoch(term);
-                match Lead::take_over(&self.store, self.id, epoch, self.env.now()) {
+                match Lead::take_over(
+                    &self.store,
+                    self.id,
+                    epoch,
+                    self.env.now(),
+                    self.set_limits(),
+                ) {
                     Ok(lead) => Some(lead),
                     Err(error) => {
                         self.env.halt(format!("tablet {} cannot be led: {error}", self.id));
@@ -412,8 +426,8 @@ impl consensus::Machine for Tablet {
         // The old leadership is dropped with its wakers, which ends every wait in it.
         *self.lead.lock() = lead;
         self.bump();
-        if let Some(node) = self.node.upgrade() {
-            node.routes_changed(self);
+        if let Some(home) = self.home.upgrade() {
+            home.routes_changed(self);
         }
     }
 }

@@ -22,17 +22,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// One cluster at a time: times are measured.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// For tests in which time-outs pass. A machine that stands still for a second elects nobody.
 pub fn config() -> Config {
     Config {
         heartbeat: Duration::from_millis(100),
-        election_min: Duration::from_millis(500),
-        election_max: Duration::from_millis(700),
-        lease: Duration::from_millis(430),
+        election_min: Duration::from_millis(1500),
+        election_max: Duration::from_millis(2100),
+        lease: Duration::from_millis(1300),
         ..Config::default()
     }
 }
 
-/// Whoever waits for a time-out waits longer than any test does.
+/// For tests in which none may pass: a test that waits for a time-out waits in vain ([`wait_for`]). So "at once" is
+/// judged without measuring a time.
 pub fn patient() -> Config {
     Config {
         election_min: PATIENCE * 4,

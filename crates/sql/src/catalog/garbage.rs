@@ -29,7 +29,7 @@ impl Catalog {
     pub async fn discard(txn: &mut Txn, relation: RelationId) -> Result<()> {
         let key = rows::garbage_key(relation);
         txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await?;
-        txn.put(key, rows::encode(&relation)?);
+        txn.put(key, rows::encode(&relation)?)?;
         Ok(())
     }
 
@@ -52,7 +52,7 @@ impl Catalog {
                 sweep.n_waiting += 1;
                 continue;
             }
-            txn.delete(note);
+            txn.delete(note)?;
             txn.commit().await?;
             sweep.n_relations += 1;
         }
@@ -76,7 +76,7 @@ impl Catalog {
             }
         }
         txn.lock(&keys, LockMode::Exclusive, Wait::Block).await?;
-        keys.into_iter().for_each(|key| txn.delete(key));
+        keys.into_iter().try_for_each(|key| txn.delete(key))?;
         Ok(true)
     }
 

@@ -1,7 +1,8 @@
 //! INSERT, UPDATE and DELETE over locked rows.
 
+use super::memory::{Chunk, Stride};
 use super::select::{Finder as Scanner, holds};
-use super::{CHUNK_ROWS, Exec, rows};
+use super::{Exec, rows};
 use crate::catalog::Table;
 use crate::codec;
 use crate::error::{Error, Result, state};
@@ -9,7 +10,7 @@ use crate::expr::{Context, Expr};
 use crate::plan::access::Places;
 use crate::plan::change::{Conflict, Delete, Finder, Insert, NamedCheck, Source, Target, Update};
 use crate::plan::{Access, Plan};
-use crate::types::{Datum, Row};
+use crate::types::{Datum, Row, memory_bytes};
 use base::Key;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -48,23 +49,22 @@ impl Exec<'_> {
         match &insert.source {
             Source::Values(list) => {
                 let slots = self.slots(plan, params).await?;
-                let mut chunk = Vec::with_capacity(list.len().min(CHUNK_ROWS));
+                let mut chunk = Chunk::new(self.chunk_rows());
                 for exprs in list {
                     let cx = Context { row: &[], params, slots: &slots, view: self.view };
-                    chunk.push(exprs.iter().map(|expr| expr.value(&cx)).collect::<Result<Row>>()?);
-                    if chunk.len() == CHUNK_ROWS {
-                        let full = std::mem::take(&mut chunk);
+                    let row = exprs.iter().map(|expr| expr.value(&cx)).collect::<Result<Row>>()?;
+                    if let Some(full) = chunk.push(row) {
                         self.insert_chunk(insert, full, params, &slots, &mut touched, &mut changed)
                             .await?;
                     }
                 }
-                self.insert_chunk(insert, chunk, params, &slots, &mut touched, &mut changed)
+                self.insert_chunk(insert, chunk.take(), params, &slots, &mut touched, &mut changed)
                     .await?;
             }
             Source::Query { query, row } => {
                 let mut slots = self.slots(plan, params).await?;
                 let mut stream = self.run_query(query, plan, params).await?.1;
-                let mut chunk = Vec::new();
+                let mut chunk = Chunk::new(self.chunk_rows());
                 let mut is_first = true;
                 while let Some(batch) = stream.next().await {
                     for given in batch? {
@@ -73,10 +73,9 @@ impl Exec<'_> {
                         }
                         is_first = false;
                         let cx = Context { row: &given, params, slots: &slots, view: self.view };
-                        chunk
-                            .push(row.iter().map(|expr| expr.value(&cx)).collect::<Result<Row>>()?);
-                        if chunk.len() == CHUNK_ROWS {
-                            let full = std::mem::take(&mut chunk);
+                        let row =
+                            row.iter().map(|expr| expr.value(&cx)).collect::<Result<Row>>()?;
+                        if let Some(full) = chunk.push(row) {
                             self.insert_chunk(
                                 insert,
                                 full,
@@ -89,7 +88,7 @@ impl Exec<'_> {
                         }
                     }
                 }
-                self.insert_chunk(insert, chunk, params, &slots, &mut touched, &mut changed)
+                self.insert_chunk(insert, chunk.take(), params, &slots, &mut touched, &mut changed)
                     .await?;
             }
         }
@@ -221,14 +220,14 @@ impl Exec<'_> {
                         if !alone {
                             own.insert(keys[at].clone(), values[at].clone());
                         }
-                        self.txn.put(keys[at].clone(), values[at].clone());
+                        self.txn.put(keys[at].clone(), values[at].clone())?;
                     }
                     if conflict.is_some_and(|conflict| conflict.update.is_some()) {
                         touched.insert(row_key);
                     }
                     changed.n_rows += 1;
                     if let Some(returning) = returning {
-                        changed.returned.push(self.project(returning, &row, params, slots)?);
+                        self.returned(returning, &row, params, slots, changed)?;
                     }
                 }
                 Some((target, there)) => {
@@ -298,15 +297,20 @@ impl Exec<'_> {
         self.replace(table, checks, vec![replacement], returning, params, slots, changed).await
     }
 
-    fn project(
-        &self,
+    /// Keeps what RETURNING says of a row.
+    fn returned(
+        &mut self,
         exprs: &[Expr],
         row: &[Datum],
         params: &[Datum],
         slots: &[Datum],
-    ) -> Result<Row> {
+        changed: &mut Changed,
+    ) -> Result<()> {
         let cx = Context { row, params, slots, view: self.view };
-        exprs.iter().map(|expr| expr.value(&cx)).collect()
+        let row = exprs.iter().map(|expr| expr.value(&cx)).collect::<Result<Row>>()?;
+        self.kept.keep_row(&row, "the rows of RETURNING")?;
+        changed.returned.push(row);
+        Ok(())
     }
 
     // ---- UPDATE
@@ -424,14 +428,14 @@ impl Exec<'_> {
                 }
             }
         }
-        removed.into_iter().for_each(|key| self.txn.delete(key));
+        removed.into_iter().try_for_each(|key| self.txn.delete(key))?;
         for (key, value, _) in written {
-            self.txn.put(key, value);
+            self.txn.put(key, value)?;
         }
         changed.n_rows += replacements.len() as u64;
         if let Some(returning) = returning {
             for replacement in &replacements {
-                changed.returned.push(self.project(returning, &replacement.new, params, slots)?);
+                self.returned(returning, &replacement.new, params, slots, changed)?;
             }
         }
         Ok(())
@@ -457,12 +461,12 @@ impl Exec<'_> {
                 }
             }
             self.lock(&entries, LockMode::Exclusive, Wait::Block).await?;
-            entries.into_iter().for_each(|entry| self.txn.delete(entry));
+            entries.into_iter().try_for_each(|entry| self.txn.delete(entry))?;
             for (key, row) in chunk {
-                self.txn.delete(key);
+                self.txn.delete(key)?;
                 changed.n_rows += 1;
                 if let Some(returning) = &delete.returning {
-                    changed.returned.push(self.project(returning, &row, params, &slots)?);
+                    self.returned(returning, &row, params, &slots, &mut changed)?;
                 }
             }
         }
@@ -477,6 +481,7 @@ enum Targets<'a> {
         table: &'a Arc<Table>,
         filter: &'a Option<Expr>,
         keys: Vec<Key>,
+        stride: Stride,
     },
     Scan {
         table: &'a Arc<Table>,
@@ -507,7 +512,8 @@ impl<'a> Targets<'a> {
                             keys
                         };
                         keys.dedup();
-                        Ok(Targets::Points { table, filter, keys })
+                        let stride = Stride::new(exec.chunk_rows());
+                        Ok(Targets::Points { table, filter, keys, stride })
                     }
                     Places::Ranges(ranges) => {
                         let reader = exec.txn.reader().await?;
@@ -542,14 +548,15 @@ impl<'a> Targets<'a> {
         slots: &[Datum],
     ) -> Result<Option<Vec<(Key, Row)>>> {
         match self {
-            Targets::Points { table, filter, keys } => {
+            Targets::Points { table, filter, keys, stride } => {
                 if keys.is_empty() {
                     return Ok(None);
                 }
-                let n = keys.len().min(CHUNK_ROWS);
+                let n = keys.len().min(stride.n_rows());
                 let chunk: Vec<Key> = keys.drain(..n).collect();
                 let locked = exec.lock(&chunk, LockMode::Exclusive, Wait::Block).await?;
                 let mut out = Vec::with_capacity(chunk.len());
+                stride.took(n, locked.iter().map(stored_bytes).sum());
                 for (key, locked) in chunk.into_iter().zip(locked) {
                     let Locked::Held { row: Some(stored) } = locked else { continue };
                     let mut row = Vec::with_capacity(table.columns.len());
@@ -585,10 +592,18 @@ impl<'a> Targets<'a> {
                 Ok(Some(out))
             }
             Targets::Done(rows) => {
-                let chunk: Vec<(Key, Row)> = rows.by_ref().take(CHUNK_ROWS).collect();
+                let chunk: Vec<(Key, Row)> = rows.by_ref().take(exec.chunk_rows()).collect();
                 Ok(if chunk.is_empty() { None } else { Some(chunk) })
             }
         }
+    }
+}
+
+/// What a locked row takes.
+pub fn stored_bytes(locked: &Locked) -> usize {
+    match locked {
+        Locked::Held { row: Some(stored) } => stored.value.len(),
+        _ => 0,
     }
 }
 
@@ -631,6 +646,8 @@ impl Exec<'_> {
                     let key = Key::from(key);
                     // A row that joins several times is changed once, by the first.
                     if seen.insert(key.clone()) {
+                        self.kept
+                            .keep(key.len() * 2 + memory_bytes(&extra), "the rows to change")?;
                         keys.push(key);
                         extras.push(extra);
                     }
@@ -639,9 +656,11 @@ impl Exec<'_> {
             let mut out = Vec::with_capacity(keys.len());
             let mut is_current = true;
             let mut at = 0;
+            let mut stride = Stride::new(self.chunk_rows());
             while at < keys.len() {
-                let end = (at + CHUNK_ROWS).min(keys.len());
+                let end = (at + stride.n_rows()).min(keys.len());
                 let locked = self.lock(&keys[at..end], LockMode::Exclusive, Wait::Block).await?;
+                stride.took(end - at, locked.iter().map(stored_bytes).sum());
                 for (offset, locked) in locked.into_iter().enumerate() {
                     let Locked::Held { row: Some(stored) } = locked else {
                         is_current = false;
@@ -650,6 +669,7 @@ impl Exec<'_> {
                     is_current &= stored.scn <= snapshot || stored.scn == base::Scn::MAX;
                     let mut row = Vec::new();
                     codec::decode_row(table, &stored.value, None, &mut row)?;
+                    self.kept.keep_row(&row, "the rows to change")?;
                     row.append(&mut extras[at + offset]);
                     out.push((keys[at + offset].clone(), row));
                 }

@@ -9,9 +9,6 @@ use crate::error::{Error, Result, state};
 use crate::parse::CopyOptions;
 use crate::types::{Datum, Row, Type, Zone, text};
 
-/// A line longer than this is refused: something is wrong with its quotes or its end.
-const LINE_BYTES_MAX: usize = 16 << 20;
-
 /// Cuts and reads the bytes of COPY FROM.
 pub struct Reader {
     options: CopyOptions,
@@ -28,10 +25,18 @@ pub struct Reader {
     header_to_skip: bool,
     ended: bool,
     scratch: Vec<u8>,
+    /// A line longer than this is refused: something is wrong with its quotes or its end.
+    line_bytes_max: usize,
 }
 
 impl Reader {
-    pub fn new(options: CopyOptions, table: &Table, idxs: &[usize], zone: Zone) -> Reader {
+    pub fn new(
+        options: CopyOptions,
+        table: &Table,
+        idxs: &[usize],
+        zone: Zone,
+        line_bytes_max: usize,
+    ) -> Reader {
         let column =
             |idx: &usize| (table.columns[*idx].name.clone(), table.columns[*idx].ty.clone());
         Reader {
@@ -46,6 +51,7 @@ impl Reader {
             line_number: 0,
             ended: false,
             scratch: Vec::new(),
+            line_bytes_max,
         }
     }
 
@@ -68,18 +74,18 @@ impl Reader {
         }
         self.buffer.drain(..begin.min(self.buffer.len()));
         self.seen = self.seen.saturating_sub(begin);
-        if self.buffer.len() > LINE_BYTES_MAX {
+        if self.buffer.len() > self.line_bytes_max {
             return Err(self.too_long());
         }
         Ok(())
     }
 
     fn too_long(&self) -> Error {
-        let mib = LINE_BYTES_MAX >> 20;
+        let max = self.line_bytes_max;
         Error::new(
             state::LIMIT_EXCEEDED,
             format!(
-                "a line is longer than {mib} MiB (COPY {}, line {})",
+                "a line is longer than {max} bytes (COPY {}, line {})",
                 self.table, self.line_number
             ),
         )
@@ -439,7 +445,7 @@ mod tests {
         let csv = b"1,\"a\tb\\\"\n2,\n-3,\"x\ny\"\n".as_slice();
         for (bytes, csv) in [(text, false), (csv, true)] {
             for step in 1..bytes.len() {
-                let mut reader = Reader::new(options(csv), &table(), &[0, 1], Zone::UTC);
+                let mut reader = Reader::new(options(csv), &table(), &[0, 1], Zone::UTC, 1 << 20);
                 let mut rows = Vec::new();
                 for piece in bytes.chunks(step) {
                     reader.feed(piece, &mut rows).unwrap();
@@ -462,7 +468,7 @@ mod tests {
             ("1\tx\ty", "extra data after last expected column"),
             ("x\ty", "invalid input syntax for type integer: \"x\""),
         ] {
-            let mut reader = Reader::new(options(false), &table(), &[0, 1], Zone::UTC);
+            let mut reader = Reader::new(options(false), &table(), &[0, 1], Zone::UTC, 1 << 20);
             let error = reader.feed(format!("{line}\n").as_bytes(), &mut Vec::new()).unwrap_err();
             assert_eq!(error.message, want);
             assert!(error.detail.as_deref().is_some_and(|detail| detail.contains("line 1")));
@@ -479,7 +485,7 @@ mod tests {
             ];
             let mut out = Vec::new();
             rows.iter().for_each(|row| writer.row(row, &mut out));
-            let mut reader = Reader::new(options(csv), &table(), &[0, 1], Zone::UTC);
+            let mut reader = Reader::new(options(csv), &table(), &[0, 1], Zone::UTC, 1 << 20);
             let mut back = Vec::new();
             reader.feed(&out, &mut back).unwrap();
             assert_eq!(back, rows, "csv {csv}");

@@ -1,23 +1,23 @@
 //! SELECT over one table: points, key ranges and index ranges, with or without row locks.
 
-use super::{CHUNK_ROWS, Exec, one_batch, rows};
+use super::change::stored_bytes;
+use super::memory::{Kept, Stride};
+use super::{Exec, one_batch, rows};
 use crate::catalog::Table;
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::expr::{Context, Expr};
+use crate::parse::Statement;
 use crate::plan::access::Places;
 use crate::plan::select::{Select, SortKey};
 use crate::plan::{Kind, Plan};
 use crate::session::{RowStream, View};
-use crate::types::{Datum, Row};
+use crate::types::{Datum, Row, memory_bytes};
 use base::{Key, KeyRange, Scn};
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use txn::{LockMode, Locked, Reader, Scan, Wait};
-
-/// Rows that a sort of the fast path may hold.
-const SORT_ROWS_MAX: usize = 1_000_000;
 
 /// LIMIT and OFFSET, evaluated.
 #[derive(Clone, Copy)]
@@ -192,13 +192,24 @@ impl Exec<'_> {
         let hint = if select.is_sorted { window } else { unlimited };
         let mut finder = Finder::new(reader, table, select, ranges, hint);
         let mut kept = Vec::new();
+        let mut n_bytes = 0;
         while let Some(batch) = finder.next().await? {
             for (_, _, row) in batch {
                 if holds(&select.filter, &row, params, slots, self.view)? {
+                    n_bytes += memory_bytes(&row);
+                    self.kept.keep_row(&row, "a sort")?;
                     kept.push(row);
                 }
             }
-            too_many(kept.len())?;
+            if n_bytes > self.view.work_mem_bytes()
+                && let Statement::Query(query) = &*plan.tree
+                && !plan.draws_per_row()
+            {
+                // The other way has files for what does not fit.
+                self.kept = Kept::new(self.engine.env());
+                drop(kept);
+                return Ok(self.run_query(query, plan, params).await?.1);
+            }
             if select.is_sorted && kept.len() >= window.skip.saturating_add(window.take) {
                 break;
             }
@@ -251,6 +262,7 @@ impl Exec<'_> {
                 let mut finder = Finder::new(reader, table, select, ranges, hint);
                 let mut candidates: VecDeque<(Key, Row)> = VecDeque::new();
                 let mut ended = false;
+                let mut stride = Stride::new(self.chunk_rows());
                 while kept.len() < enough && !(ended && candidates.is_empty()) {
                     // Unsorted candidates are gathered whole, so that the first ones are the first.
                     while !ended && (!select.is_sorted || candidates.is_empty()) {
@@ -260,10 +272,10 @@ impl Exec<'_> {
                         };
                         for (key, _, row) in batch {
                             if holds(&select.filter, &row, params, slots, self.view)? {
+                                self.kept.keep_row(&row, "the rows to lock")?;
                                 candidates.push_back((key, row));
                             }
                         }
-                        too_many(candidates.len())?;
                     }
                     if ended && !select.is_sorted && !candidates.is_empty() && kept.is_empty() {
                         let mut list: Vec<(Key, Row)> = std::mem::take(&mut candidates).into();
@@ -277,10 +289,11 @@ impl Exec<'_> {
                         )?;
                         candidates = list.into();
                     }
-                    let n = (enough - kept.len()).min(CHUNK_ROWS).min(candidates.len());
+                    let n = (enough - kept.len()).min(stride.n_rows()).min(candidates.len());
                     let chunk: Vec<(Key, Row)> = candidates.drain(..n).collect();
                     let keys: Vec<Key> = chunk.iter().map(|(key, _)| key.clone()).collect();
                     let locked = self.lock(&keys, mode, wait).await?;
+                    stride.took(n, locked.iter().map(stored_bytes).sum());
                     for locked in locked {
                         let stored = match locked {
                             Locked::Held { row: Some(stored) } => stored,
@@ -294,6 +307,7 @@ impl Exec<'_> {
                         if stored.scn <= snapshot
                             || holds(&select.filter, &row, params, slots, self.view)?
                         {
+                            self.kept.keep_row(&row, "the locked rows")?;
                             kept.push(std::mem::take(&mut row));
                         }
                     }
@@ -345,17 +359,6 @@ fn project(
 ) -> Result<Row> {
     let cx = Context { row, params, slots, view };
     select.projection.iter().map(|expr| expr.value(&cx)).collect()
-}
-
-fn too_many(n_rows: usize) -> Result<()> {
-    if n_rows > SORT_ROWS_MAX {
-        return Err(Error::new(
-            crate::error::state::OUT_OF_MEMORY,
-            format!("more than {SORT_ROWS_MAX} rows would have to be sorted in memory"),
-        )
-        .hint("Add a condition or an index in the order asked for."));
-    }
-    Ok(())
 }
 
 fn sort(

@@ -10,7 +10,8 @@ use crate::parse::{Copy, CopyOptions, CopySource, Statement};
 use crate::plan::change::{NamedCheck, column_idx, quoted};
 use crate::plan::{Kind, Plan, Planner};
 use crate::run::copy::{Reader, Writer};
-use crate::run::{CHUNK_ROWS, Drawn, Exec};
+use crate::run::memory::{Chunk, Kept};
+use crate::run::{Drawn, Exec};
 use crate::types::{Row, Type, Zone};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -37,7 +38,7 @@ pub struct CopyIn {
     checks: Vec<NamedCheck>,
     /// Makes a row of the table of a line's fields; none where they are the same.
     row: Option<(Vec<Expr>, Plan)>,
-    fields: Vec<Row>,
+    fields: Chunk,
     n_rows: u64,
 }
 
@@ -51,10 +52,10 @@ pub struct CopyOut {
 impl CopyIn {
     /// Bytes as they came from the client, cut anywhere.
     pub async fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        self.reader.feed(bytes, &mut self.fields)?;
-        while self.fields.len() >= CHUNK_ROWS {
-            let rest = self.fields.split_off(CHUNK_ROWS);
-            let chunk = std::mem::replace(&mut self.fields, rest);
+        let mut fields = Vec::new();
+        self.reader.feed(bytes, &mut fields)?;
+        for row in fields {
+            let Some(chunk) = self.fields.push(row) else { continue };
             let work: BoxFuture<'_, Result<()>> = Box::pin(self.write(chunk));
             work.await?;
         }
@@ -73,6 +74,7 @@ impl CopyIn {
             sequences: HashMap::new(),
             lock_timeout: self.lock_timeout,
             may_restart: false,
+            kept: Kept::new(self.engine.env()),
         };
         let rows = match &self.row {
             None => chunk,
@@ -142,9 +144,12 @@ impl Session {
         let Some(open) = self.open.take() else {
             return Err(Error::internal("COPY lost its transaction"));
         };
+        let limits = engine.env().limits();
+        let (n_rows_max, line_max) = (limits.lock_chunk_rows, limits.copy_line_bytes);
+        let reader = Reader::new(copy.options.clone(), &table, &idxs, view.zone, line_max);
         Ok(Outcome::CopyIn(Box::new(CopyIn {
             n_columns: idxs.len(),
-            reader: Reader::new(copy.options.clone(), &table, &idxs, view.zone),
+            reader,
             engine,
             open,
             drawn: std::mem::take(&mut self.drawn),
@@ -152,16 +157,16 @@ impl Session {
             table,
             checks,
             row: row.map(|row| (row, plan)),
-            fields: Vec::new(),
+            fields: Chunk::new(n_rows_max),
             n_rows: 0,
         })))
     }
 
     /// Ends COPY FROM STDIN and returns its tag.
     pub async fn copy_end(&mut self, mut copy: Box<CopyIn>) -> Result<String> {
-        let mut outcome = copy.reader.finish(&mut copy.fields);
+        let mut chunk = copy.fields.take();
+        let mut outcome = copy.reader.finish(&mut chunk);
         if outcome.is_ok() {
-            let chunk = std::mem::take(&mut copy.fields);
             let work: BoxFuture<'_, Result<()>> = Box::pin(copy.write(chunk));
             outcome = work.await;
         }

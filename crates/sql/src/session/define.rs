@@ -158,11 +158,13 @@ impl Session {
         let mut exec = exec_of(&engine, &view, open, &mut self.drawn, lock_timeout);
         match define(&mut exec, tree, online).await {
             Ok(defined) => {
+                open.txn.release(savepoint);
                 open.n_statements += 1;
                 Ok(defined)
             }
             Err(error) => {
                 open.txn.rollback_to(savepoint);
+                open.txn.release(savepoint);
                 open.overlay = overlay;
                 Err(error)
             }

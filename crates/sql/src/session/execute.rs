@@ -10,7 +10,8 @@ use crate::error::{Error, Result, state};
 use crate::parse::{self, Statement};
 use crate::plan::{Kind, Plan, Planner};
 use crate::run::change::Changed;
-use crate::run::{Drawn, Exec, explain, one_batch, primed, text_column};
+use crate::run::memory::Kept;
+use crate::run::{Drawn, Exec, explain, kept_batch, one_batch, primed, text_column};
 use crate::types::{Datum, Type};
 use base::env::Instant;
 use futures::future::BoxFuture;
@@ -313,11 +314,13 @@ impl Session {
         exec.declare(plan);
         match run_plan(&mut exec, plan, params).await {
             Ok(outcome) => {
+                open.txn.release(savepoint);
                 open.n_statements += 1;
                 Ok(outcome)
             }
             Err(error) => {
                 open.txn.rollback_to(savepoint);
+                open.txn.release(savepoint);
                 Err(Box::pin(engine.catalog().judge(error, &plan.tables)).await)
             }
         }
@@ -628,14 +631,16 @@ pub(super) fn exec_of<'a>(
         sequences: HashMap::new(),
         lock_timeout,
         may_restart: false,
+        kept: Kept::new(engine.env()),
     }
 }
 
 /// Boxed one by one: a statement then moves the state of its own kind only.
 async fn run_plan(exec: &mut Exec<'_>, plan: &Arc<Plan>, params: &Arc<[Datum]>) -> Result<Outcome> {
-    let changed = |changed: Changed, tag: TagKind| match &plan.columns {
+    let returned = |changed: Changed, kept: Kept, tag: TagKind| match &plan.columns {
         Some(columns) => {
-            Outcome::Rows { columns: columns.clone(), rows: one_batch(changed.returned), tag }
+            let rows = kept_batch(changed.returned, kept);
+            Outcome::Rows { columns: columns.clone(), rows, tag }
         }
         None => Outcome::Done { tag: tag.tag(changed.n_rows) },
     };
@@ -650,13 +655,16 @@ async fn run_plan(exec: &mut Exec<'_>, plan: &Arc<Plan>, params: &Arc<[Datum]>) 
             Outcome::Rows { columns: columns(), rows: primed(rows).await?, tag: TagKind::Select }
         }
         Kind::Insert(insert) => {
-            changed(Box::pin(exec.insert(plan, insert, params)).await?, TagKind::Insert)
+            let changed = Box::pin(exec.insert(plan, insert, params)).await?;
+            returned(changed, exec.take_kept(), TagKind::Insert)
         }
         Kind::Update(update) => {
-            changed(Box::pin(exec.update(plan, update, params)).await?, TagKind::Update)
+            let changed = Box::pin(exec.update(plan, update, params)).await?;
+            returned(changed, exec.take_kept(), TagKind::Update)
         }
         Kind::Delete(delete) => {
-            changed(Box::pin(exec.delete(plan, delete, params)).await?, TagKind::Delete)
+            let changed = Box::pin(exec.delete(plan, delete, params)).await?;
+            returned(changed, exec.take_kept(), TagKind::Delete)
         }
         Kind::Utility => return Err(Error::internal("a utility statement was run as a plan")),
     })

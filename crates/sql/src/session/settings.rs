@@ -25,6 +25,8 @@ enum Rule {
     Isolation,
     SearchPath,
     Integer,
+    /// Bytes, in kB where no unit is given.
+    Memory,
 }
 
 struct Known {
@@ -231,8 +233,14 @@ const KNOWN: &[Known] = &[
         false,
         "Sets the current transaction's read-only status.",
     ),
-    known("work_mem", "64MB", Rule::Free, false, "Accepted without effect."),
-    known("maintenance_work_mem", "64MB", Rule::Free, false, "Accepted without effect."),
+    known(
+        "work_mem",
+        "64MB",
+        Rule::Memory,
+        false,
+        "What a query's sorts and groupings keep in memory before they write to temporary files.",
+    ),
+    known("maintenance_work_mem", "64MB", Rule::Memory, false, "Accepted without effect."),
 ];
 
 /// Changed by copying: a transaction keeps the one it may have to go back to.
@@ -249,6 +257,7 @@ pub struct Settings {
     /// How long a session may be idle, inside of a transaction and outside. Zero: no limit.
     pub idle_in_transaction: Duration,
     pub idle: Duration,
+    pub work_mem_bytes: usize,
     user: Arc<str>,
 }
 
@@ -268,6 +277,7 @@ impl Settings {
             lock_timeout: Duration::ZERO,
             idle_in_transaction: Duration::ZERO,
             idle: Duration::ZERO,
+            work_mem_bytes: 64 << 20,
             user,
         }
     }
@@ -376,6 +386,25 @@ impl Settings {
                 self.search_path = search_path(given);
                 given.to_owned()
             }
+            Rule::Memory => {
+                let bytes = memory(given).ok_or_else(invalid)?;
+                if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes) {
+                    return Err(Error::new(
+                        state::INVALID_PARAMETER,
+                        format!(
+                            "{} kB is outside the valid range for parameter \"{}\" ({} .. {})",
+                            bytes >> 10,
+                            known.name,
+                            MEMORY_BYTES_MIN >> 10,
+                            MEMORY_BYTES_MAX >> 10
+                        ),
+                    ));
+                }
+                if lower == "work_mem" {
+                    self.work_mem_bytes = bytes;
+                }
+                shown_memory(bytes)
+            }
             Rule::Integer => {
                 given.trim().parse::<i32>().map_err(|_| invalid())?;
                 given.to_owned()
@@ -455,6 +484,37 @@ fn shown_millis(duration: Duration) -> String {
     }
 }
 
+/// PostgreSQL's range of `work_mem`.
+const MEMORY_BYTES_MIN: usize = 64 << 10;
+const MEMORY_BYTES_MAX: usize = (i32::MAX as usize) << 10;
+
+/// A size in bytes: a number and a unit, kB where there is none.
+fn memory(text: &str) -> Option<usize> {
+    let text = text.trim();
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.parse().ok()?;
+    let unit_bytes: u64 = match unit.trim() {
+        "B" => 1,
+        "" | "kB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        "TB" => 1 << 40,
+        _ => return None,
+    };
+    // What is too large for the type is too large for the range.
+    Some((number * unit_bytes as f64) as usize)
+}
+
+fn shown_memory(bytes: usize) -> String {
+    let kib = bytes >> 10;
+    match kib {
+        kib if kib % (1 << 20) == 0 => format!("{}GB", kib >> 20),
+        kib if kib % (1 << 10) == 0 => format!("{}MB", kib >> 10),
+        kib => format!("{kib}kB"),
+    }
+}
+
 /// `SET TIME ZONE -3.5`.
 fn hours(text: &str) -> Option<Zone> {
     let hours: f64 = text.trim().parse().ok()?;
@@ -491,6 +551,22 @@ mod tests {
         assert_eq!(settings.set("nonsense", Some("1")).unwrap_err().state(), "42704");
         assert_eq!(settings.set("client_encoding", Some("latin1")).unwrap_err().state(), "0A000");
         assert_eq!(settings.set("server_version", Some("1")).unwrap_err().state(), "55P02");
+        for (given, shown, bytes) in [
+            ("4096", "4MB", 4 << 20),
+            ("100kB", "100kB", 100 << 10),
+            ("1.5 GB", "1536MB", 1536 << 20),
+        ] {
+            settings.set("work_mem", Some(given)).unwrap();
+            assert_eq!(settings.get("work_mem").as_deref(), Some(shown));
+            assert_eq!(settings.work_mem_bytes, bytes);
+        }
+        for wrong in ["", "63kB", "3TB", "-1", "1 mb", "1e99", "nan"] {
+            assert_eq!(
+                settings.set("work_mem", Some(wrong)).unwrap_err().state(),
+                "22023",
+                "{wrong}"
+            );
+        }
         settings.set("my.thing", Some("x")).unwrap();
         assert_eq!(settings.get("my.thing").as_deref(), Some("x"));
         assert_eq!(&settings.search_path[..], ["public"]);

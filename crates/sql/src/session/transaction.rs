@@ -336,7 +336,9 @@ impl Session {
     pub(super) fn release(&mut self, name: &str) -> Result<()> {
         let open = self.in_block("RELEASE SAVEPOINT")?;
         let at = mark_of(open, name)?;
-        open.savepoints.truncate(at);
+        for mark in open.savepoints.drain(at..) {
+            open.txn.release(mark.savepoint);
+        }
         Ok(())
     }
 

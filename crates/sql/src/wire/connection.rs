@@ -31,7 +31,7 @@ pub async fn run(server: &Arc<Server>, stream: Stream, place: &Place) -> Flow<()
     let env = server.engine.env().clone();
     let mut pipe = Pipe::new(stream, server);
     let opening = panics::contained(startup::open(server, &mut pipe, place));
-    let opened = env.timeout(server.limits.startup, opening).await;
+    let opened = env.timeout(server.patience.startup, opening).await;
     let opened =
         opened.map(|opened| opened.unwrap_or_else(|panicked| Err(Gone::Refused(bug(&panicked)))));
     let session = match opened {
@@ -48,8 +48,8 @@ pub async fn run(server: &Arc<Server>, stream: Stream, place: &Place) -> Flow<()
         pipe,
         session,
         memory: server.memory.clone(),
-        statement_bytes_max: server.limits.statement_bytes_max,
-        n_portals_max: server.limits.n_portals_max,
+        statement_bytes_max: server.limits.statement_bytes,
+        n_portals_max: server.limits.portals,
         statements: HashMap::new(),
         portals: HashMap::new(),
         skipping: false,

@@ -5,9 +5,8 @@
 //! (PostgreSQL's "fsyncgate"). raft-engine answers a failed sync with a panic. Here the failure is
 //! kept in [`Failure`] instead: sync returns, and every later change is refused. The writer thread
 //! looks at [`Failure::reason`] before it acknowledges anything.
-//!
-//! Tests and the simulator make the disk fail through [`Faults`].
 
+use crate::faults::Faults;
 use parking_lot::Mutex;
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -16,19 +15,6 @@ use std::io::{Error, Read, Result, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Asked before the log's files are read or changed. An `Err` takes the place of the operating
-/// system's answer.
-pub trait Faults: Send + Sync {
-    /// `path` is about to be read.
-    fn read(&self, _path: &Path) -> Result<()> {
-        Ok(())
-    }
-    /// `bytes` are about to be written at the end of `path`.
-    fn write(&self, path: &Path, bytes: usize) -> Result<()>;
-    /// `path` is about to be synced.
-    fn sync(&self, path: &Path) -> Result<()>;
-}
 
 /// The first failure of a log file, if there was one.
 #[derive(Clone, Default)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Faults;
 use base::env::MemoryNet;
 use std::sync::mpsc;
 

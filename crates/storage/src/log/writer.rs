@@ -93,7 +93,7 @@ pub(super) fn start(inner: Arc<Inner>) -> Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("log-writer".into())
         .spawn(move || {
-            let guard = crate::upkeep::PanicHalts::new(&inner.env, "log-writer");
+            let guard = base::env::PanicHalts::new(&inner.env, "thread", "log-writer");
             run(&inner);
             drop(guard);
         })

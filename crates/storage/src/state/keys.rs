@@ -16,6 +16,7 @@
 use base::{Key, KeyRange, Scn, TabletId};
 use bytes::{BufMut, Bytes};
 use lsm_tree::Slice;
+use serde::{Deserialize, Serialize};
 use std::ops::Bound;
 
 pub(crate) const ROW: u8 = b'r';
@@ -26,6 +27,14 @@ pub(crate) const EXPIRING: u8 = b'e';
 pub(crate) const SUMMARY: &[u8] = b"s";
 
 const SCN_BYTES: usize = 8;
+
+/// What belongs to a tablet: rows, and the ranges of unversioned and expiring keys.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TabletRanges {
+    pub rows: KeyRange,
+    pub meta: Vec<KeyRange>,
+    pub expiring: Vec<KeyRange>,
+}
 
 pub(crate) type Bounds = (Bound<Slice>, Bound<Slice>);
 

@@ -4,8 +4,8 @@
 //! content changes at one instant. It keeps the ages of segments and not their times: a clock that
 //! jumped while the node was down makes no segment older or younger.
 
+use super::TabletRanges;
 use crate::log::sync_dir;
-use crate::transfer::TabletRanges;
 use crate::{Error, Result};
 use base::{Scn, TabletId};
 use serde::{Deserialize, Serialize};

@@ -9,32 +9,29 @@
 //!                                                                           resolve, forget
 //! ```
 
-use super::{Result, Shared, Writes};
+use super::{Result, Shared};
 use crate::command::{Changes, Outcome, SchemaUse};
+use crate::error::lost_locks;
 use crate::message::{Epoch, Fault, Part, Request, Response};
-use crate::tablet::lost_locks;
+use crate::writes::{Writes, WritesScan};
 use crate::{Error, Isolation};
 use base::{Key, KeyRange, Scn, TabletId};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::iter::Peekable;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// One log entry carries at most about this much of a transaction.
-const PART_BYTES_MAX: usize = 2 << 20;
 /// Parts for one tablet that are under way at the same time.
 const N_PARTS_AT_ONCE: usize = 4;
 /// How long a coordinator tries to learn how a commit ended before it tells its client that
 /// it does not know.
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(15);
 const OUTCOME_PAUSE: Duration = Duration::from_millis(20);
-/// A value must fit into one log entry and one message to the followers, with room to spare.
-const VALUE_BYTES_MAX: usize = 16 << 20;
-
 type Barriers = Vec<(SchemaUse, Vec<KeyRange>)>;
 
 pub(super) async fn commit(
@@ -60,7 +57,6 @@ pub(super) async fn commit(
     let (sender, answer) = tokio::sync::oneshot::channel();
     let (env, txn) = (shared.node.env.clone(), shared.id);
     env.spawn("commit", async move {
-        let writes = Arc::try_unwrap(writes).unwrap_or_else(|shared| (*shared).clone());
         let outcome = shared.clone().commit(writes, barriers).await;
         drop(sender.send(outcome));
         shared.end().await;
@@ -69,65 +65,138 @@ pub(super) async fn commit(
     answer.await.unwrap_or(Err(Error::OutcomeUnknown { txn })).map(Some)
 }
 
-/// The writes for one tablet, in parts.
+/// The writes for one tablet.
 struct Share {
     tablet: TabletId,
     epoch: Epoch,
-    parts: Vec<Changes>,
+    parts: Parts,
+}
+
+/// The writes of one share, cut into parts as they are asked for: of a large transaction only the parts that are under
+/// way are in memory.
+struct Parts {
+    writes: Peekable<WritesScan>,
+    barriers: Vec<SchemaUse>,
+    uses: Arc<Vec<(KeyRange, SchemaUse)>>,
+    bytes_max: usize,
+    n: u32,
+    is_over: bool,
+}
+
+impl Parts {
+    /// The next part, and where it stands. There is one at least; None after the last.
+    fn next(&mut self) -> Option<Result<(Part, Changes)>> {
+        if self.is_over {
+            return None;
+        }
+        let mut changes = Changes::default();
+        let mut n_bytes = 0;
+        loop {
+            let next = self.writes.next_if(|write| {
+                let size = write.as_ref().map_or(0, |(key, value)| size(key, value));
+                n_bytes += size;
+                n_bytes <= self.bytes_max || n_bytes == size
+            });
+            match next {
+                Some(Ok(write)) => changes.writes.push(write),
+                Some(Err(error)) => {
+                    self.is_over = true;
+                    return Some(Err(error));
+                }
+                None => break,
+            }
+        }
+        self.is_over = self.writes.peek().is_none();
+        if self.is_over {
+            changes.barriers = std::mem::take(&mut self.barriers);
+        }
+        for (relation, used) in self.uses.iter() {
+            let touched = || changes.writes.iter().any(|(key, _)| relation.contains(key));
+            if !changes.uses.contains(used) && touched() {
+                changes.uses.push(*used);
+            }
+        }
+        let part = Part { number: self.n, is_last: self.is_over };
+        self.n += 1;
+        Some(Ok((part, changes)))
+    }
+}
+
+fn size(key: &Key, value: &Option<Bytes>) -> usize {
+    key.len() + value.as_ref().map_or(0, Bytes::len) + 16
 }
 
 impl Shared {
-    async fn commit(self: Arc<Self>, writes: Writes, barriers: Barriers) -> Result<Scn> {
-        let mut shares = self.shares(writes, &barriers).await?;
+    async fn commit(self: Arc<Self>, writes: Arc<Writes>, barriers: Barriers) -> Result<Scn> {
+        let mut shares = self.shares(&writes, &barriers).await?;
+        drop(writes);
         let grants = self.known.lock().grants.clone();
         let alone = shares.len() == 1 && grants.len() == 1;
-        if let [share] = &mut shares[..]
+        let mut first = None;
+        if let [Share { tablet, epoch, parts }] = &mut shares[..]
             && alone
-            && share.parts.len() == 1
-            && let Some(changes) = share.parts.pop()
+            && let Some(part) = parts.next()
         {
-            return self.commit_one(share.tablet, share.epoch, changes).await;
+            let (part, changes) = part?;
+            if part.is_last {
+                return self.commit_one(*tablet, *epoch, changes).await;
+            }
+            first = Some((part, changes));
         }
-        self.commit_many(shares, grants).await
+        self.commit_many(shares, first, grants).await
     }
 
-    /// Cuts the writes by tablet and size. If this transaction has no epoch for a tablet, the tablet's
-    /// borders have changed since the keys were locked, and the transaction aborts.
-    async fn shares(&self, writes: Writes, barriers: &Barriers) -> Result<Vec<Share>> {
+    /// Finds the tablets that the writes and barriers go to. If this transaction has no epoch for a tablet, the
+    /// tablet's borders have changed since the keys were locked, and the transaction aborts.
+    async fn shares(&self, writes: &Writes, barriers: &Barriers) -> Result<Vec<Share>> {
         let (grants, uses) = {
             let known = self.known.lock();
             (known.grants.clone(), known.uses.clone())
         };
-        let mut shares: BTreeMap<TabletId, (Share, usize)> = BTreeMap::new();
-        let mut order: Vec<TabletId> = Vec::new();
-        let mut share_of = |tablet: TabletId| -> Result<()> {
-            if let Entry::Vacant(vacant) = shares.entry(tablet) {
-                let epoch = *grants.get(&tablet).ok_or_else(lost_locks)?;
-                order.push(tablet);
-                vacant.insert((Share { tablet, epoch, parts: vec![Changes::default()] }, 0));
+        let mut distinct: Vec<(KeyRange, SchemaUse)> = Vec::new();
+        for used in uses {
+            if !distinct.contains(&used) {
+                distinct.push(used);
             }
-            Ok(())
-        };
-        let mut here: Option<(KeyRange, TabletId)> = None;
-        let mut placed: Vec<(TabletId, Key, Option<Bytes>)> = Vec::with_capacity(writes.len());
-        for (key, value) in writes {
-            check_size(&key, value.as_ref())?;
-            let tablet = match &here {
-                Some((range, tablet)) if range.contains(&key) => *tablet,
-                _ => here.insert(self.node.tablet_of(&key).await?).1,
-            };
-            share_of(tablet)?;
-            placed.push((tablet, key, value));
         }
-        let mut walls: Vec<(TabletId, SchemaUse)> = Vec::new();
+        let uses = Arc::new(distinct);
+        let bytes_max = self.node.env.limits().part_bytes;
+        let mut shares: Vec<Share> = Vec::new();
+        let share_of =
+            |shares: &mut Vec<Share>, tablet: TabletId, range: KeyRange| -> Result<usize> {
+                if let Some(at) = shares.iter().position(|share| share.tablet == tablet) {
+                    return Ok(at);
+                }
+                let epoch = *grants.get(&tablet).ok_or_else(lost_locks)?;
+                let writes = writes.scan(&range).peekable();
+                let (barriers, uses) = (Vec::new(), uses.clone());
+                let parts = Parts { writes, barriers, uses, bytes_max, n: 0, is_over: false };
+                shares.push(Share { tablet, epoch, parts });
+                Ok(shares.len() - 1)
+            };
+        let mut rest = KeyRange::all();
+        while let Some(write) = writes.first_in(&rest) {
+            let key = write?;
+            let (range, tablet) = self.node.tablet_of(&key).await?;
+            let n_before = shares.len();
+            if share_of(&mut shares, tablet, range.clone())? < n_before {
+                // Its borders have changed since its first key was looked up.
+                return Err(lost_locks());
+            }
+            match range.end {
+                Some(end) => rest.start = end,
+                None => break,
+            }
+        }
         for (barrier, ranges) in barriers {
             for range in ranges {
                 let mut rest = range.clone();
                 while !rest.is_empty() {
                     let (own, tablet) = self.node.tablet_of(&rest.start).await?;
-                    share_of(tablet)?;
-                    if !walls.contains(&(tablet, *barrier)) {
-                        walls.push((tablet, *barrier));
+                    let at = share_of(&mut shares, tablet, own.clone())?;
+                    let walls = &mut shares[at].parts.barriers;
+                    if !walls.contains(barrier) {
+                        walls.push(*barrier);
                     }
                     match own.end {
                         Some(end) => rest.start = end,
@@ -136,47 +205,7 @@ impl Shared {
                 }
             }
         }
-        for (tablet, key, value) in placed {
-            let Some((share, n_bytes)) = shares.get_mut(&tablet) else { continue };
-            let size = key.len() + value.as_ref().map_or(0, Bytes::len) + 16;
-            if *n_bytes + size > PART_BYTES_MAX && *n_bytes > 0 {
-                share.parts.push(Changes::default());
-                *n_bytes = 0;
-            }
-            *n_bytes += size;
-            if let Some(part) = share.parts.last_mut() {
-                part.writes.push((key, value));
-            }
-        }
-        for (tablet, barrier) in walls {
-            if let Some(part) =
-                shares.get_mut(&tablet).and_then(|(share, _)| share.parts.last_mut())
-            {
-                part.barriers.push(barrier);
-            }
-        }
-        let mut distinct: Vec<(KeyRange, SchemaUse)> = Vec::new();
-        for used in uses {
-            if !distinct.contains(&used) {
-                distinct.push(used);
-            }
-        }
-        let by_relation = |changes: &mut Changes| {
-            for (relation, used) in &distinct {
-                let touched = || changes.writes.iter().any(|(key, _)| relation.contains(key));
-                if !changes.uses.contains(used) && touched() {
-                    changes.uses.push(*used);
-                }
-            }
-        };
-        let mut in_order = Vec::with_capacity(order.len());
-        for tablet in order {
-            if let Some((mut share, _)) = shares.remove(&tablet) {
-                share.parts.iter_mut().for_each(by_relation);
-                in_order.push(share);
-            }
-        }
-        Ok(in_order)
+        Ok(shares)
     }
 
     async fn commit_one(&self, tablet: TabletId, epoch: Epoch, changes: Changes) -> Result<Scn> {
@@ -214,6 +243,7 @@ impl Shared {
     async fn commit_many(
         self: Arc<Self>,
         shares: Vec<Share>,
+        first: Option<(Part, Changes)>,
         grants: BTreeMap<TabletId, Epoch>,
     ) -> Result<Scn> {
         let txn = self.id;
@@ -228,7 +258,7 @@ impl Shared {
         let reads_count = self.isolation == Isolation::Serializable;
         let asked_again: Vec<(TabletId, Epoch)> =
             grants.into_iter().filter(|(tablet, _)| reads_count || only_read(tablet)).collect();
-        let decided = match self.agree(shares, anchor, &asked_again).await {
+        let decided = match self.agree(shares, first, anchor, &asked_again).await {
             Ok(scn) => self.decide(anchor, Outcome::Committed(scn), &participants).await,
             Err(error) => {
                 // If the anchor cannot be told now, the tablets' sweeps find the transaction.
@@ -253,41 +283,62 @@ impl Shared {
     }
 
     /// Gets every participant's promise; then the number; then, from the tablets where the transaction
-    /// has read under locks, the confirmation that these locks still hold.
+    /// has read under locks, the confirmation that these locks still hold. `first` is a part that was taken
+    /// from the only share already.
     async fn agree(
         &self,
         shares: Vec<Share>,
+        mut first: Option<(Part, Changes)>,
         anchor: TabletId,
         asked_again: &[(TabletId, Epoch)],
     ) -> Result<Scn> {
-        let txn = self.id;
-        let prepare = shares.into_iter().map(|share| async move {
-            let Share { tablet, epoch, mut parts } = share;
-            let last = parts.pop().unwrap_or_default();
-            let n = parts.len() as u32;
-            let ask = |number: u32, is_last: bool, changes: Changes| {
-                let part = Part { number, is_last };
-                self.node.ask(tablet, Request::Prepare { txn, epoch, anchor, part, changes })
-            };
-            // Several under way, so that one write to the disk takes more than one. All are waited for, also
-            // when one fails: what is still on its way would otherwise come after the decision.
-            let parts = (0..n).zip(parts).map(|(number, changes)| ask(number, false, changes));
-            let mut asked = futures::stream::iter(parts).buffer_unordered(N_PARTS_AT_ONCE);
-            let mut failed = None;
-            while let Some(answer) = asked.next().await {
-                failed = failed.or(answer.err());
-            }
-            match failed {
-                Some(fault) => Err(fault),
-                None => ask(n, true, last).await.map(drop),
-            }
-        });
+        let prepare: Vec<_> =
+            shares.into_iter().map(|share| self.prepare(share, first.take(), anchor)).collect();
         for promise in join_all(prepare).await {
-            promise.map_err(unprepared)?;
+            promise?;
         }
         let scn = self.node.draw().await.map_err(Fault::into_error)?;
         self.check(asked_again).await?;
         Ok(scn)
+    }
+
+    /// Gets one participant's promise. Several parts are under way, so that one write to the disk takes more than one.
+    /// All are waited for, also when one fails: what is still on its way would otherwise come after the decision. The
+    /// last one goes alone, and with it the leader marks.
+    async fn prepare(
+        &self,
+        share: Share,
+        mut first: Option<(Part, Changes)>,
+        anchor: TabletId,
+    ) -> Result<()> {
+        let Share { tablet, epoch, mut parts } = share;
+        let txn = self.id;
+        let ask = |part: Part, changes: Changes| {
+            self.node.ask(tablet, Request::Prepare { txn, epoch, anchor, part, changes })
+        };
+        let mut under_way = FuturesUnordered::new();
+        let mut failed: Option<Error> = None;
+        let mut last = None;
+        loop {
+            while failed.is_none() && last.is_none() && under_way.len() < N_PARTS_AT_ONCE {
+                match first.take().map(Ok).or_else(|| parts.next()) {
+                    Some(Ok((part, changes))) if part.is_last => last = Some((part, changes)),
+                    Some(Ok((part, changes))) => under_way.push(ask(part, changes)),
+                    Some(Err(error)) => failed = Some(error),
+                    None => break,
+                }
+            }
+            match under_way.next().await {
+                Some(Ok(_)) => {}
+                Some(Err(fault)) => failed = failed.or(Some(unprepared(fault))),
+                None => break,
+            }
+        }
+        match (failed, last) {
+            (Some(error), _) => Err(error),
+            (None, Some((part, changes))) => ask(part, changes).await.map(drop).map_err(unprepared),
+            (None, None) => Err(Error::Internal { reason: "a share has no last part".into() }),
+        }
     }
 
     async fn decide(
@@ -328,22 +379,6 @@ impl Shared {
             answer.map_err(unprepared)?;
         }
         Ok(())
-    }
-}
-
-/// Refuses writes that no replica could apply, before they get into a log.
-fn check_size(key: &Key, value: Option<&Bytes>) -> Result<()> {
-    let too_large = |what: &str, bytes: usize, max: usize| {
-        Err(Error::TooLarge { reason: format!("{what} of {bytes} bytes exceeds {max}") })
-    };
-    match value {
-        _ if key.len() > storage::KEY_BYTES_MAX => {
-            too_large("a primary key or index entry", key.len(), storage::KEY_BYTES_MAX)
-        }
-        Some(value) if value.len() > VALUE_BYTES_MAX => {
-            too_large("a row", value.len(), VALUE_BYTES_MAX)
-        }
-        _ => Ok(()),
     }
 }
 

@@ -1,17 +1,14 @@
 //! Reading at one snapshot, with the transaction's own writes laid over.
 
-use super::{Result, Row, Shared, Writes};
+use super::{Result, Row, Shared};
 use crate::Error;
 use crate::message::{Fault, ReadAt, Request, Response, ScanRequest, Scanned};
+use crate::writes::Writes;
 use crate::{Isolation, LockMode, Wait};
 use base::{Key, KeyRange, Scn, TabletId};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
-
-/// Rows per request, if the caller does not say how many it will want.
-const BATCH_ROWS: usize = 4096;
 
 /// Reads at one snapshot. Cheap to clone, `Send + Sync + 'static`.
 #[derive(Clone)]
@@ -40,7 +37,9 @@ impl Reader {
     /// will be wanted (batches are cut to it); the scan goes on when more are asked for.
     pub fn scan(&self, range: KeyRange, reverse: bool, limit: Option<usize>) -> Scan {
         let locked = self.shared.isolation != Isolation::Serializable;
-        let n_rows_max = limit.unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS);
+        // Rows asked for at a time when nobody says how many will be wanted.
+        let most = self.shared.node.env.limits().scan_rows;
+        let n_rows_max = limit.unwrap_or(most).clamp(1, most);
         Scan {
             reader: self.clone(),
             rest: Some(range),
@@ -56,8 +55,8 @@ impl Reader {
             let mut rows: Vec<Option<Row>> = vec![None; keys.len()];
             let mut missing: Vec<usize> = Vec::new();
             for (at, key) in keys.iter().enumerate() {
-                match self.writes.get(key) {
-                    Some(own) => rows[at] = own.clone().map(|value| Row { scn: Scn::MAX, value }),
+                match self.writes.get(key)? {
+                    Some(own) => rows[at] = own.map(|value| Row { scn: Scn::MAX, value }),
                     None => missing.push(at),
                 }
             }
@@ -175,7 +174,7 @@ impl Scan {
                     Ok(other) => return Err(odd(&other)),
                 };
                 self.rest = after(&rest, &covered, self.reverse);
-                let rows = self.lay_over(rows, &covered);
+                let rows = self.lay_over(rows, &covered)?;
                 if !rows.is_empty() {
                     return Ok(rows);
                 }
@@ -186,37 +185,26 @@ impl Scan {
     }
 
     /// The transaction's own writes take the place of committed rows.
-    fn lay_over(&self, rows: Vec<(Key, Row)>, covered: &KeyRange) -> Vec<(Key, Row)> {
+    fn lay_over(&self, rows: Vec<(Key, Row)>, covered: &KeyRange) -> Result<Vec<(Key, Row)>> {
         if self.reader.writes.is_empty() || covered.is_empty() {
-            return rows;
+            return Ok(rows);
         }
-        let end = match &covered.end {
-            Some(end) => Bound::Excluded(end.clone()),
-            None => Bound::Unbounded,
-        };
-        let mut own = self
-            .reader
-            .writes
-            .range::<Key, _>((Bound::Included(covered.start.clone()), end))
-            .peekable();
+        let mut own = self.reader.writes.scan(covered).peekable();
         if own.peek().is_none() {
-            return rows;
+            return Ok(rows);
         }
         let mut merged: BTreeMap<Key, Row> = rows.into_iter().collect();
-        for (key, value) in own {
+        for write in own {
+            let (key, value) = write?;
             match value {
-                Some(value) => {
-                    merged.insert(key.clone(), Row { scn: Scn::MAX, value: value.clone() });
-                }
-                None => {
-                    merged.remove(key);
-                }
-            }
+                Some(value) => merged.insert(key, Row { scn: Scn::MAX, value }),
+                None => merged.remove(&key),
+            };
         }
-        match self.reverse {
+        Ok(match self.reverse {
             false => merged.into_iter().collect(),
             true => merged.into_iter().rev().collect(),
-        }
+        })
     }
 }
 

@@ -1,9 +1,7 @@
 //! Many keys taken with one call.
 
 use super::intervals::{Conflicts, Interval, Overlaps};
-use super::{
-    BULK_BYTES_MAX, BULK_KEYS_MIN, Hold, LockTable, Place, Point, Target, Ticket, Waiter, conflict,
-};
+use super::{Hold, LockTable, Place, Point, Target, Ticket, Waiter, conflict};
 use crate::LockMode;
 use crate::key_set::{self, KeySet};
 use base::env::Instant;
@@ -31,11 +29,11 @@ impl LockTable {
         keys: &[Key],
         mode: LockMode,
     ) -> bool {
-        if keys.len() < BULK_KEYS_MIN || !self.are_free(txn, keys, mode) {
+        if keys.len() < self.limits.n_keys_min || !self.are_free(txn, keys, mode) {
             return false;
         }
         let place = Place { fresh: true, since, ticket: Ticket(self.next_number()) };
-        if self.n_bulk_bytes + key_set::n_bytes(keys) <= BULK_BYTES_MAX {
+        if self.n_bulk_bytes + key_set::n_bytes(keys) <= self.limits.bytes_max {
             self.take_keys(txn, keys, mode, place);
         } else {
             for keys in keys.chunk_by(|a, b| relation(a) == relation(b)) {
@@ -51,7 +49,7 @@ impl LockTable {
     pub fn restore(&mut self, since: Instant, txn: TxnId, keys: &[Key]) {
         let (mode, place) =
             (LockMode::Exclusive, Place { fresh: true, since, ticket: Ticket(self.next_number()) });
-        if keys.len() >= BULK_KEYS_MIN {
+        if keys.len() >= self.limits.n_keys_min {
             return self.take_keys(txn, keys, mode, place);
         }
         for key in keys {

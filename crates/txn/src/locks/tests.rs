@@ -203,7 +203,8 @@ fn who_asks_again_comes_back_to_where_it_stood() {
 #[test]
 fn a_load_that_outgrows_its_memory_locks_ranges_but_nobody_elses_keys() {
     let now = base::Env::seeded(1, std::sync::Arc::new(base::env::MemoryNet::default())).now();
-    let mut table = LockTable { n_bulk_bytes: BULK_BYTES_MAX, ..LockTable::default() };
+    let mut table = LockTable::default();
+    table.n_bulk_bytes = table.limits.bytes_max;
     let (load, other) = (TxnId(1), TxnId(2));
     let key =
         |relation: u8, n: u16| Key::from([&[0, 0, 0, relation][..], &n.to_be_bytes()].concat());
@@ -231,7 +232,7 @@ fn a_load_that_outgrows_its_memory_locks_ranges_but_nobody_elses_keys() {
     assert_eq!(ask(&mut table, &key(9, 1199), Wait::NoWait), Answer::Granted);
     let Answer::Waits(ticket) = ask(&mut table, &key(9, 5), Wait::Block) else { panic!() };
     assert_eq!(table.release(load), [ticket]);
-    assert_eq!(table.n_bulk_bytes, BULK_BYTES_MAX);
+    assert_eq!(table.n_bulk_bytes, table.limits.bytes_max);
 }
 
 /// What calls cost, in requests, locks and keys looked at.

@@ -10,6 +10,7 @@
 //!                            and which do those wait for in turn?
 //!          ─► again with the transactions that are new, until there are none
 //! circles  ─► one victim per circle ─► the tablets once more: does the circle still stand?
+//!          ─► the arbiter: may it be this victim?
 //!          ─► the victim's coordinator ends its wait
 //! ```
 //!
@@ -27,8 +28,9 @@
 //! the coordinator's first answer. So two transactions of one coordinator are always in their true order, and
 //! two of different coordinators are wrong by the time that one question takes, at most.
 //!
-//! Not done: two coordinators that find the same circle at the same moment may choose a victim each, if the
-//! transactions of the circle started within the time that one question takes.
+//! So two coordinators that find the same circle at the same moment may want a victim each, if the transactions of
+//! the circle started within the time that one question takes. The arbiter decides: the transaction of the circle with
+//! the lowest id. Its coordinator allows the first victim that it is asked about, and for a while no other.
 
 mod circle;
 
@@ -170,6 +172,13 @@ impl Node {
         if more > 0 {
             lines.push(format!("{more} more are in the circle."));
         }
+        // Those who find the same circle ask the same arbiter, so they cannot take a victim each.
+        let Some(arbiter) = circle.waits.iter().map(|(txn, _)| *txn).min() else { return };
+        let ask = CoordinatorRequest::MayDoom { arbiter, victim: circle.victim };
+        let Some(CoordinatorResponse::MayDoom(true)) = self.inspect(arbiter.node(), &ask).await
+        else {
+            return;
+        };
         let (txn, detail) = (circle.victim, lines.join("\n"));
         let doom = CoordinatorRequest::Doom { txn, n_waits, detail };
         // If the victim's coordinator does not hear it, the next search finds the circle again.
@@ -257,6 +266,15 @@ mod tests {
                 victim: txn,
                 waits: vec![(txn, Edge { tablet: TABLET, ticket, blocker, holds: true })],
             };
+            let (now, second) = (solo.env.now(), std::time::Duration::from_secs(1));
+            {
+                let active = solo.node.active.lock();
+                let arbiter = &active[&blocker];
+                assert!(arbiter.may_doom(txn, now) && arbiter.may_doom(txn, now));
+                assert!(!arbiter.may_doom(TxnId(1), now + second), "another victim");
+                assert!(arbiter.may_doom(TxnId(1), now + second * 3), "the first lives on");
+                assert!(!arbiter.may_doom(txn, now + second * 4));
+            }
             let other: crate::locks::Ticket = postcard::from_bytes(&[0]).unwrap();
             solo.node.break_up(circle(blocker, other), n_waits).await;
             assert!(!is_doomed(), "it was another wait");

@@ -111,6 +111,12 @@ impl Node {
                 let rows = txns.into_iter().filter_map(row).collect();
                 CoordinatorResponse::Waiting { now_us: since_start(self.env.now()), rows }
             }
+            CoordinatorRequest::MayDoom { arbiter, victim } => {
+                let now = self.env.now();
+                let active = self.active.lock();
+                let may = active.get(&arbiter).is_some_and(|own| own.may_doom(victim, now));
+                CoordinatorResponse::MayDoom(may)
+            }
             CoordinatorRequest::Doom { txn, n_waits, detail } => {
                 if let Some(active) = self.active.lock().get(&txn) {
                     active.doom(n_waits, detail);
@@ -161,7 +167,7 @@ impl Node {
         *last = current;
         let mut news = Vec::new();
         for tablet in led {
-            if let Some((_, scn, index)) = tablet.close(current) {
+            if let Some((scn, index)) = tablet.close(current) {
                 news.push(ClosedNews { tablet: tablet.id, scn, index });
             }
             // A commit was under way: look again although the counter has not moved.

@@ -70,7 +70,7 @@ impl Tablet {
         epoch: Epoch,
         changes: Changes,
     ) -> Result<Response, Fault> {
-        let scn = self.node()?.draw().await?;
+        let scn = self.home()?.draw().await?;
         self.with_lead(epoch, |lead| {
             lead.marks.drawn(txn, scn);
             Ok(())

@@ -3,6 +3,7 @@
 
 use super::marks::Marks;
 use crate::command::{SchemaUse, decode};
+use crate::key_set::SetLimits;
 use crate::locks::{LockTable, Ticket};
 use crate::machine::Prepared;
 use crate::message::{Epoch, TxnState};
@@ -48,12 +49,13 @@ impl Lead {
         tablet: TabletId,
         epoch: Epoch,
         now: Instant,
+        limits: SetLimits,
     ) -> Result<Lead, Error> {
         let mut lead = Lead {
             epoch,
-            locks: LockTable::default(),
+            locks: LockTable::new(limits),
             wakers: HashMap::new(),
-            marks: Marks::default(),
+            marks: Marks::new(limits),
             prepared: HashMap::new(),
             doomed: HashMap::new(),
             splitting: false,
@@ -179,7 +181,8 @@ mod tests {
         batch.meta_put(keyspace::prepared(tablet, definer, 0), encode(&part));
         store.apply(batch).unwrap();
         let epoch = Epoch { node: base::NodeId(1), term: 1, nonce: 1 };
-        let mut lead = Lead::take_over(&store, tablet, epoch, env.now()).unwrap();
+        let mut lead =
+            Lead::take_over(&store, tablet, epoch, env.now(), SetLimits::default()).unwrap();
         assert!(lead.is_walled(other, &[of(9, 4)], &[]), "it goes by the older one");
         assert!(!lead.is_walled(other, &[of(9, 5), of(8, 1)], &[]));
         assert!(lead.is_walled(other, &[of(9, 5)], &[of(9, 6)]), "one definition after the other");
@@ -206,7 +209,8 @@ mod tests {
         prepare(one, vec![key(301)]);
         store.apply(batch).unwrap();
         let epoch = Epoch { node: base::NodeId(1), term: 1, nonce: 1 };
-        let mut lead = Lead::take_over(&store, tablet, epoch, env.now()).unwrap();
+        let mut lead =
+            Lead::take_over(&store, tablet, epoch, env.now(), SetLimits::default()).unwrap();
         let ask = |lead: &mut Lead, n| {
             let target = Target::Key(key(n));
             lead.locks.request(env.now(), other, target, LockMode::Exclusive, Wait::NoWait)
@@ -224,7 +228,8 @@ mod tests {
         let store = Store::open(&env, dir.path(), Options::default()).unwrap();
         let epoch = Epoch { node: base::NodeId(1), term: 1, nonce: 1 };
         let now = env.now();
-        let mut lead = Lead::take_over(&store, TabletId(7), epoch, now).unwrap();
+        let mut lead =
+            Lead::take_over(&store, TabletId(7), epoch, now, SetLimits::default()).unwrap();
         let later = now + std::time::Duration::from_secs(1);
         lead.locks.restore(now, TxnId(1), &[key(1)]);
         assert!(lead.holds_for(TxnId(1)));

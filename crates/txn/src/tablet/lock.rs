@@ -51,7 +51,7 @@ impl Tablet {
                     }
                 });
                 // The asker asks again for the other rows; it holds their locks by then.
-                if n_bytes >= super::read::BATCH_BYTES_MAX {
+                if n_bytes >= self.env.limits().scan_bytes {
                     break;
                 }
             }

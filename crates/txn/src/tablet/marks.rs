@@ -16,22 +16,18 @@
 //! So the marks of all its parts count from the promise on, and not while a load of ten million rows is still coming.
 //!
 //! A key has one mark at most, because the committing transaction holds the key's lock. The few keys of a small
-//! transaction stand in a tree; many keys are a [`KeySet`], which is as exact. Beyond [`BULK_BYTES_MAX`] in one
-//! tablet a transaction has one range per relation: memory no longer grows with the keys, and readers of keys
+//! transaction stand in a tree; many keys are a [`KeySet`], which is as exact. Beyond `bytes_max` of [`SetLimits`] in
+//! one tablet a transaction has one range per relation: memory no longer grows with the keys, and readers of keys
 //! between the marked ones wait too. Taking marks back is linear in the transaction's own keys.
 //!
 //! Pure: no clock and no I/O.
 
 use crate::command::SchemaUse;
-use crate::key_set::{self, KeySet};
+use crate::key_set::{self, KeySet, SetLimits};
 use crate::message::ReadAt;
 use base::{Key, KeyRange, Scn, TxnId};
 use std::collections::{BTreeMap, HashMap};
 
-/// From this many keys on, the keys of one call are kept as a key set.
-const BULK_KEYS_MIN: usize = 256;
-/// The key sets of one tablet take no more than this; a key takes its length and four bytes.
-const BULK_BYTES_MAX: usize = 64 << 20;
 /// The first bytes of a key are the number of its relation.
 const RELATION_BYTES: usize = 4;
 
@@ -44,6 +40,7 @@ pub(crate) struct Marks {
     /// Definitions of tables that change with these commits.
     walls: Vec<(SchemaUse, TxnId)>,
     n_bulk_bytes: usize,
+    limits: SetLimits,
 }
 
 #[derive(Debug)]
@@ -99,19 +96,23 @@ impl Bulk {
 }
 
 impl Marks {
+    pub(super) fn new(limits: SetLimits) -> Marks {
+        Marks { limits, ..Marks::default() }
+    }
+
     /// Notes the keys that a transaction is about to write. They count from the promise on. `keys` are sorted.
     pub(crate) fn add(&mut self, txn: TxnId, keys: &[Key], walls: &[SchemaUse]) {
         self.walls.extend(walls.iter().map(|wall| (*wall, txn)));
         let fresh = || Mark { scn: None, prepared: false, floor: None, keys: Vec::new() };
         let mark = self.by_txn.entry(txn).or_insert_with(fresh);
-        if keys.len() < BULK_KEYS_MIN {
+        if keys.len() < self.limits.n_keys_min {
             mark.keys.extend_from_slice(keys);
             self.points.extend(keys.iter().map(|key| (key.clone(), txn)));
             return;
         }
         let bulk = self.bulks.entry(txn).or_default();
         let before = bulk.keys.n_bytes();
-        match self.n_bulk_bytes + key_set::n_bytes(keys) <= BULK_BYTES_MAX {
+        match self.n_bulk_bytes + key_set::n_bytes(keys) <= self.limits.bytes_max {
             true => bulk.keys.add(keys),
             false => bulk.add_ranges(keys),
         }
@@ -273,7 +274,8 @@ mod tests {
 
     #[test]
     fn what_outgrows_its_memory_is_one_range_for_each_relation() {
-        let mut marks = Marks { n_bulk_bytes: BULK_BYTES_MAX, ..Marks::default() };
+        let mut marks = Marks::default();
+        marks.n_bulk_bytes = marks.limits.bytes_max;
         let of =
             |relation: u8, n: u16| Key::from([&[0, 0, 0, relation][..], &n.to_be_bytes()].concat());
         for part in 0..3 {

@@ -8,9 +8,6 @@ use base::{Key, KeyRange};
 use std::sync::atomic::Ordering;
 use storage::{At, View};
 
-/// A batch of a scan ends when it holds this much.
-pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
-
 fn at(at: ReadAt) -> At {
     match at {
         ReadAt::Newest => At::Newest,
@@ -37,7 +34,7 @@ impl Tablet {
             n_bytes += row.as_ref().map_or(0, |(_, value)| value.len());
             rows.push(row.map(|(scn, value)| Row { scn, value }));
             // The asker asks again for the other rows; at a snapshot that makes no difference.
-            if n_bytes >= BATCH_BYTES_MAX && read_at != ReadAt::Newest {
+            if n_bytes >= self.env.limits().scan_bytes && read_at != ReadAt::Newest {
                 break;
             }
         }
@@ -68,7 +65,7 @@ impl Tablet {
             let (key, scn, value) = row?;
             n_bytes += key.len() + value.len();
             rows.push((key, Row { scn, value }));
-            if rows.len() >= n_rows_max.max(1) || n_bytes >= BATCH_BYTES_MAX {
+            if rows.len() >= n_rows_max.max(1) || n_bytes >= self.env.limits().scan_bytes {
                 if let Some((last, _)) = rows.last() {
                     covered = match reverse {
                         false => KeyRange::new(range.start.clone(), base::key::successor(last)),
@@ -141,10 +138,10 @@ impl Tablet {
         scn <= closed.scn && self.applied_index.load(Ordering::Acquire) >= closed.index
     }
 
-    /// As leader: closes an SCN, and returns term, SCN and index for the followers. `current` is the newest
-    /// SCN handed out, asked for before this call. Example: `current` is 50, and one mark has floor 40: 40
-    /// is closed.
-    pub(crate) fn close(&self, current: base::Scn) -> Option<(u64, base::Scn, u64)> {
+    /// As leader: closes an SCN, and returns SCN and index for the followers. `current` is the newest SCN
+    /// handed out, asked for before this call. Example: `current` is 50, and one mark has floor 40: 40 is
+    /// closed.
+    pub(crate) fn close(&self, current: base::Scn) -> Option<(base::Scn, u64)> {
         let mut guard = self.lead.lock();
         let lead = guard.as_mut().filter(|lead| !lead.cutting)?;
         let scn = lead.marks.lowest_floor().map_or(current, |floor| floor.min(current));
@@ -158,7 +155,7 @@ impl Tablet {
             return None;
         }
         *closed = super::Closed { scn, index };
-        Some((term, scn, index))
+        Some((scn, index))
     }
 
     /// As follower: the leader has closed `scn`, with all commits in the entries up to `index`.

@@ -83,15 +83,21 @@ impl Tablet {
         let mut guard = self.lead.lock();
         if let Some(lead) = &mut *guard {
             let epoch = self.new_epoch(lead.epoch.term);
-            match super::Lead::take_over(&self.store, self.id, epoch, self.env.now()) {
+            match super::Lead::take_over(
+                &self.store,
+                self.id,
+                epoch,
+                self.env.now(),
+                self.set_limits(),
+            ) {
                 Ok(fresh) => *lead = fresh,
                 Err(error) => self.env.halt(format!("tablet {} cannot be led: {error}", self.id)),
             }
         }
         drop(guard);
         self.bump();
-        if let Some(node) = self.node.upgrade() {
-            node.routes_changed(self);
+        if let Some(home) = self.home.upgrade() {
+            home.routes_changed(self);
         }
     }
 }

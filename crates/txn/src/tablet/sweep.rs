@@ -10,12 +10,11 @@
 //!   whether that is this one or an earlier one, and the leader carries it out;
 //! * it has a record here: the leader tells every participant, then lets the record expire.
 
-use super::Tablet;
+use super::{Home, Tablet};
 use crate::command::{Outcome, decode};
 use crate::keyspace;
 use crate::machine::Record;
 use crate::message::{Fault, Request, Response};
-use crate::node::Node;
 use base::{KeyRange, NodeId, TabletId, TxnId};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -35,19 +34,19 @@ const ON_ITS_WAY_MAX: Duration = Duration::from_secs(30);
 
 impl Tablet {
     /// Starts a sweep in the background, unless the last one is still running.
-    pub(crate) fn sweep(self: Arc<Self>, node: Arc<Node>) {
+    pub(crate) fn sweep(self: Arc<Self>, home: Arc<dyn Home>) {
         if self.sweeping.swap(true, Ordering::AcqRel) {
             return;
         }
         self.env.clone().spawn("sweep of a tablet", async move {
-            if let Err(fault) = self.try_sweep(&node).await {
+            if let Err(fault) = self.try_sweep(&home).await {
                 tracing::debug!(tablet = %self.id, ?fault, "a sweep left something for the next");
             }
             self.sweeping.store(false, Ordering::Release);
         });
     }
 
-    async fn try_sweep(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Fault> {
+    async fn try_sweep(self: &Arc<Self>, home: &Arc<dyn Home>) -> Result<(), Fault> {
         let epoch = self.leading()?;
         let now = self.env.now();
         let (holders, in_doubt, doomed) = self.with_lead(epoch, |lead| {
@@ -67,7 +66,7 @@ impl Tablet {
         if asked.is_empty() {
             return Ok(());
         }
-        let Ended { abandoned, told: ended } = self.abandoned(node, asked).await?;
+        let Ended { abandoned, told: ended } = self.abandoned(home, asked).await?;
         self.with_lead(epoch, |lead| {
             doomed
                 .iter()
@@ -89,12 +88,12 @@ impl Tablet {
         // Each by itself: a transaction whose other tablets cannot be reached must not hold up the others.
         let in_doubt = in_doubt.into_iter().filter(|(txn, _)| abandoned.contains(txn));
         let settled = in_doubt.map(|(txn, anchor)| async move {
-            let outcome = settle(node, txn, anchor).await?;
+            let outcome = settle(home, txn, anchor).await?;
             self.resolve(txn, outcome).await.map(drop)
         });
         let records = records.into_iter().filter(|(txn, _)| abandoned.contains(txn));
         let told = records.map(|(txn, record)| async move {
-            node.carry_out(self.id, txn, record.outcome, &record.participants).await
+            home.clone().carry_out(self.id, txn, record.outcome, record.participants).await
         });
         let (settled, told) = futures::join!(join_all(settled), join_all(told));
         settled.into_iter().chain(told).collect()
@@ -121,13 +120,17 @@ impl Tablet {
 
     /// Those among `asked` that no coordinator runs any more. All coordinators are asked at once, so a
     /// silent one does not delay the others' answers.
-    async fn abandoned(&self, node: &Arc<Node>, asked: BTreeSet<TxnId>) -> Result<Ended, Fault> {
+    async fn abandoned(
+        &self,
+        home: &Arc<dyn Home>,
+        asked: BTreeSet<TxnId>,
+    ) -> Result<Ended, Fault> {
         let mut by_node: BTreeMap<NodeId, Vec<TxnId>> = BTreeMap::new();
         for txn in asked {
             by_node.entry(txn.node()).or_default().push(txn);
         }
         let ask = by_node.into_iter().map(|(coordinator, txns)| async move {
-            let alive = node.which_run(coordinator, txns.clone()).await;
+            let alive = home.clone().which_run(coordinator, txns.clone()).await;
             (coordinator, txns, alive)
         });
         let mut ended = Ended::default();
@@ -153,7 +156,7 @@ impl Tablet {
                     let gone = txns.into_iter().filter(|txn| !alive.contains(txn));
                     ended.told.extend(gone);
                 }
-                None if silent > SILENCE_MAX || node.is_dead(coordinator) => {
+                None if silent > SILENCE_MAX || home.is_dead(coordinator) => {
                     ended.abandoned.extend(txns);
                 }
                 None => {}
@@ -173,10 +176,10 @@ struct Ended {
 }
 
 /// The decision about an abandoned transaction: that of its record, or an abort that is written now.
-async fn settle(node: &Arc<Node>, txn: TxnId, anchor: TabletId) -> Result<Outcome, Fault> {
+async fn settle(home: &Arc<dyn Home>, txn: TxnId, anchor: TabletId) -> Result<Outcome, Fault> {
     let participants = Vec::new();
     let decide = Request::Decide { txn, outcome: Outcome::Aborted, participants };
-    match node.ask(anchor, decide).await? {
+    match home.clone().ask(anchor, decide).await? {
         Response::Decided(outcome) => Ok(outcome),
         other => {
             Err(crate::Error::Internal { reason: format!("decide answered {other:?}") }.into())

@@ -12,7 +12,7 @@ pub fn key(name: &str) -> Key {
 
 pub async fn put(txn: &mut Txn, name: &str, value: &str) -> Result<(), Error> {
     txn.lock(&[key(name)], LockMode::Exclusive, Wait::Block).await?;
-    txn.put(key(name), Bytes::copy_from_slice(value.as_bytes()));
+    txn.put(key(name), Bytes::copy_from_slice(value.as_bytes())).unwrap();
     Ok(())
 }
 

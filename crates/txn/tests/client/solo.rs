@@ -16,7 +16,7 @@ async fn what_was_committed_is_read_and_survives_a_restart() {
         assert_eq!(all(&mut txn, false).await, ["a=1", "b=2", "c=3"]);
         put(&mut txn, "bb", "own").await.unwrap();
         txn.lock(&[key("c")], LockMode::Exclusive, Wait::Block).await.unwrap();
-        txn.delete(key("c"));
+        txn.delete(key("c")).unwrap();
         assert_eq!(all(&mut txn, true).await, ["bb=own", "b=2", "a=1"]);
         let savepoint = txn.savepoint();
         put(&mut txn, "a", "changed").await.unwrap();
@@ -41,7 +41,7 @@ async fn a_snapshot_stands_still_and_the_first_updater_wins() {
     set(&solo.client, &[("a", "2")]).await;
     let mut deleter = solo.client.begin(Isolation::ReadCommitted);
     deleter.lock(&[key("b")], LockMode::Exclusive, Wait::Block).await.unwrap();
-    deleter.delete(key("b"));
+    deleter.delete(key("b")).unwrap();
     deleter.commit().await.unwrap();
     assert_eq!(all(&mut old, false).await, ["a=1", "b=1"]);
     for name in ["a", "b"] {
@@ -167,7 +167,7 @@ async fn a_large_transaction_over_tablets_is_there_whole() {
     for chunk in 0..10 {
         let keys: Vec<Key> = (0..3000).map(|n| key(&format!("{:07}", chunk * 3000 + n))).collect();
         txn.lock(&keys, LockMode::Exclusive, Wait::Block).await.unwrap();
-        keys.into_iter().for_each(|key| txn.put(key, value.clone()));
+        keys.into_iter().for_each(|key| txn.put(key, value.clone()).unwrap());
     }
     txn.commit().await.unwrap();
     let mut txn = solo.client.begin(Isolation::ReadCommitted);
@@ -182,12 +182,14 @@ async fn what_no_replica_could_apply_is_refused_before_it_is_in_the_log() {
     for name in [&long[..33_000], &long] {
         let mut txn = solo.client.begin(Isolation::ReadCommitted);
         assert_eq!(get(&mut txn, name).await.unwrap(), None);
-        put(&mut txn, name, "1").await.unwrap();
-        assert!(matches!(txn.commit().await, Err(Error::TooLarge { .. })));
+        txn.lock(&[key(name)], LockMode::Exclusive, Wait::Block).await.unwrap();
+        let refused = txn.put(key(name), Bytes::from_static(b"1"));
+        assert!(matches!(refused, Err(Error::TooLarge { .. })), "{refused:?}");
     }
     let mut txn = solo.client.begin(Isolation::ReadCommitted);
-    put(&mut txn, "row", &"v".repeat(17 << 20)).await.unwrap();
-    assert!(matches!(txn.commit().await, Err(Error::TooLarge { .. })));
+    txn.lock(&[key("row")], LockMode::Exclusive, Wait::Block).await.unwrap();
+    let refused = txn.put(key("row"), Bytes::from(vec![b'v'; 17 << 20]));
+    assert!(matches!(refused, Err(Error::TooLarge { .. })), "{refused:?}");
     set(&solo.client, &[("a", "1"), ("l", "2")]).await;
     let mut txn = solo.client.begin(Isolation::ReadCommitted);
     let range = KeyRange::new(key(&long), key("z"));

@@ -23,6 +23,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result, state};
 use crate::parse;
 use crate::plan::undefined_table;
+use crate::run::memory::Kept;
 use crate::run::{Exec, rows};
 use crate::types::Row;
 use crate::{catalog::Overlay, codec};
@@ -139,7 +140,7 @@ impl Exec<'_> {
                 }
                 Some(_) => {}
                 None => {
-                    self.txn.put(key.clone(), value.clone());
+                    self.txn.put(key.clone(), value.clone())?;
                     own.insert(key, value);
                 }
             }
@@ -313,6 +314,7 @@ async fn batch(
         sequences: HashMap::new(),
         lock_timeout: Duration::ZERO,
         may_restart: false,
+        kept: Kept::new(engine.env()),
     };
     exec.put_entries(&table, at, newest).await?;
     txn.commit().await?;

@@ -122,7 +122,7 @@ impl Exec<'_> {
     pub async fn drop_sequence_by_id(&mut self, id: u32) -> Result<()> {
         let Some(sequence) = Catalog::lock_sequence(self.txn, id).await? else { return Ok(()) };
         self.release(&sequence.schema, &sequence.name).await?;
-        self.txn.delete(rows::sequence_key(id));
+        self.txn.delete(rows::sequence_key(id))?;
         self.engine.sequences().forget(id);
         Ok(())
     }
@@ -259,7 +259,7 @@ impl Exec<'_> {
         for sequence in sequences {
             self.drop_sequence_by_id(sequence.id).await?;
         }
-        self.txn.delete(rows::schema_key(name));
+        self.txn.delete(rows::schema_key(name))?;
         Ok(())
     }
 
@@ -285,7 +285,7 @@ impl Exec<'_> {
         }
         let id = self.engine.catalog().allocate(1).await?;
         let schema = Schema { id, name: name.to_owned(), owner: self.view.user.to_string() };
-        self.txn.put(rows::schema_key(name), rows::encode(&schema)?);
+        self.txn.put(rows::schema_key(name), rows::encode(&schema)?)?;
         Ok(None)
     }
 
@@ -300,7 +300,7 @@ impl Exec<'_> {
         let mut user =
             User { id, name: name.to_owned(), verifier: None, superuser: false, login: false };
         self.apply_user(&mut user, options)?;
-        self.txn.put(rows::user_key(name), rows::encode(&user)?);
+        self.txn.put(rows::user_key(name), rows::encode(&user)?)?;
         Ok(())
     }
 
@@ -316,10 +316,10 @@ impl Exec<'_> {
                     format!("role \"{new}\" already exists"),
                 ));
             }
-            self.txn.delete(rows::user_key(name));
+            self.txn.delete(rows::user_key(name))?;
             user.name.clone_from(new);
         }
-        self.txn.put(rows::user_key(&user.name), rows::encode(&user)?);
+        self.txn.put(rows::user_key(&user.name), rows::encode(&user)?)?;
         Ok(())
     }
 
@@ -330,7 +330,7 @@ impl Exec<'_> {
                 return Err(Error::new("55006", "current user cannot be dropped"));
             }
             match Catalog::lock_user(self.txn, name).await? {
-                Some(_) => self.txn.delete(rows::user_key(name)),
+                Some(_) => self.txn.delete(rows::user_key(name))?,
                 None if if_exists => {
                     notices.push(format!("role \"{name}\" does not exist, skipping"));
                 }

@@ -11,8 +11,9 @@ use crate::expr::{Context, Expr};
 use crate::parse::{self, SequenceOptions};
 use crate::plan::change::NamedCheck;
 use crate::plan::{Plan, Planner};
+use crate::run::Exec;
+use crate::run::memory::{Chunk, Kept};
 use crate::run::select::Finder;
-use crate::run::{CHUNK_ROWS, Exec};
 use crate::types::cast::{self, Context as CastContext};
 use crate::types::{Datum, Row, Type};
 use base::Scn;
@@ -335,7 +336,7 @@ impl Exec<'_> {
             self.drop_sequence_by_id(id).await?;
         }
         Catalog::lock_table(self.txn, table.id).await?;
-        self.txn.delete(rows::table_key(table.id));
+        self.txn.delete(rows::table_key(table.id))?;
         Ok(())
     }
 
@@ -396,18 +397,17 @@ impl Exec<'_> {
         let mut finder = Finder::over(reader, sealed, None, false, false, None, ranges);
         let new = new.seal();
         let checks = Planner::new(self.engine, self.overlay, self.view, &[]).checks(&new)?;
-        let mut chunk = Vec::new();
+        let mut chunk = Chunk::new(self.chunk_rows());
         while let Some(batch) = finder.next().await? {
             for (_, _, row) in batch {
-                chunk.push(self.rewritten(row, &new, &rewrite).await?);
-                if chunk.len() == CHUNK_ROWS {
-                    self.append_apart(&new, &checks, std::mem::take(&mut chunk)).await?;
+                if let Some(full) = chunk.push(self.rewritten(row, &new, &rewrite).await?) {
+                    self.append_apart(&new, &checks, full).await?;
                 }
             }
         }
-        self.append_apart(&new, &checks, chunk).await?;
+        self.append_apart(&new, &checks, chunk.take()).await?;
         for relation in fresh {
-            self.txn.delete(rows::garbage_key(relation));
+            self.txn.delete(rows::garbage_key(relation))?;
         }
         self.redefine((*new).clone(), &before).await?;
         Ok(())
@@ -446,6 +446,7 @@ impl Exec<'_> {
             sequences: HashMap::new(),
             lock_timeout: self.lock_timeout,
             may_restart: false,
+            kept: Kept::new(self.engine.env()),
         };
         apart.append(table, checks, chunk).await?;
         txn.commit().await?;

@@ -63,8 +63,8 @@ impl Pipe {
             whole: 0,
             shutdown: server.shutdown.clone(),
             env: server.engine.env().clone(),
-            grace: server.limits.shutdown_grace,
-            message_bytes_max: server.limits.message_bytes_max,
+            grace: server.patience.shutdown_grace,
+            message_bytes_max: server.limits.message_bytes,
             loan: server.memory.open(),
         }
     }
