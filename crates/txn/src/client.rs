@@ -4,11 +4,12 @@
 //! let mut txn = client.begin(Isolation::ReadCommitted);
 //! txn.begin_statement();
 //! let rows = txn.lock(&keys, LockMode::Exclusive, Wait::Block).await?;   // newest rows
-//! txn.put(key, value);                                                  // buffered here
+//! txn.put(key, value)?;                                                 // buffered here
 //! let scn = txn.commit().await?;                                        // ours, or an error
 //! ```
 //!
-//! Writes stay in this node's memory until the commit; the transaction's own reads see them.
+//! Writes stay on this node until the commit, in memory and, where they are many, in a temporary file
+//! (`writes.rs`); the transaction's own reads see them.
 //! Locks live at the tablets' leaders. The transaction remembers the epoch of each lock table in which it
 //! has locks, and the leaders compare it at the commit.
 
