@@ -1,16 +1,18 @@
-//! Memory that many share: whoever wants some borrows it, and gives it back by dropping the loan.
+//! Memory that many callers share: a caller borrows some, and gives it back by dropping the loan.
 //!
-//! A node has one budget for what its clients make it keep: messages, statements, writes, rows of queries. It is not a count of each byte: what is
-//! small is not borrowed for, and sizes may be estimates. It is the promise that the sum stays below a limit whatever
-//! clients do, so that the operating system never has to choose a process to kill.
+//! A node has one budget for the memory that its clients make it keep: messages, statements, writes, rows of queries.
+//! The budget does not count each byte: nobody borrows for small things, and sizes may be estimates. It promises that
+//! the sum stays below a limit, whatever clients do, so that the operating system never has to choose a process to
+//! kill.
 //!
-//! Example with a limit of 100: A borrows 60, B's wish for 50 is refused and costs B an error; A gives 20 back, B asks
-//! again and gets it.
+//! Example with a limit of 100: A borrows 60. B's request for 50 is refused and costs B an error. A gives 20 back, B
+//! asks again and gets 50.
 //!
-//! A budget may lie within another ([`Budget::within`]): whoever borrows from the inner one borrows from both. So the
-//! node has one limit for all, and no kind of work can use up the whole of it alone.
+//! A budget may lie within another ([`Budget::within`]): a loan from the inner one is a loan from both. So the node has
+//! one limit for all kinds of work, and no kind can use up the whole of it alone.
 //!
-//! Absent: waiting. A wish that cannot be granted at once is refused, because whoever waits keeps what it already has.
+//! Absent: waiting. A request that cannot be granted at once is refused, because a caller that waited would keep what
+//! it already has.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +28,7 @@ struct Inner {
     outer: Option<Budget>,
 }
 
-/// There is not so much left.
+/// Less is left than was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exhausted {
     pub wanted: usize,
@@ -95,7 +97,7 @@ impl Loan {
         self.bytes
     }
 
-    /// Makes it a loan of `bytes`, more or less than before. A refused loan stays as it was.
+    /// Makes this a loan of `bytes`, more or less than before. A loan whose growth is refused stays as it was.
     pub fn set(&mut self, bytes: usize) -> Result<(), Exhausted> {
         match bytes.checked_sub(self.bytes) {
             None => self.budget.give_back(self.bytes - bytes),

@@ -170,7 +170,7 @@ impl Env {
         if below == 0 { 0 } else { self.inner.rng.lock().random_range(0..below) }
     }
 
-    /// A source of random numbers of one's own, for whoever draws often.
+    /// A source of random numbers for one caller that draws often.
     pub fn draws(&self) -> Draws {
         Draws(Mutex::new(SmallRng::seed_from_u64(self.random())))
     }
@@ -179,8 +179,8 @@ impl Env {
         &*self.inner.net
     }
 
-    /// Starts a task. A panic in it is a bug in this process, whose memory can then not be
-    /// trusted: the process halts and its supervisor starts a fresh one.
+    /// Starts a task. A panic in it is a bug in this process, whose memory cannot be trusted after
+    /// it: the process halts and its supervisor starts a fresh one.
     #[allow(clippy::disallowed_methods)]
     pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<()>
     where
@@ -200,23 +200,23 @@ impl Env {
         }
     }
 
-    /// Runs `work` on this handle's runtime, wherever the caller runs. None when it panicked, or when
-    /// the runtime is ending.
+    /// Runs `work` on this handle's runtime, whatever runtime the caller is on. None when the work
+    /// panicked, or when the runtime is ending.
     pub async fn run<F>(&self, name: &'static str, work: F) -> Option<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {
         let (sender, output) = tokio::sync::oneshot::channel();
         self.spawn(name, async move {
-            // Whoever asked may be gone.
+            // The caller may be gone.
             drop(sender.send(work.await));
         });
         output.await.ok()
     }
 
     /// Declares that this process can no longer be trusted with its data. The first reason wins;
-    /// the process's owner waits in [`Env::halted`] and ends it. What must not happen after a
-    /// halt (an acknowledgement above all) must not follow the call.
+    /// the owner of the process waits in [`Env::halted`] and ends the process. The call returns, so
+    /// the caller must do nothing after it that must not follow a halt: above all, acknowledge.
     pub fn halt(&self, reason: impl Into<String>) {
         self.halt_for(Cause::Data, reason.into());
     }
@@ -255,9 +255,9 @@ impl Env {
     }
 }
 
-/// For one wait after the other, most of which end early: the timer of the first stays set for
-/// all, and is set anew only when it goes off, or for an earlier time. Setting a timer and taking
-/// it back costs more than many a wait.
+/// A timer for many waits, one after the other, most of which end early. The timer that the first
+/// wait sets stays set for the later ones. It is set anew only when it goes off, or when a wait ends
+/// at an earlier time. Setting a timer and taking it back would cost more than many a wait.
 #[derive(Default)]
 pub struct Alarm {
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
@@ -279,7 +279,7 @@ impl Alarm {
                 sleep.as_mut().reset(at);
             }
             loop {
-                // Whatever the future has done in this turn: one that is always busy ends too.
+                // Even if the future has got on in this turn: a future that is always busy ends too.
                 ready!(pin!(tokio::task::unconstrained(sleep.as_mut())).poll(cx));
                 if sleep.deadline() >= at {
                     self.sleep = None;
@@ -291,7 +291,7 @@ impl Alarm {
     }
 }
 
-/// Random numbers for one of several threads: where they draw from one source they wait for each
+/// Random numbers for one of several threads. Threads that draw from one source wait for each
 /// other's caches.
 pub struct Draws(Mutex<SmallRng>);
 
@@ -302,7 +302,7 @@ impl Draws {
     }
 }
 
-/// Halts the process if what owns it panics: that is a bug, and its work stands still.
+/// Halts the process if the task or thread that owns this value panics: that is a bug, and the owner's work stops.
 pub struct PanicHalts {
     env: Env,
     kind: &'static str,
@@ -342,7 +342,7 @@ mod tests {
         let (mut alarm, start) = (Alarm::default(), env.now());
         let ms = Duration::from_millis;
         let at = |n| start + ms(n);
-        // What is ready in time is not late, though its time is not the timer's.
+        // A future that is ready in time is not late, though the timer is set for another time.
         for (deadline, takes, is_late) in [
             (100, 10, false),
             (110, 20, false),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// One node's life with one data directory. A node whose data was wiped comes back under a new
-/// id: the old one made promises (votes, acknowledged entries) that the new one cannot keep.
+/// id, because it can no longer keep the promises (votes, acknowledged entries) of the old one.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -24,7 +24,7 @@ impl TabletId {
 }
 
 /// One transaction, unique over the life of the cluster. Its first 16 bits are the id of the node that
-/// runs it; `txn::ids` says how the others are given out.
+/// runs it; `txn::ids` says how the other bits are given out.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

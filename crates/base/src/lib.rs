@@ -1,7 +1,7 @@
 //! The small vocabulary every room shares: identities, the system change number, zones, the
 //! ordered key codec, error dispositions, and the one door to the world outside ([`env`]).
 //!
-//! What one room alone uses does not live here. This crate starts no task and opens no file by
+//! Something that one room alone uses does not live here. This crate starts no task and opens no file by
 //! itself. Its one global is the count of panics ([`panics`]).
 
 pub mod budget;

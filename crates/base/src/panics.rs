@@ -1,22 +1,22 @@
 //! What a panic costs: the statement that ran, or the process; never more, and never nothing.
 //!
-//! A panic is a bug in this program. What it may have left half done decides its price:
+//! A panic is a bug in this program. Its price depends on what the panic may have left half done:
 //!
 //! | where the panic happens | what ends |
 //! |---|---|
 //! | while a client's statement is parsed, planned or run | the statement, with SQLSTATE XX000 |
-//! | below it, in what statements share: locks, log, state ([`fatal`]) | the process |
+//! | below that, in something that statements share: locks, log, state ([`fatal`]) | the process |
 //! | in any other task or thread, a library's own among them | the process |
 //!
 //! Example: a session evaluates `date_trunc` and the calendar overflows. The evaluator panics inside
-//! [`contained`], nothing that others see was touched, and the client gets an error. Had the lock
+//! [`contained`]. Nothing that other sessions see was touched, and the client gets an error. Had the lock
 //! table panicked on behalf of the same session, inside [`fatal`], half a grant could be left in it: the
 //! process ends, its supervisor starts a fresh one, and the log tells what was committed.
 //!
-//! A thread knows what it runs at this moment ([`Price`]); the wrappers here set that for each poll of their
-//! future, because a task moves between threads from one poll to the next. [`install`] makes the panic
-//! hook ask for it. Without the hook (tests, the simulator) a panic that [`fatal`] sees halts the [`Env`]
-//! instead, and the owner of the process ends it.
+//! Each thread knows the price of a panic at this moment ([`Price`]). The wrappers here set the price for
+//! each poll of their future, because a task moves between threads from one poll to the next. The panic
+//! hook that [`install`] sets asks for the price. Without the hook (tests, the simulator) a panic inside
+//! [`fatal`] halts the [`Env`] instead, and the owner of the process ends it.
 //!
 //! Absent: nothing here logs to a file, and nothing is retried.
 
@@ -45,14 +45,14 @@ thread_local! {
 /// Panics that have cost a statement since the process began.
 static N_CONTAINED: AtomicU64 = AtomicU64::new(0);
 
-/// What remains of work that panicked.
+/// What the caller gets of work that panicked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Panicked {
     pub message: String,
 }
 
-/// Makes each panic that no statement pays for end the process at once (SIGABRT), with its place, its message and
-/// a backtrace on standard error. Once, at the start of a process whose supervisor starts it again.
+/// From now on each panic outside of a statement's work ends the process at once (SIGABRT), with its place, its
+/// message and a backtrace on standard error. Call it once, at the start of a process that a supervisor starts again.
 pub fn install() {
     std::panic::set_hook(Box::new(|panic| {
         let price = PRICE.with(Cell::get);
@@ -72,7 +72,7 @@ pub fn install() {
     }));
 }
 
-/// Sets the price for as long as it lives.
+/// Sets the price for as long as this value lives.
 struct Priced(Price);
 
 impl Priced {
@@ -92,14 +92,14 @@ pub async fn contained<F: Future>(work: F) -> Result<F::Output, Panicked> {
     AssertUnwindSafe(unwinding(work)).catch_unwind().await.map_err(|payload| told(&*payload))
 }
 
-/// The same for work that is no future.
+/// As [`contained`], for work that is not a future.
 pub fn contained_call<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     let _price = Priced::at(Price::Statement);
     std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| told(&*payload))
 }
 
-/// For tasks that a library starts on behalf of a statement: a panic ends the task, and unwinds to
-/// whoever joins it, which is [`contained`].
+/// For tasks that a library starts on behalf of a statement: a panic ends the task and unwinds to
+/// the task that joins it, which runs inside [`contained`].
 pub async fn unwinding<F: Future>(work: F) -> F::Output {
     let mut work = pin!(work);
     poll_fn(|cx| {
@@ -109,7 +109,8 @@ pub async fn unwinding<F: Future>(work: F) -> F::Output {
     .await
 }
 
-/// Runs work on what outlives a statement: a panic ends the process, whoever asked for the work.
+/// Runs work on something that outlives a statement: a panic ends the process, even if a statement
+/// asked for the work.
 pub async fn fatal<F: Future>(env: &Env, name: &'static str, work: F) -> F::Output {
     let mut work = pin!(work);
     poll_fn(|cx| {
@@ -120,7 +121,7 @@ pub async fn fatal<F: Future>(env: &Env, name: &'static str, work: F) -> F::Outp
     .await
 }
 
-/// Where no hook is installed.
+/// The way of a panic where no hook is installed.
 struct Bomb<'a> {
     env: &'a Env,
     name: &'static str,

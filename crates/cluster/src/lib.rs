@@ -1,11 +1,11 @@
-//! Who belongs to the cluster, where replicas belong, and when a worker is started again.
+//! Which nodes belong to the cluster, where replicas belong, and when a worker is started again.
 //!
 //! * [`topology`]: the nodes, as rows that every node reads
 //! * [`placement`]: which nodes should hold a tablet, pure
 //! * [`supervision`]: what a supervisor does about its worker, pure
-//! * [`report`]: what supervisors and newcomers tell the others
+//! * [`report`]: the messages of supervisors and newcomers
 //!
-//! Nothing here does I/O or reads a clock: the node crate runs what this room decides.
+//! Nothing here does I/O or reads a clock: the crate `node` carries out what this crate decides.
 
 pub mod placement;
 pub mod report;

@@ -1,8 +1,10 @@
 //! Which nodes should hold a tablet's replicas.
 //!
-//! A replica in every zone, so that the loss of a zone leaves a majority. What stands well is
-//! left alone: a change of members copies a whole tablet. Only a replica on a node that was
-//! replaced, or a second one in a zone, gives reason to move.
+//! A tablet has a replica in every zone, so that the loss of a zone leaves a majority. Replicas that stand
+//! well are left alone, because a change of members copies a whole tablet. There are three reasons to
+//! change them: a replica is on a node that was replaced, two replicas are in one zone, or new zones make
+//! a larger odd number of them. Example: the voters are 1 in zone a, 2 in b, 3 in c, and node 2 was
+//! replaced by node 4 in b: the voters become 1, 3 and 4.
 
 use crate::Topology;
 use base::{NodeId, TabletId, Zone};
@@ -33,8 +35,8 @@ pub fn wanted(
         let spread = nodes.get(usize::try_from(tablet.0).unwrap_or(0) % nodes.len().max(1));
         wanted.extend(kept.or(spread).copied());
     }
-    // Who is not heard of may stand in a zone that is not heard of either, and counts for one. The
-    // voters may be those of two configurations, when a change was left half done.
+    // A voter that the topology does not know may stand in a zone that it does not know either, and counts
+    // as one zone. The voters may be those of two configurations, if a change was left half done.
     let n_unheard = voters.iter().filter(|voter| !topology.nodes.contains_key(voter)).count();
     let n_held = by_zone.values().filter(|nodes| holds(nodes)).count() + n_unheard;
     (wanted != *voters && wanted.len() >= n_held).then_some(wanted)

@@ -1,4 +1,4 @@
-//! What supervisors and newcomers tell the others.
+//! The messages of supervisors and newcomers.
 
 use crate::Topology;
 use base::{NodeId, Zone};
@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// How long a newcomer waits for an answer. Whoever is asked begins nothing after that: by then
-/// another may listen at the newcomer's address.
+/// How long a newcomer waits for an answer. After that the asked node no longer lets it in, because by
+/// then another node may listen at the newcomer's address.
 pub const JOIN_TRY: Duration = Duration::from_secs(5);
 
-/// "The worker of this node, in this start of it, is dead." Told by whoever reaped or killed it,
-/// so it is a fact and not a suspicion (Falcon's rule: kill before you report).
+/// "The worker of this node, in this start of it, is dead." The process that reaped or killed the worker
+/// reports it, so it is a fact and not a suspicion (Falcon's rule: kill before you report).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeathReport {
     pub node: NodeId,
@@ -19,8 +19,8 @@ pub struct DeathReport {
 }
 
 impl DeathReport {
-    /// A report that was long on its way may meet the worker's next start, which lives.
-    /// `newest_boot` is the newest start of that node that was heard from.
+    /// False if a later start of the worker lives: the report was long on its way. `newest_boot` is the
+    /// newest start of that node that this node has heard from.
     pub fn is_news(&self, newest_boot: Option<u64>) -> bool {
         newest_boot.is_none_or(|newest| newest <= self.boot)
     }
@@ -29,7 +29,7 @@ impl DeathReport {
 /// A node without an identity asks to be let in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// Drawn once for a data directory without an identity, and the same however often it asks.
+    /// Drawn once for a data directory without an identity. The newcomer asks with the same ticket each time.
     pub ticket: u64,
     pub zone: Zone,
     pub peer_address: SocketAddr,

@@ -1,8 +1,9 @@
 //! What a supervisor does about its worker: decide purely, act elsewhere.
 //!
-//! The supervisor is the operating system's spy (it learns of an end by waiting for its child)
-//! and the application's (the worker says that it is well; when it stops saying so it is stuck,
-//! is killed, and only then reported). What it does next depends on how the worker ended:
+//! The supervisor watches at two levels. At the level of the operating system it waits for its child, and
+//! so learns of the worker's end. At the level of the application it hears from the worker that it is
+//! well; a worker that stops saying so is stuck, is killed, and only then reported. What the supervisor
+//! does next depends on how the worker ended:
 //!
 //! | the worker ended | example | next start |
 //! |---|---|---|
@@ -23,22 +24,22 @@ use std::time::Duration;
 
 /// A worker that says nothing for this long is stuck.
 pub const STUCK: Duration = Duration::from_secs(5);
-/// Ticks come several times a second. After a gap like this it was the supervisor itself that
-/// stood still, so what it did not hear tells nothing about the worker.
+/// Ticks come several times per second. After a gap like this the supervisor itself has stood still, so
+/// its not having heard from the worker means nothing.
 const GAP: Duration = Duration::from_secs(1);
-/// A worker that served this long before a bug ended it does not die "in a row".
+/// A worker that served this long before a bug ended it did not die "in a row": the pause begins anew.
 const STEADY: Duration = Duration::from_secs(10);
-/// A worker that is well for this long counts as one that serves, even if it is still starting: who
-/// is killed once a second or less often is in no loop that needs a brake.
+/// A worker that is well for this long counts as one that serves, even if it is still starting: a worker
+/// that is killed once per second or less often needs no brake.
 const SLOW: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A worker that was asked to stop has this long.
 const STOPPING: Duration = Duration::from_secs(15);
 
-/// The worker's exit code for "my data can no longer be trusted". It stays down.
+/// The worker's exit code for "my data can no longer be trusted". It is not started again.
 pub const EXIT_HALTED: i32 = 70;
-/// The worker's exit code for "what I was told cannot work". It stays down.
+/// The worker's exit code for "what I was told cannot work". It is not started again.
 pub const EXIT_MISUSED: i32 = 64;
 
 /// How a process ended.
@@ -51,8 +52,8 @@ pub enum End {
 }
 
 impl End {
-    /// Whether somebody else ended it. The other signals are the kernel's and the C library's
-    /// answer to what the process itself did: SIGABRT is how a panic ends.
+    /// Whether the end came from outside. The signals in the list below answer something that the process
+    /// itself did; a panic, for example, ends with SIGABRT.
     fn is_from_outside(self) -> bool {
         const ILL: i32 = 4;
         const TRAP: i32 = 5;
@@ -76,7 +77,7 @@ pub enum Event {
     Ready,
     /// The worker has ended.
     Ended(End),
-    /// Somebody wants the node to stop.
+    /// The node is asked to stop.
     Stop,
     /// Time passes.
     Tick,
@@ -204,7 +205,7 @@ impl Supervision {
         if served.is_some_and(|served| served >= STEADY) {
             self.pause = PAUSE_MIN;
         }
-        // A stuck worker was killed by its own supervisor: that is no signal from outside.
+        // The supervisor itself killed a stuck worker: that signal did not come from outside.
         if served.is_some() && end.is_from_outside() && !self.killed {
             return Duration::ZERO;
         }

@@ -14,11 +14,11 @@ pub struct NodeRow {
     pub peer_address: SocketAddr,
     /// Where it listens for SQL.
     pub sql_address: SocketAddr,
-    /// How often it has started on its data.
+    /// The number of its newest start on its data.
     pub boot: u64,
     /// When it started, by its wall clock, in microseconds since 1970. For people.
     pub since_us: i64,
-    /// What it asked to be let in with, so that who asks twice is let in once. 0: a founder.
+    /// The ticket with which it asked to be let in, so that a node that asks twice is let in once. 0: a founder.
     #[serde(default)]
     pub ticket: u64,
     /// Another node has taken its place: its data was lost, and it never comes back.
@@ -36,8 +36,8 @@ impl Topology {
         Topology { nodes: rows.into_iter().map(|row| (row.id, row)).collect() }
     }
 
-    /// Adds what somebody else knows, who may know less. What was replaced stays so; of two rows
-    /// of a node the one of its later start is newer.
+    /// Adds what another node knows, which may be less. A node that was replaced stays replaced; of two rows
+    /// of a node the one with the later start is newer.
     pub fn hear(&mut self, other: Topology) {
         for (id, row) in other.nodes {
             let known = self.nodes.get(&id).map(|known| (known.replaced_by, known.boot));
@@ -61,7 +61,7 @@ impl Topology {
         self.members().find(|row| row.ticket == ticket && ticket != 0).map(|row| row.id)
     }
 
-    /// Which member a newcomer at this address takes the place of: nobody else can listen there.
+    /// The member whose place a newcomer at this address takes: two nodes cannot listen at one address.
     pub fn replaced_at(&self, address: SocketAddr) -> Option<NodeId> {
         self.members().find(|row| row.peer_address == address).map(|row| row.id)
     }

@@ -21,8 +21,8 @@ use tokio::sync::watch;
 pub type Raft = openraft::Raft<Types, Applier>;
 
 /// The applied mark from which a new group starts, the same on every replica: position zero,
-/// these members. What the machine holds then is in no entry of its log, so whoever joins later
-/// is filled by a snapshot.
+/// these members. The state that the group begins with is in no entry of its log, so a replica that
+/// joins later is filled by a snapshot.
 pub fn seed(batch: &mut Batch, child: TabletId, members: &[NodeId]) {
     let voters = members.iter().map(|node| node.0).collect();
     let id = LogId::new(LeaderId { term: 0, voted_for: 0 }.to_committed(), 0);
@@ -128,7 +128,7 @@ impl Work {
         batch.applied(self.tablet, position.index, encode(&self.mark));
         let answer = match &entry.payload {
             EntryPayload::Blank | EntryPayload::Membership(_) => Bytes::new(),
-            // [`crate::Group::nudge`]'s.
+            // The entry of [`crate::Group::nudge`].
             EntryPayload::Normal(command) if command.0.is_empty() => Bytes::new(),
             EntryPayload::Normal(command) => {
                 let entry = Entry { position, command: &command.0, members: &self.members };
@@ -157,7 +157,7 @@ impl RaftStateMachine<Types> for Applier {
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + Send,
     {
         while let Some((entry, responder)) = entries.try_next().await? {
-            // The disk may be behind. Waiting for it must not hold up a thread that others need.
+            // The disk may be behind. Waiting for it must not hold up a thread that other tasks need.
             if !self.store.has_room() {
                 let store = self.store.clone();
                 let waited = tokio::task::spawn_blocking(move || store.wait_for_room()).await;
@@ -221,8 +221,8 @@ impl RaftStateMachine<Types> for Applier {
     }
 }
 
-/// "Builds" what openraft calls a snapshot: the permission to purge the log up to what is
-/// durable in the trees. No state is copied; followers are sent the live state.
+/// "Builds" what openraft calls a snapshot: the permission to purge the log up to the index that is
+/// durable in the trees. No state is copied; a follower that needs a snapshot is sent the live state.
 pub struct Builder {
     tablet: TabletId,
     store: Store,
@@ -239,8 +239,8 @@ impl RaftSnapshotBuilder<Types> for Builder {
             Some(index) => self.log.id_at(index)?,
             None => None,
         };
-        // The membership that goes with the durable state is the current one unless it changed
-        // since; then, and where nothing is durable yet, a flush makes the mark itself durable.
+        // If the members have not changed since the durable index, they are those of the durable state.
+        // Otherwise, and where nothing is durable yet, a flush makes the applied mark itself durable.
         let unchanged = |id: &LogId| {
             self.mark.membership.log_id().as_ref().is_none_or(|changed| changed.index <= id.index)
         };

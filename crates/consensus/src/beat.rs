@@ -1,9 +1,9 @@
 //! The one timer of all groups: heartbeats that leave together, and elections when they stop.
 //!
-//! Every [`TICK`]th of a heartbeat the groups' pulses are looked at, which costs a few atomic
-//! loads each. The heartbeats of all groups that this node leads leave at the same moment, so that
-//! the transport puts what goes to one peer into one write. Groups at rest are not even asked:
-//! each peer gets one message with their names (`pulse` says why that is enough).
+//! [`TICK`] times per heartbeat this timer looks at the pulses of all groups, which costs a few atomic
+//! loads per group. The heartbeats of all groups that this node leads leave at the same moment, so that
+//! the transport writes those for one peer together. Groups at rest send no heartbeat: each peer gets
+//! one message that names them (`pulse` says why that is enough).
 
 use crate::group::Group;
 use crate::groups::Groups;
@@ -15,9 +15,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 use transport::MessageKind;
 
-/// Looks at the pulses a heartbeat.
+/// Looks at the pulses per heartbeat.
 const TICK: u32 = 4;
-/// A group of which nothing was asked for this long may fall quiet.
+/// A group that was asked nothing for this long may fall quiet.
 const REST: Duration = Duration::from_secs(3);
 
 impl Groups {
@@ -64,7 +64,7 @@ impl Groups {
             }
         }
         for group in awake {
-            // A group that has stopped is told so elsewhere.
+            // The end of a group that has stopped is noticed elsewhere (`run_roles`).
             if let Err(fatal) = group.inner.raft.trigger().heartbeat().await {
                 tracing::debug!(tablet = %group.tablet(), %fatal, "no heartbeat");
             }
@@ -83,10 +83,10 @@ impl Groups {
         }
     }
 
-    /// Tells `peer` which groups this node leads quietly. Those that it does not know, or where it
-    /// holds entries that it does not know to be committed, get an entry that does nothing: a
-    /// member that has just started learns of the log that it found on its disk by the next
-    /// entry only, and heartbeats alone would not tell it.
+    /// Tells `peer` which groups this node leads quietly. The peer names those that it does not know,
+    /// and those of which it holds entries that it has not applied. The leader then proposes an entry
+    /// that does nothing in these groups: a member that has just started learns only from a new entry
+    /// how much of the log on its disk is committed, and not from heartbeats.
     fn name_quiet(&self, peer: NodeId, named: Vec<(TabletId, u64)>) {
         let groups = self.clone();
         self.inner.env.spawn("quiet groups", async move {
@@ -118,21 +118,21 @@ impl Groups {
         unknown.map(|(tablet, _)| *tablet).collect()
     }
 
-    /// How long a silent leader is waited for.
+    /// How long this node waits for a silent leader before it campaigns.
     pub(crate) fn patience_us(&self) -> u64 {
         let (min, max) = (self.inner.config.election_min, self.inner.config.election_max);
         let spread_us = max.saturating_sub(min).as_micros() as u64;
         min.as_micros() as u64 + self.inner.env.random_below(spread_us)
     }
 
-    /// How long after a failed campaign the next one begins. The leader's time is over by then;
-    /// what has to be avoided is only that two candidates meet again.
+    /// How long after a failed campaign the next one begins. The leader's time is over by then; the
+    /// random part only keeps two candidates from campaigning at the same time again.
     fn retry_us(&self) -> u64 {
         let heartbeat_us = self.inner.config.heartbeat.as_micros() as u64;
         heartbeat_us / 2 + self.inner.env.random_below(heartbeat_us * 2)
     }
 
-    /// The same of one whose voters may be starting at this moment.
+    /// The same for a replica in a hurry, whose voters may be starting at this moment.
     pub(crate) fn hurried_us(&self) -> u64 {
         let heartbeat_us = self.inner.config.heartbeat.as_micros() as u64;
         heartbeat_us / 4 + self.inner.env.random_below(heartbeat_us / 2)

@@ -7,7 +7,7 @@ pub enum Error {
     /// Certainly not proposed.
     #[error("this replica does not lead the group")]
     NotLeader { leader: Option<NodeId> },
-    /// Leadership was lost meanwhile: the entry may or may not be committed.
+    /// The leadership was lost meanwhile: the entry may or may not be committed.
     #[error("leadership was lost in the middle of a proposal")]
     Lost,
     #[error("tablet {0} has no replica here")]

@@ -24,8 +24,8 @@ use tokio::sync::watch;
 /// A group as this replica sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// Named only while it is heard from. Whoever was left out of the group is told nothing more,
-    /// not even that, and would name the leader of that day for ever.
+    /// Named only while it is heard from. A node that was left out of the group is told nothing more,
+    /// not even that, and would otherwise name the leader of that day for ever.
     pub leader: Option<NodeId>,
     pub term: u64,
     pub last_log: u64,
@@ -33,8 +33,8 @@ pub struct Status {
     pub purged: u64,
     pub voters: Vec<NodeId>,
     pub learners: Vec<NodeId>,
-    /// A change of members is under way, or was left half done by a leader that is gone: there are
-    /// learners, or the voters are those of before and after together.
+    /// A change of members is under way, or a leader that is gone left it half done: there are learners,
+    /// or the voters before and after the change count together.
     pub is_changing: bool,
 }
 
@@ -44,7 +44,7 @@ pub struct Group {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// What a group is made of.
+/// What a [`Group`] is made from.
 pub(crate) struct Parts {
     pub env: Env,
     pub me: NodeId,
@@ -53,9 +53,9 @@ pub(crate) struct Parts {
     /// The moment from which the pulse counts.
     pub epoch: Instant,
     pub lease: Duration,
-    /// An answer is waited for this long before it is asked whether it can still come.
+    /// After this much waiting for an answer a proposer looks whether the answer can still come.
     pub patience: Duration,
-    /// Until then this process may be bound by promises that it forgot with its last end.
+    /// Until then this process may be bound by promises that it forgot when it last ended.
     pub silent_until: Option<Instant>,
     /// The end of the log that this process found on disk.
     pub last_at_start: Option<LogId>,
@@ -80,26 +80,26 @@ pub(crate) struct Inner {
     lease_max: Duration,
     patience: Duration,
     silent_until: Option<Instant>,
-    /// What it found on disk when it started binds it no more.
+    /// The promise that it found on disk when it started no longer binds it.
     is_freed: AtomicBool,
 }
 
-/// How often it is looked whether a successor has caught up.
+/// How often the leader looks whether a successor has caught up.
 const LOOK: Duration = Duration::from_millis(2);
-/// The same of a newcomer, which takes as long as its replica is large.
+/// The same for a newcomer, which takes longer the larger the replica is.
 const LOOK_FOR_CATCHING_UP: Duration = Duration::from_millis(20);
-/// A successor that does not react is asked again after this long.
+/// After this long a successor that does not react is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// Asking a quorum whether one still leads.
+/// How long a quorum may take to confirm that this node still leads.
 const CONFIRM: Duration = Duration::from_secs(1);
-/// A new member catches up before it votes.
+/// How long a new member may take to catch up before it votes.
 const CATCH_UP: Duration = Duration::from_secs(600);
 
 pub(crate) fn since_us(epoch: Instant, at: Instant) -> u64 {
     at.saturating_duration_since(epoch).as_micros() as u64
 }
 
-/// How long ago that was, by the clock that openraft reads too.
+/// How long ago `at` was, by the clock that openraft reads too.
 pub(crate) fn age(at: InstantOf<Types>) -> Duration {
     Types::now() - at
 }
@@ -115,7 +115,7 @@ impl Inner {
             .is_some_and(|until| !self.is_freed.load(Ordering::Acquire) && self.env.now() < until)
     }
 
-    /// What this process found on disk when it started binds it no more.
+    /// The promise that this process found on disk when it started no longer binds it.
     pub(crate) fn end_silence(&self) {
         self.is_freed.store(true, Ordering::Release);
     }
@@ -175,10 +175,10 @@ impl Group {
         *self.inner.role.borrow() == (Role::Leader { term })
     }
 
-    /// Proposes as leader of `term`; resolves with [`Machine::apply`]'s answer once applied here.
+    /// Proposes as leader of `term`; resolves with [`Machine::apply`]'s answer once the entry is applied here.
     ///
-    /// [`Error::NotLeader`]: certainly not proposed. [`Error::Lost`]: it may be committed yet, or
-    /// may have been; told at the latest when leadership has been unsure for an election time-out.
+    /// [`Error::NotLeader`]: certainly not proposed. [`Error::Lost`]: the entry may have been committed, or
+    /// may be yet; told at the latest when the leadership has been unsure for an election time-out.
     pub async fn propose(&self, term: u64, command: Bytes) -> Result<Bytes, Error> {
         let not_leader = |leader: Option<u64>| Error::NotLeader { leader: leader.map(NodeId) };
         match *self.inner.role.borrow() {
@@ -218,10 +218,10 @@ impl Group {
         Error::Stopped { tablet: self.inner.tablet, reason: reason.to_string() }
     }
 
-    /// True if this replica surely led in `term` at some moment after the call began. Ask it
-    /// after reading local state; it costs a few atomic loads. A voter refuses others its vote
-    /// for a while after it heard from the leader; the lease is shorter than that by the margin
-    /// by which clocks may run at different rates, and counts from when the leader asked.
+    /// True if this replica surely led in `term` at some moment after the call began. Call it after
+    /// reading local state; it costs a few atomic loads. A voter that has heard from the leader refuses
+    /// other candidates for 900 ms; the lease lasts 800 ms from when the leader asked. The difference
+    /// is for clocks that run at different rates.
     pub fn lease(&self, term: u64) -> bool {
         let now = self.inner.env.now();
         let now_us = since_us(self.inner.epoch, now);
@@ -248,21 +248,21 @@ impl Group {
         now < until && !self.inner.lease.is_given_up(term)
     }
 
-    /// As [`Group::lease`], but asks a quorum before it says no.
+    /// As [`Group::lease`], but asks a quorum before it answers no.
     pub async fn confirm(&self, term: u64) -> bool {
         if self.inner.lease.is_given_up(term) || !self.leads(term) {
             return false;
         }
         self.inner.pulse.touch(self.inner.now_us());
-        // Boxed: it is large, seldom needed, and would make every request's task as large.
+        // Boxed: the future is large and seldom needed, and would make every request's task as large.
         let asked = Box::pin(self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex));
         let confirmed = matches!(self.inner.env.timeout(CONFIRM, asked).await, Some(Ok(_)));
         confirmed && self.leads(term) && !self.inner.lease.is_given_up(term)
     }
 
-    /// Hands the leadership to `to`: proposes nothing more, waits until `to` has caught up, and
-    /// lets it campaign. If it does not take over, this leadership is over all the same, and the
-    /// group elects after a time-out; only if `to` does not catch up, it goes on.
+    /// Hands the leadership to `to`: proposes nothing more, waits until `to` has caught up, and lets it
+    /// campaign. If `to` does not catch up, this leadership goes on. If `to` has caught up and does not
+    /// take over, this leadership is over all the same, and the group elects after a time-out.
     pub async fn transfer(&self, to: NodeId) -> Result<(), Error> {
         let term = match *self.inner.role.borrow() {
             Role::Leader { term } => term,
@@ -300,7 +300,7 @@ impl Group {
         }
     }
 
-    /// As leader: proposes what does nothing, and wakes the group.
+    /// As leader: proposes an entry that does nothing, and so wakes the group.
     pub(crate) async fn nudge(&self) {
         let Role::Leader { term } = *self.inner.role.borrow() else { return };
         if let Err(error) = self.propose(term, Bytes::new()).await {
@@ -329,8 +329,8 @@ impl Group {
         self.reached(node) == last || node == self.inner.me
     }
 
-    /// As leader: whether all members have all that is known, and have answered lately, so that
-    /// there is nothing to tell them.
+    /// As leader: whether all members have the whole log and have answered lately, so that there is
+    /// nothing to tell them.
     pub(crate) fn is_settled(&self) -> bool {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -353,22 +353,23 @@ impl Group {
         self.inner.last_at_start.is_none()
     }
 
-    /// Asks whether it would be elected, and campaigns if so. Who is bound to a leader does neither.
+    /// Asks the voters whether they would elect this node, and campaigns if so. A node that is bound to a
+    /// leader does neither.
     pub(crate) async fn try_campaign(&self) {
         if let Err(fatal) = self.inner.raft.trigger().elect(true).await {
             tracing::debug!(tablet = %self.inner.tablet, %fatal, "no campaign");
         }
     }
 
-    /// Campaigns now, unless it leads. For new groups, in which nobody is bound to anyone.
+    /// Campaigns now, unless it leads. For new groups, in which no node is bound to a leader.
     pub async fn campaign(&self) -> Result<(), Error> {
         self.inner.raft.trigger().elect(false).await.map_err(|fatal| self.stopped(&fatal))
     }
 
-    /// Makes `voters` the group's voters: adds those that are new as learners, lets them catch
-    /// up, changes over by joint consensus, and lets go of who is no more among them. A leader
-    /// that is to go hands over on the way and answers [`Error::NotLeader`]: ask the new one. What
-    /// an earlier leader left half done ([`Status::is_changing`]) is done by asking once more.
+    /// Makes `voters` the group's voters: adds new ones as learners, lets them catch up, changes over by
+    /// joint consensus, and removes members that are not among `voters`. A leader that is not among them
+    /// hands over on the way and answers [`Error::NotLeader`]: ask the new leader. To finish a change
+    /// that an earlier leader left half done ([`Status::is_changing`]), ask once more.
     pub async fn change_members(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
         let failed = |reason: String| Error::Members { tablet: self.inner.tablet, reason };
         let Role::Leader { term } = *self.inner.role.borrow() else {
@@ -386,7 +387,7 @@ impl Group {
         for new in voters.iter().filter(|node| !status.voters.contains(node)) {
             let added = self.inner.raft.add_learner(new.0, (), false).await;
             let at = added.map_err(|error| failed(error.to_string()))?.log_id.index;
-            // openraft's own waiting lets one in that is thousands of entries behind.
+            // openraft's own waiting ends while a learner is still thousands of entries behind.
             let caught_up = async {
                 while self.leads(term) && self.reached(*new) < Some(at) {
                     self.inner.env.sleep(LOOK_FOR_CATCHING_UP).await;
@@ -410,7 +411,7 @@ impl Group {
         if voters.contains(&me) {
             return Ok(());
         }
-        // A leader that took itself out would leave its lease behind with nobody bound by it.
+        // If a leader removed itself from the voters, it would have a lease by which no voter is bound.
         let to = voters
             .iter()
             .copied()
@@ -457,8 +458,8 @@ impl Group {
                     let server = server.borrow_watched();
                     let term = server.vote.leader_id.term;
                     if found.is_some_and(|found| term > found.term) {
-                        // Whoever was elected since needed voters that were free of the earlier
-                        // leader; so that one's lease is over, and this node's part in it.
+                        // A leader elected since then needed voters that were not bound to the earlier
+                        // leader. So the earlier lease is over, and with it this node's promise.
                         group.inner.end_silence();
                     }
                     let leader = server.current_leader.map(NodeId);
@@ -514,8 +515,7 @@ impl Group {
     }
 }
 
-/// A hand-over under way, which may end anywhere on it: by an error, or because whoever waited for
-/// it is gone.
+/// A hand-over under way. It may end at any point: by an error, or because its caller has gone away.
 struct HandOver<'a> {
     inner: &'a Inner,
     term: u64,
@@ -524,7 +524,7 @@ struct HandOver<'a> {
 }
 
 impl HandOver<'_> {
-    /// From now on nothing is proposed.
+    /// From now on this leader proposes nothing.
     fn begin(inner: &Inner, term: u64) -> HandOver<'_> {
         inner.handing_over.store(term, Ordering::Release);
         HandOver { inner, term, has_lease: true, is_over: false }
@@ -536,7 +536,7 @@ impl HandOver<'_> {
         self.has_lease = false;
     }
 
-    /// Somebody else leads.
+    /// Another node leads.
     fn end(&mut self) {
         self.is_over = true;
     }
@@ -547,14 +547,14 @@ impl Drop for HandOver<'_> {
         if self.has_lease {
             self.inner.handing_over.store(0, Ordering::Release);
         } else if !self.is_over {
-            // In this term nothing is proposed any more, and who is heard from is not voted out:
-            // fall silent, and let the others elect.
+            // This leader proposes nothing more in its term, and the others elect nobody while they hear
+            // from it: it falls silent and lets them elect.
             self.inner.pulse.resign(self.term);
         }
     }
 }
 
-/// A group of one needs nobody's word.
+/// Whether this node is the only voter, and so needs no other node's answer.
 fn alone(metrics: &RaftMetrics<Types>, me: NodeId) -> bool {
     let mut voters = metrics.membership_config.membership().voter_ids();
     voters.next() == Some(me.0) && voters.next().is_none()

@@ -2,17 +2,18 @@
 //!
 //! Three guards stand here:
 //!
-//! * **A restarted process has forgotten its leases.** openraft restores a vote, but not when the
-//!   leader it was given to was last heard from; it could vote for another while that leader
-//!   still believes in its lease. For one maximal election time-out after a start this node
-//!   neither campaigns nor votes, except in a hand-over, which the leader has authorised. The
-//!   silence ends early when the leader's process is known to be dead (`promise`, `succession`) or
-//!   another leader has been heard. Who voted last for itself, for a candidate of which nothing was
-//!   heard, or never, owes nothing to anyone.
+//! * **A restarted process has forgotten its promises.** openraft restores the vote, but not the moment
+//!   at which the leader was last heard from. Without this guard the process could vote for another node
+//!   while the leader still counts on its lease. So for one maximal election time-out after a start
+//!   (1,300 ms) this node neither campaigns nor votes, except in a hand-over, which the leader has
+//!   authorised. The silence ends early when the leader's process is known to be dead (`promise`,
+//!   `succession`) or another leader has been heard. A node whose last vote was for itself, or for a
+//!   candidate that never spoke as leader, or that never voted, owes nothing and is not silent.
 //! * **A restarted leader does not go on in its term** (`enable_leader_restore` is off): its lock
-//!   table is empty, and a term names one lock table's life.
-//! * **A log that begins after the state's end is not started on**: what is missing in between
-//!   was acknowledged by this node, and cannot be made up.
+//!   table is empty, and a term names the life of one lock table.
+//! * **A group whose log begins after the end of its state is not started**: this node acknowledged the
+//!   entries in between, and cannot make them up. Example: the state is applied up to entry 80, and the
+//!   log was purged up to 120.
 
 use crate::applier::{Applier, Raft};
 use crate::group::{self, Group};
@@ -43,18 +44,19 @@ use transport::{Answer, MessageKind, Transport};
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How often a leader is heard from, and a follower's reason to worry after a few.
+    /// The time between two heartbeats of a leader.
     pub heartbeat: Duration,
-    /// For so long after it heard from a leader a voter refuses others.
+    /// For this long after it heard from a leader a voter refuses other candidates.
     pub election_min: Duration,
     /// After a silence between `election_min` and this a follower campaigns.
     pub election_max: Duration,
-    /// Shorter than `election_min`, for which voters refuse others, by the clocks' drift.
+    /// How long a leader serves after a quorum was asked. Shorter than `election_min`, for which voters
+    /// refuse other candidates, because clocks may run at different rates.
     pub lease: Duration,
-    /// Applied entries kept in the log for members that are away; beyond, they get a snapshot.
-    /// Members that are there are waited for.
+    /// Applied entries kept in the log for members that are away; a member that misses more gets a
+    /// snapshot. The log is not purged under members that are there.
     pub n_entries_kept: u64,
-    /// How often the log is looked at for what can be purged.
+    /// How often each group's log is purged.
     pub purge_every: Duration,
 }
 
@@ -71,7 +73,7 @@ impl Default for Config {
     }
 }
 
-/// What the groups of this node did since it started.
+/// What the groups of this node have done since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Snapshots delivered to other nodes, and installed here.
@@ -101,7 +103,7 @@ pub(crate) struct Inner {
     n_snapshots_installed: AtomicU64,
     arriving: Arriving,
     unknown: RwLock<Option<Arc<Unknown>>>,
-    /// When each unknown tablet was last told about.
+    /// When the callback was last told of each unknown tablet.
     told: Mutex<HashMap<TabletId, Instant>>,
 }
 
@@ -116,7 +118,7 @@ impl Inner {
     }
 }
 
-/// Does not keep the groups from ending.
+/// A handle that does not keep the groups alive.
 #[derive(Clone)]
 pub(crate) struct WeakGroups(Weak<Inner>);
 
@@ -126,7 +128,7 @@ impl WeakGroups {
     }
 }
 
-/// An unknown tablet is told about this often.
+/// The callback is told of an unknown tablet at most this often.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 /// A learner that lags by no more entries than this may become a voter.
 const CAUGHT_UP: u64 = 256;
@@ -173,8 +175,8 @@ impl Groups {
         let ms = |duration: Duration| duration.as_millis() as u64;
         let config = openraft::Config {
             cluster_name: format!("tablet {tablet}"),
-            // `beat` keeps the time. What openraft still takes from here: how long a heartbeat
-            // may be on its way, and how long a voter is loyal (`election_timeout_max`).
+            // `beat` keeps the time. openraft still uses how long a heartbeat may be on its way, and how
+            // long a voter is loyal (`election_timeout_max`).
             enable_tick: false,
             heartbeat_interval: ms(inner.config.heartbeat * 2),
             election_timeout_min: ms(inner.config.election_min) - 1,
@@ -228,7 +230,7 @@ impl Groups {
             deaths: Arc::new(move || deaths().unwrap_or_default()),
             n_snapshots_sent: inner.n_snapshots_sent.clone(),
         };
-        // Its tasks are started where this runs: among those that vote, whoever asked.
+        // openraft's tasks start on the runtime on which this runs: the one that votes, whoever called.
         let me = inner.me.0;
         let starting = async move { Raft::new(me, config, network, log, applier).await };
         let raft = inner.env.run("a group's start", starting).await;
@@ -261,7 +263,7 @@ impl Groups {
         });
         group.run_roles(terms, machine);
         inner.groups.write().insert(tablet, group.clone());
-        // A death that was told before the group was there to hear it.
+        // A death may have been told before the group was there to hear of it.
         self.succeed(&group);
         Ok(group)
     }
@@ -274,7 +276,7 @@ impl Groups {
         self.inner.groups.read().values().cloned().collect()
     }
 
-    /// Stops the replica here; `wipe` also removes its log, the state is the caller's to remove.
+    /// Stops the replica here. `wipe` also removes its log; the caller removes the state.
     pub async fn stop(&self, tablet: TabletId, wipe: bool) -> Result<(), Error> {
         let group = self.inner.groups.write().remove(&tablet).ok_or(Error::NoReplica(tablet))?;
         let ended = group.inner.raft.shutdown().await;
@@ -285,7 +287,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Calls back when a message came for a group that does not run here.
+    /// Sets what is called when a message has come for a group that does not run here.
     pub fn on_unknown(&self, callback: impl Fn(TabletId, NodeId) + Send + Sync + 'static) {
         *self.inner.unknown.write() = Some(Arc::new(callback));
     }
@@ -414,11 +416,11 @@ impl Groups {
         let inner = &group.inner;
         let is_first = self.hear_leader(&group, &rpc.vote, from);
         let is_hurried = inner.pulse.is_hurried(self.inner.now_us());
-        // Heard on arrival: while a snapshot is being installed the answer takes its time.
+        // Noted on arrival: while a snapshot is being installed, the answer takes its time.
         inner.pulse.heard(rpc.vote.leader_id.term, self.inner.now_us(), self.inner.loyalty_us());
         let answer = inner.raft.append_entries(rpc).await.map_err(|error| error.to_string());
         if is_first || is_hurried {
-            // The last word of a dead leader may have come behind the report of its death.
+            // The last message of a dead leader may have come after the report of its death.
             self.succeed(&group);
         }
         answer
@@ -495,8 +497,8 @@ impl Groups {
 }
 
 impl Group {
-    /// The answer of a process that may have forgotten a lease it granted, or that knows the
-    /// leader to be alive though quiet.
+    /// The refusal of a node that may have forgotten a promise, or that knows its leader to be alive
+    /// though quiet.
     fn refuses(&self, request: &VoteRequest<Types>) -> Option<VoteResponse<Types>> {
         let bound = self.inner.is_silent() || self.inner.pulse.is_loyal(self.inner.now_us());
         if request.leadership_transfer || !bound {

@@ -1,12 +1,14 @@
 //! The leader's lease, remembered so that asking for it costs a few atomic loads.
 //!
-//! A lease says: until this moment a quorum has promised to vote for nobody else. A promise does
-//! not shrink, so an answer once computed stays true until it runs out, with one exception: a
-//! leader that hands over sets its voters free. It gives its leases up first, for the whole term,
-//! because a successor that was asked to campaign may do so at any later time.
+//! A lease says: until this moment a quorum has promised to vote for no other node. A promise does
+//! not shrink, so a lease once computed holds until it runs out. Example: a quorum has answered what
+//! the leader asked at 1,000 ms; with a lease of 800 ms the leader serves until 1,800 ms.
 //!
-//! What is absent: this file never asks anybody and reads no clock; `group` computes leases from
-//! what openraft knows, and callers pass the time.
+//! There is one exception: a leader that hands over sets its voters free. It gives up its leases first,
+//! for the whole term, because a successor that was asked to campaign may do so at any later time.
+//!
+//! What is absent: this file sends nothing and reads no clock. `group` computes leases from what
+//! openraft knows, and callers pass the time.
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +26,8 @@ pub(crate) struct Lease {
 impl Lease {
     /// Whether a remembered lease of `term` holds at `now_us`.
     pub fn holds(&self, term: u64, now_us: u64) -> bool {
-        // The term is read on both sides of the time: a time that belongs to a later term was
-        // written after that term was, which the second look then sees.
+        // The term is read before and after the time. A time of a later term was written after that term,
+        // so the second reading of the term sees the later one.
         self.term.load(Ordering::Acquire) == term
             && now_us < self.until_us.load(Ordering::Acquire)
             && self.term.load(Ordering::Acquire) == term
@@ -46,7 +48,7 @@ impl Lease {
         self.until_us.fetch_max(until_us, Ordering::Release);
     }
 
-    /// From now on no lease of `term`, or of one before it, is to be relied on.
+    /// From now on no lease of `term`, or of an earlier term, holds.
     pub fn give_up(&self, term: u64) {
         self.given_up.fetch_max(term, Ordering::AcqRel);
     }

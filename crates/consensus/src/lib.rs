@@ -10,13 +10,15 @@
 //!
 //! * [`groups`]: the groups of this node, the messages they answer, reports of deaths
 //! * [`group`]: one group: roles, proposals, leases, members
-//! * `lease`, `pulse`, `beat`: who leads for how long, who is alive, one timer for all groups
-//! * `promise`: to whom a vote binds, and when that is void; `succession`: elections after a death
-//! * `purge`: when a log forgets
+//! * `lease`: until when a leader surely leads; `pulse`: when a group was last heard from; `beat`: one
+//!   timer for all groups
+//! * `promise`: to which leader a vote binds a replica, and when it no longer does; `succession`:
+//!   elections after a death
+//! * `purge`: when a log is purged
 //! * `log`, `applier`, `network`, `snapshot`: openraft's four seams
 //!
-//! This room knows nothing of transactions: what an entry does is the [`Machine`]'s business.
-//! The traps it guards against stand where the guards are, each with a test of its own.
+//! This crate knows nothing of transactions: the [`Machine`] decides what an entry does. The traps that
+//! the crate guards against are described where the guards are, each with a test of its own.
 
 mod error;
 mod machine;

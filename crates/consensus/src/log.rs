@@ -1,8 +1,8 @@
 //! openraft's log, over the node's one log.
 //!
 //! Votes and entries go through the same ordered stream, so a vote can never be durable while an
-//! entry acknowledged before it is not. What is appended can be read at once; it counts as
-//! stored only when the shared fsync has returned. A vote is saved as the [`Promise`] that it is.
+//! entry acknowledged before it is not. Entries can be read as soon as they are appended; they count
+//! as stored only when the shared fsync has returned. A vote is saved as a [`Promise`].
 
 use crate::promise::{Promise, Promises};
 use crate::types::{LogId, RaftEntry, Types, Vote, decode, encode};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use storage::{Done, Entry, Log, Slot};
 use tokio::sync::oneshot;
 
-/// What is read for one message to a follower.
+/// Bytes of entries that are read for one message to a follower.
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
 #[derive(Clone)]
@@ -32,7 +32,7 @@ impl GroupLog {
         GroupLog { tablet, log, promises: Arc::default() }
     }
 
-    /// What this replica promises from now on.
+    /// The promises of this replica, which this log writes.
     pub fn promises(&self) -> Arc<Promises> {
         self.promises.clone()
     }
@@ -41,7 +41,7 @@ impl GroupLog {
         self.log.load(self.tablet, slot).map_err(io::Error::other)
     }
 
-    /// What is on disk.
+    /// The promise on disk.
     pub fn promise(&self) -> io::Result<Option<Promise>> {
         self.load(Slot::Vote)?.map(|bytes| Promise::from_bytes(&bytes)).transpose()
     }
@@ -50,7 +50,7 @@ impl GroupLog {
         self.load(Slot::Purged)?.map(|bytes| decode(&bytes)).transpose()
     }
 
-    /// The id of the last entry there ever was and was not cut off.
+    /// The id of the last entry, even if it is purged; entries that were cut off do not count.
     pub fn last(&self) -> io::Result<Option<LogId>> {
         let last = match self.log.bounds(self.tablet) {
             Some((_, last)) => {
@@ -86,7 +86,7 @@ impl GroupLog {
 fn done() -> (Done, oneshot::Receiver<()>) {
     let (sender, receiver) = oneshot::channel();
     let done = move || {
-        // Who asked may have been shut down meanwhile.
+        // The caller may have been shut down meanwhile.
         sender.send(()).ok();
     };
     (Box::new(done), receiver)
@@ -161,8 +161,8 @@ impl RaftLogStorage<Types> for GroupLog {
 
     async fn truncate_after(&mut self, last_kept: Option<LogId>) -> io::Result<()> {
         let last_kept = last_kept.map(|id| id.index);
-        // Waited for, though it is rare: a snapshot that is installed next could otherwise be
-        // durable before the entries that contradict it are gone.
+        // Waits until the cut is durable. Otherwise a snapshot that is installed next could be durable
+        // before the entries that contradict it are gone.
         let (done, durable) = done();
         self.log.truncate_after(self.tablet, last_kept, done);
         durable.await.map_err(|_| stopped())

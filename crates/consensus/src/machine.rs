@@ -1,4 +1,4 @@
-//! What a group's committed entries do: the seam to the room above.
+//! What a group's committed entries do: the seam to the crate above.
 
 use base::NodeId;
 use bytes::Bytes;
@@ -49,12 +49,11 @@ pub trait Machine: Send + Sync + 'static {
     /// What belongs to this group, for snapshots.
     fn snapshot_scope(&self) -> TabletRanges;
 
-    /// The state is about to be replaced as a whole by a snapshot: until [`Machine::restored`]
-    /// the store shows pieces of it. A read that was under way when this was called must not be
-    /// answered either.
+    /// A snapshot is about to replace the whole state: until [`Machine::restored`] the store shows
+    /// pieces of it. A read that was under way when this was called must not be answered either.
     fn replacing(&self) {}
 
-    /// The state was replaced as a whole by a snapshot.
+    /// A snapshot has replaced the whole state.
     fn restored(&self);
 
     /// This replica's role changed. `Leader` comes only once an entry of its own term has been

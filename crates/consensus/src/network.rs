@@ -29,28 +29,28 @@ pub struct Network {
     pub n_snapshots_sent: Arc<AtomicU64>,
 }
 
-/// What a candidate asks for, and the deaths that its voters may not have heard of: whoever was
-/// down when they were reported is freed by the very question (`succession`).
+/// A candidate's request, and the deaths that the voter may not have heard of. The request itself frees
+/// a voter that was down when a death was reported (`succession`).
 #[derive(Serialize, Deserialize)]
 pub struct Campaign {
     pub request: VoteRequest<Types>,
     pub deaths: Vec<Death>,
 }
 
-/// What one node's leaders say to another node.
+/// What the leaders on one node say to another node.
 #[derive(Serialize, Deserialize)]
 pub enum Append {
     /// Entries of one group, or its heartbeat.
     Entries(TabletId, AppendEntriesRequest<Types>),
-    /// Groups at rest that the sender leads, and in which term.
+    /// Groups at rest that the sender leads, each with its term.
     Quiet(Vec<(TabletId, u64)>),
 }
 
-/// Entries are on their way for this long at most. A heartbeat is not waited for that long, but
-/// what takes a follower's disk a while must not be sent again and again.
+/// How long the answer to entries is waited for. For a heartbeat that would be too long; but entries
+/// that take a follower's disk a while must not be sent again and again.
 const ENTRIES_DEADLINE: Duration = Duration::from_secs(2);
-/// A member that cannot be reached is tried again this often: its process may be back in a moment,
-/// and be the one that makes a majority.
+/// A member that cannot be reached is tried again after this pause: its process may be back in a
+/// moment, and make the majority.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 impl RaftNetworkFactory<Types> for Network {

@@ -1,37 +1,36 @@
 //! What a replica has promised with its vote, to which start of which node, and when that is void.
 //!
-//! A voter that answers a leader promises it something: to vote for nobody else for a while. The
-//! leader's lease rests on such promises. openraft keeps the vote on disk and the promise's end in
-//! memory, so a process that starts again knows *to whom* it may be bound and not *until when*; it
-//! waits for as long as the longest promise lasts (`groups` calls that silence).
+//! A voter that answers a leader makes it a promise: to vote for no other node for a while. The
+//! leader's lease rests on such promises. openraft keeps the vote on disk and the end of the promise
+//! in memory. So a process that starts again knows *to which node* it may be bound, but not *until
+//! when*; it waits for as long as the longest promise lasts (`groups` calls that silence).
 //!
-//! That wait is needless when the leader's process is dead, because a process that is dead relies
-//! on no lease. Whoever says so names a node and a start of it ("node 2, start 5"), and the vote
-//! on disk names a term and a node ("term 9, node 2"). A [`Promise`] brings the two together: beside
-//! the vote it keeps the newest start of that node that this one had heard from when the node first
-//! spoke as leader of the term.
+//! That wait is needless when the leader's process is dead, because a dead process relies on no lease.
+//! The report of a death names a node and a start of it ("node 2, start 5"). The vote on disk names a
+//! term and a node ("term 9, node 2"). A [`Promise`] connects the two: beside the vote it keeps the
+//! newest start of that node which the voter had heard from when the node first spoke as leader of the
+//! term.
 //!
 //! ```text
 //! node 2's start 5 leads in term 9;  node 3 hears it, and saves (term 9, node 2, start 5)
-//!   "node 2 is dead up to start 4"   an older life of node 2: node 3 stays bound
-//!   "node 2 is dead up to start 5"   that was the leader of term 9: node 3 owes nothing
+//!   "node 2 is dead up to start 4"   an older start of node 2: node 3 stays bound
+//!   "node 2 is dead up to start 5"   start 5 was the leader of term 9: node 3 owes nothing
 //!   "node 2 is dead up to start 6"   start 5 ended before start 6 began: node 3 owes nothing
 //! ```
 //!
 //! Invariants:
 //!
-//! * *A saved start is never older than the one that led.* It is looked up when a message of the
-//!   leader has arrived, so the greeting of that start came before. A newer one may have greeted
-//!   meanwhile: then start 6 is saved where 5 led, and only the wait is longer than it need be.
+//! * *A saved start is never older than the start that led.* The voter looks the start up when a message
+//!   of the leader has arrived, so the greeting of the leading start came before. A newer start may have
+//!   greeted meanwhile: then 6 is saved although 5 led, and the wait is only longer than necessary.
 //! * *A vote that a third node told of has no start*, and no death makes it void.
-//! * *Only a vote that is committed binds*, that is, one whose leader was heard from. Whoever gave
-//!   its vote to a candidate and heard nothing of it had nothing left to keep: it gives no vote
-//!   before what it promised earlier is over or void.
-//! * *Deaths only add up.* A death is a fact for ever, so it may be told late, twice, and by anyone
-//!   in the cluster; a leadership belongs to one start, because nobody goes on in a term after a
-//!   restart.
+//! * *Only a committed vote binds*, that is, a vote whose leader was heard from. A voter that gave its
+//!   vote to a candidate and heard nothing more of it owes nothing to anyone: it gave that vote only
+//!   after its earlier promise was over or void.
+//! * *Deaths only add up.* A death is a fact for ever, so it may be told late, twice, and by any node. A
+//!   leadership belongs to one start, because no node goes on in a term after a restart.
 //!
-//! What is absent: this file asks nobody, reads no clock and no disk.
+//! What is absent: this file sends nothing, and reads no clock and no disk.
 
 use crate::types::{LeaderId, Vote, decode, encode};
 use base::NodeId;
@@ -57,8 +56,8 @@ pub struct Death {
 pub(crate) struct Deaths(RwLock<HashMap<NodeId, u64>>);
 
 impl Deaths {
-    /// False if that much was known. Beyond [`N_NODES_MAX`] nodes a death is not remembered, and
-    /// is waited for instead.
+    /// False if that was known already. Beyond [`N_NODES_MAX`] nodes a death is not remembered; voters
+    /// then wait out their promises.
     pub fn learn(&self, death: Death) -> bool {
         let mut known = self.0.write();
         let before = known.get(&death.node).copied();
@@ -82,7 +81,7 @@ impl Deaths {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Promise {
     pub vote: Vote,
-    /// The newest start of the leader when it was first heard; none if it was not heard.
+    /// The newest start of the leader when the leader was first heard; none if it was not heard.
     pub boot: Option<u64>,
 }
 
@@ -95,24 +94,24 @@ impl Promise {
         encode(&self)
     }
 
-    /// To whom it is made.
+    /// The node that it is made to.
     pub fn leader(&self) -> NodeId {
         NodeId(self.vote.leader_id.voted_for)
     }
 
-    /// Whether `me` may owe something to somebody by it.
+    /// Whether this promise may bind `me` to another node.
     pub fn binds(&self, me: NodeId) -> bool {
         self.vote.committed && self.leader() != me
     }
 
-    /// Whether it binds nobody, given that all starts of its leader up to `dead` have ended.
+    /// Whether it no longer binds, given that all starts of its leader up to `dead` have ended.
     pub fn is_void(&self, dead: Option<u64>) -> bool {
         self.vote.committed && matches!((self.boot, dead), (Some(boot), Some(dead)) if boot <= dead)
     }
 }
 
-/// The newest promise of one group's replica. The group's log writes it, before the vote is durable
-/// and so before anything is answered on the strength of it.
+/// The newest promise of one group's replica. The group's log sets it before the vote is durable, and
+/// so before the replica answers anything that rests on the vote.
 #[derive(Default)]
 pub(crate) struct Promises {
     newest: Mutex<Option<Promise>>,
@@ -122,7 +121,7 @@ pub(crate) struct Promises {
 }
 
 impl Promises {
-    /// What was on disk.
+    /// Sets the promise that was found on disk.
     pub fn find(&self, promise: Option<Promise>) {
         *self.newest.lock() = promise;
     }
@@ -131,8 +130,8 @@ impl Promises {
         *self.newest.lock()
     }
 
-    /// A message of a leader has come from its own node, whose newest start is `boot`. True for the
-    /// first one of a term. Comes before the message is looked at.
+    /// A message of a leader has come from the leader's own node, whose newest start is `boot`. True for
+    /// the first message of a term. Call it before the message is looked at.
     pub fn hear(&self, vote: &Vote, from: NodeId, boot: impl FnOnce() -> Option<u64>) -> bool {
         let leader = vote.leader_id;
         if leader.term == self.heard_term.load(Ordering::Acquire) || leader.voted_for != from.0 {
@@ -148,7 +147,7 @@ impl Promises {
         true
     }
 
-    /// The vote changes: what is to be saved.
+    /// The vote changes: returns the promise that is to be saved.
     pub fn make(&self, vote: Vote) -> Promise {
         let heard = *self.heard.lock();
         let boot = heard.and_then(|(leader, boot)| (leader == vote.leader_id).then_some(boot));

@@ -1,33 +1,33 @@
 //! When a group was last heard from, and what is due for it now.
 //!
-//! openraft's own timers are off: they wake every group 25 times a second, which a node with
+//! openraft's own timers are off: they wake every group 25 times per second, which a node with
 //! hundreds of idle groups cannot afford. Instead `beat` walks over all groups on one timer, and
-//! this file says what each of them is due. Elections stay openraft's: here it is only decided
+//! this file says what is due for each group. openraft still runs the elections. This file only decides
 //! when to try one, and a try is a pre-vote, which a group with a living leader refuses.
 //!
-//! A leader whose group is at rest (nothing asked of it for a while, every member has everything)
-//! falls *quiet*: it sends no heartbeats, but is named in the one message that its node sends to
-//! each peer. Whoever is named counts as heard from. Leases are not prolonged that way: a quiet
+//! A leader whose group is at rest (nothing was asked of it for a while, every member has everything)
+//! falls *quiet*: it sends no heartbeats. Its node names the group in the one message that it sends to
+//! each peer, and the peer counts the leader as heard from. Such messages do not prolong leases: a quiet
 //! leader has none, and asks a quorum before it serves again.
 //!
-//! A replica whose leader's process is known to be dead is in a *hurry*: it tries often, because the
-//! voters that it misses may be starting at that moment, and does not wait long for a candidate that
+//! A replica that knows that its leader's process is dead is in a *hurry*. It campaigns often, because
+//! the voters that it misses may be starting at that moment, and does not wait long for a candidate that
 //! it voted for. The hurry ends when a leader speaks.
 //!
-//! What is absent: no clock is read and nothing is sent here; callers pass the time in
-//! microseconds since the node's groups began.
+//! What is absent: nothing is sent here and no clock is read; callers pass the time in microseconds
+//! since the node's groups began.
 
 use base::NodeId;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// What openraft says of a group's replica here.
+/// What openraft says of this replica of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
     pub term: u64,
     pub leader: Option<NodeId>,
-    /// Leads by openraft's word, whether or not it serves yet.
+    /// Leads according to openraft, whether or not it serves yet.
     pub leading: bool,
     pub voter: bool,
     /// The other members, learners among them.
@@ -39,7 +39,7 @@ pub(crate) enum Due {
     Nothing,
     /// The leader has been silent for too long.
     Campaign,
-    /// Leads others, and must let them hear from it.
+    /// Leads other members, and must send them a heartbeat.
     Beat,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Pulse {
     leading: AtomicBool,
     has_peers: AtomicBool,
     voter: AtomicBool,
-    /// Until then a leader is taken to be alive, and nobody else gets this node's vote.
+    /// Until then this node takes its leader for alive, and gives no other node its vote.
     loyal_until_us: AtomicU64,
     campaign_at_us: AtomicU64,
     hurried_until_us: AtomicU64,
@@ -59,7 +59,7 @@ pub(crate) struct Pulse {
     /// When something was last asked of the group.
     active_us: AtomicU64,
     quiet: AtomicBool,
-    /// The term in which this leader has let go, and is heard from no more.
+    /// The term in which this leader has resigned and sends no more heartbeats.
     resigned: AtomicU64,
 }
 
@@ -85,7 +85,7 @@ impl Pulse {
         self.standing.lock().clone()
     }
 
-    /// A leader of `term` spoke, and counts as alive for `loyalty_us`.
+    /// A leader of `term` spoke. It counts as alive for `loyalty_us`.
     pub fn heard(&self, term: u64, now_us: u64, loyalty_us: u64) {
         if term >= self.term.load(Ordering::Acquire) {
             self.loyal_until_us.store(now_us + loyalty_us, Ordering::Release);
@@ -94,7 +94,7 @@ impl Pulse {
         }
     }
 
-    /// A candidate got this node's vote, and has time to win: in a hurry no more than `pause_us`.
+    /// A candidate got this node's vote and now has time to win; in a hurry no more than `pause_us`.
     pub fn yielded(&self, now_us: u64, pause_us: u64) {
         match self.is_hurried(now_us) {
             true => _ = self.campaign_at_us.fetch_max(now_us + pause_us, Ordering::AcqRel),
@@ -102,7 +102,7 @@ impl Pulse {
         }
     }
 
-    /// The leader's process is dead: tries at `at_us`, and again soon until `until_us`.
+    /// The leader's process is dead: this replica campaigns at `at_us`, and often until `until_us`.
     pub fn hurry(&self, at_us: u64, until_us: u64) {
         self.hurried_until_us.store(until_us, Ordering::Release);
         self.campaign_at_us.store(at_us, Ordering::Release);
@@ -118,8 +118,8 @@ impl Pulse {
         self.campaign_at_us.fetch_max(now_us + patience_us, Ordering::AcqRel);
     }
 
-    /// A peer names the group among those that it leads quietly. False if that is not so as far
-    /// as this replica knows; the peer's leader must then speak for itself.
+    /// The peer `from` says that it leads this group quietly. False if this replica knows another
+    /// leader or term; the peer must then send a heartbeat of the group itself.
     pub fn heard_quiet(&self, from: NodeId, term: u64, now_us: u64, loyalty_us: u64) -> bool {
         let standing = self.standing();
         let known = standing.term == term && standing.leader == Some(from);
@@ -129,7 +129,7 @@ impl Pulse {
         known
     }
 
-    /// The leader is dead: nothing is owed to it.
+    /// The leader is dead: this node owes it nothing.
     pub fn disloyal(&self) {
         self.loyal_until_us.store(0, Ordering::Release);
     }
@@ -149,18 +149,18 @@ impl Pulse {
         if tired && self.voter.load(Ordering::Acquire) { Due::Campaign } else { Due::Nothing }
     }
 
-    /// A campaign begins; the next one, should it fail, not before `next_us`.
+    /// A campaign begins. If it fails, the next one begins at `next_us` at the earliest.
     pub fn campaigned(&self, next_us: u64, patience_us: u64) {
         self.patience_us.store(patience_us, Ordering::Relaxed);
         self.campaign_at_us.store(next_us, Ordering::Release);
     }
 
-    /// A leader of `term` speaks no more: others are to lead, and could not while it is heard.
+    /// The leader of `term` sends no more heartbeats, so that another node can be elected.
     pub fn resign(&self, term: u64) {
         self.resigned.store(term, Ordering::Release);
     }
 
-    /// Something is asked of the group: it may not be quiet.
+    /// Something is asked of the group, so it must not be quiet.
     pub fn touch(&self, now_us: u64) {
         self.active_us.store(now_us, Ordering::Release);
         self.quiet.store(false, Ordering::Release);

@@ -1,14 +1,18 @@
-//! When a log forgets: openraft's own policy (a snapshot every few thousand entries) is off.
+//! When a log is purged. openraft's own policy (a snapshot every few thousand entries) is off.
 //!
-//! A log is purged up to what is durable in the trees, because after a crash it is replayed from
-//! there, and no further than what members may still ask for. A member that is there and merely a
-//! few entries behind is always waited for: purging under it would turn each hiccup into a
-//! transfer of the whole state. One that is away is given `n_entries_kept`; beyond, it gets a
-//! snapshot. When the node's log runs out of space (the storage names the hoarders), those that
-//! are away get less.
+//! Two things bound the purge. The log is kept from the index that is durable in the trees, because
+//! after a crash it is replayed from there. And it is kept for members that may still ask for entries:
 //!
-//! openraft purges nothing without a snapshot. Building one here moves no data (`applier`); it
-//! only says how far the trees are durable.
+//! * A member that is there and a few entries behind is always waited for. Otherwise each hiccup would
+//!   end in a transfer of the whole state.
+//! * For members that are away, `n_entries_kept` entries are kept; a member that misses more gets a
+//!   snapshot. When the node's log runs out of space (the storage names the hoarders), fewer are kept.
+//!
+//! Example with 32,768 kept entries: the trees are durable up to 100,000, and the slowest member that is
+//! there has 99,000. The log is purged up to 67,232.
+//!
+//! openraft purges nothing without a snapshot. Building one here moves no data (`applier`); it only says
+//! how far the trees are durable.
 
 use crate::group::{Group, age};
 use crate::groups::Groups;
@@ -58,7 +62,7 @@ impl Groups {
 }
 
 impl Group {
-    /// At a leader: up to where the log has reached every member that answered lately.
+    /// At a leader: the index up to which every member that answered lately has the log.
     fn matched_by_present(&self, lately: Duration) -> Option<u64> {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();

@@ -1,9 +1,9 @@
 //! A replica's whole state on its way to another node.
 //!
-//! The sender streams the live state as the store shows it at one moment, chunk by chunk over
-//! the bulk lane; the receiver stages the chunks in a file and installs it as a whole, so that a
-//! crash in between leaves the old state or the new. It carries what the tablet is made of:
-//! rows, their rollback segments, prepared transactions and records.
+//! The sender streams the live state as the store shows it at one moment, chunk by chunk over the bulk
+//! lane. The receiver stages the chunks in a file and installs the file as a whole, so that a crash in
+//! between leaves the old state or the new one. A snapshot carries all of the tablet: rows, old
+//! versions, prepared transactions, records and outcomes.
 
 use crate::types::{SnapshotMeta, Types, Vote, encode};
 use base::{NodeId, TabletId};
@@ -20,7 +20,7 @@ use transport::{MessageKind, Transport};
 
 /// One chunk's way to the receiver's disk.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
-/// Installing goes through all of the state.
+/// Installing writes the whole state.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(600);
 
 pub enum SnapshotData {
@@ -32,7 +32,7 @@ pub enum SnapshotData {
         staging: Staging,
         ranges: TabletRanges,
     },
-    /// Nothing moves: it only says up to where the trees are durable.
+    /// Moves no data: it only says up to which index the trees are durable.
     Permission,
 }
 
@@ -43,8 +43,8 @@ pub enum Message {
     End { tablet: TabletId, transfer: u64, vote: Vote, meta: SnapshotMeta, ranges: TabletRanges },
 }
 
-/// Snapshots that are arriving, one a tablet: whoever begins takes the place of an earlier
-/// transfer, which has been given up, or comes from a leader of the past.
+/// Snapshots that are arriving, one per tablet. A transfer that begins takes the place of an earlier
+/// one, which its sender has given up, or whose sender no longer leads.
 #[derive(Default)]
 pub struct Arriving {
     transfers: Mutex<HashMap<TabletId, Arc<Transfer>>>,
@@ -102,7 +102,7 @@ impl Arriving {
     }
 }
 
-/// Sends a snapshot. The error is for the log and for another try.
+/// Sends a snapshot. After an error the caller logs it and tries again.
 pub async fn send(
     transport: &Transport,
     to: NodeId,

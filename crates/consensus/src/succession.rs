@@ -1,27 +1,26 @@
-//! Elections after a death: nobody waits for a time-out that is known to run out.
+//! Elections after a death: the survivors do not wait for a time-out.
 //!
-//! A death is a fact: "every start of node 2 up to start 5 has ended". The supervisor that reaped
-//! the process reports it. A leader's process that is dead relies on no lease, so what was promised
-//! to it binds nobody (`promise` says to which deaths that applies). Every survivor drops its
-//! promise; the one with the lowest id campaigns at once. Three things can go wrong, and each has its own
-//! way on:
+//! A death is a fact: "every start of node 2 up to start 5 has ended". The supervisor that reaped the
+//! process reports it. A dead process relies on no lease, so the promises that were made to it no longer
+//! bind (`promise` says which death voids which promise). Every survivor drops its promise, and the
+//! survivor with the lowest id campaigns at once. Three things can go wrong with this candidate:
 //!
-//! * *Its log is too short.* The survivor that refuses it for that reason campaigns itself, in a
-//!   higher term: in the one between it would meet the first candidate's own vote. Logs only get longer
-//!   along such a chain, so it ends.
-//! * *It is dead too, or does not know.* The others try in the order of their ids, [`STAGGER`]
-//!   apart, if there is no leader by then.
-//! * *A majority is not there.* Those that are there try again every few dozen milliseconds for
-//!   [`HURRY`], because a worker that was killed is back in a fraction of a second.
+//! * *Its log is too short.* A survivor that refuses it for that reason campaigns itself, in the term
+//!   after the candidate's: in the candidate's own term the candidate has voted for itself. Along such a
+//!   chain the logs only get longer, so the chain ends.
+//! * *It is dead too, or has not heard of the death.* The other survivors campaign in the order of their
+//!   ids, [`STAGGER`] apart, if there is no leader by then.
+//! * *A majority is not there.* The survivors try again every few dozen milliseconds for [`HURRY`],
+//!   because a worker that was killed is back in a fraction of a second.
 //!
 //! # Deaths in a row
 //!
 //! A process that was down when a death was reported never hears the report. When it comes back it
-//! finds a vote on its disk, does not know until when that binds it, and would keep silent for a
-//! whole election time-out. So candidates carry what they know: each question for a vote names the deaths of the
-//! group's members, and whoever is asked learns of them before it answers. A greeting tells as
-//! much: who greets as start 6 shows that start 5 has ended. Example, three nodes, an election time-out
-//! of 1300 ms:
+//! finds a vote on its disk, does not know until when the vote binds it, and would keep silent for a
+//! whole election time-out. So candidates pass on what they know: each request for a vote names the
+//! deaths of the group's members, and the voter learns of them before it answers. A greeting tells the
+//! same: a node that greets as start 6 shows that its start 5 has ended. Example, three nodes, an
+//! election time-out of 1300 ms:
 //!
 //! ```text
 //!    0 ms  node 2, start 5, leads in term 9; nodes 1 and 3 have answered it. Both have saved
@@ -29,20 +28,22 @@
 //!    1 ms  node 3 is killed.
 //!    5 ms  node 2 is killed. Node 1 hears the report (node 2, start 5), drops its promise, asks
 //!          both for their votes, and reaches nobody. It is in a hurry.
-//!  180 ms  node 3 serves again. It is bound to the leader of term 9, for all it knows.
-//!  240 ms  node 1 asks node 3: "may I lead in term 10? Node 2 is dead up to start 5." What node 3
-//!          saved names node 2 and start 5: it is free, and answers yes. Node 1 leads.
-//!          Without the death in the question it would have answered no until 1480 ms.
+//!  180 ms  node 3 serves again. As far as it knows it is bound to the leader of term 9.
+//!  240 ms  node 1 asks node 3: "may I lead in term 10? Node 2 is dead up to start 5." Node 3 has
+//!          saved node 2 and start 5: it is free, and answers yes. Node 1 leads.
+//!          Without the death in the request, node 3 would have answered no until 1480 ms.
 //! ```
 //!
-//! Why that is safe: a leader serves on its lease only while a majority is bound to it. A node that
-//! lets go here was bound to (term 9, node 2), and that leadership was in start 5 or in an older one,
-//! because start 5 was the newest that had greeted when node 2 first spoke in term 9. All of these
-//! have ended, and a later start of node 2 does not go on in term 9. So nobody serves on what was dropped. If
-//! node 2's start 6 leads in term 11, whoever answered it has saved (term 11, node 2, start 6), and the
-//! death of start 5, however late it is told, frees nobody from that. If node 3 has answered a
-//! leader of term 10 meanwhile, its newest promise is that one, and the death of node 2 does not
-//! name it.
+//! Why that is safe:
+//!
+//! * A leader serves on its lease only while a majority is bound to it. A node that is freed here was
+//!   bound to (term 9, node 2). That leadership was in start 5 or in an older start, because 5 was the
+//!   newest start that had greeted when node 2 first spoke in term 9. All of these starts have ended, and
+//!   a later start of node 2 does not go on in term 9. So no leader serves on the dropped promise.
+//! * If start 6 of node 2 leads in term 11, the voters that answered it have saved (term 11, node 2,
+//!   start 6). The death of start 5, however late it is told, does not free them.
+//! * If node 3 has answered a leader of term 10 meanwhile, that is its newest promise, and the death of
+//!   node 2 does not concern it.
 //!
 //! What is absent: no death is ever concluded from silence.
 
@@ -62,12 +63,12 @@ const STAGGER: Duration = Duration::from_millis(60);
 const HURRY: Duration = Duration::from_secs(10);
 /// No node has this id: a hand-over to it only frees.
 const NOBODY: NodeId = NodeId(0);
-/// The refused candidate's term is here by then, if it comes at all.
+/// The term of the refused candidate has arrived by then, if it comes at all.
 const OVERBID_ROUND: Duration = Duration::from_millis(100);
 
 impl Groups {
-    /// A fact: the groups that the dead process led elect at once. To be told late, twice, or of
-    /// a start that is long over does no harm.
+    /// A fact: the groups that the dead process led elect at once. It does no harm to be told late, twice,
+    /// or of a start that is long over.
     pub fn report_death(&self, death: Death) {
         if death.node == self.inner.me || !self.inner.deaths.learn(death) {
             return;
@@ -83,22 +84,22 @@ impl Groups {
         self.inner.deaths.of(node).max(newest.and_then(|boot| boot.checked_sub(1)))
     }
 
-    /// Whether no start of `node` lives, as far as is known.
+    /// Whether no start of `node` lives, as far as this node knows.
     fn is_dead(&self, node: NodeId) -> bool {
         self.inner.deaths.of(node).is_some_and(|boot| {
             self.inner.transport.boot_of(node).is_none_or(|newest| newest <= boot)
         })
     }
 
-    /// What a candidate of the group tells those that it asks.
+    /// The deaths that a candidate of the group tells the voters.
     pub(crate) fn deaths_in(&self, tablet: TabletId) -> Vec<Death> {
         let voters = self.get(tablet).map(|group| group.status().voters).unwrap_or_default();
         let death = |node| Some(Death { node, boot: self.dead_up_to(node)? });
         voters.into_iter().filter_map(death).collect()
     }
 
-    /// What a candidate of the group told; this node's promise in it is dropped before the candidate
-    /// is answered.
+    /// A candidate of the group told of these deaths. If they void this node's promise in the group, the
+    /// promise is dropped before the candidate is answered.
     pub(crate) async fn hear_deaths(&self, group: &Group, deaths: &[Death]) -> Result<(), String> {
         for death in deaths {
             self.report_death(*death);
@@ -114,7 +115,7 @@ impl Groups {
         promise.is_void(self.dead_up_to(promise.leader())).then_some(promise)
     }
 
-    /// Ends a restarted replica's silence if what it found on disk binds nobody.
+    /// Ends the silence of a restarted replica if the promise that it found on disk is void.
     pub(crate) fn sets_free(&self, group: &Group) -> bool {
         let is_void = self.void_promise(group).is_some();
         if is_void {
@@ -128,8 +129,8 @@ impl Groups {
         let Some(promise) = group.inner.promises.newest() else { return };
         let leader = promise.leader();
         let is_void = promise.is_void(self.dead_up_to(leader));
-        // A candidate that died before it was heard as leader: nothing is owed to it, and there is
-        // no use in waiting for it.
+        // A candidate that died before it spoke as leader: this node owes it nothing, and waiting for it
+        // is of no use.
         let is_orphan = !promise.vote.committed && leader != self.inner.me && self.is_dead(leader);
         if !is_void && !is_orphan {
             return;
@@ -158,8 +159,8 @@ impl Groups {
         });
     }
 
-    /// Whether a candidate that was just refused is to be overbidden, see above. Who follows a
-    /// leader that lives overbids nobody.
+    /// Whether this node overbids a candidate that it just refused, see above. A node that follows a
+    /// living leader does not.
     pub(crate) fn overbids(
         &self,
         group: &Group,
@@ -181,8 +182,8 @@ impl Groups {
 }
 
 impl Group {
-    /// Drops what was promised to the leader elected by `vote`; `first` campaigns, if it is this
-    /// node. Nothing happens if there has been another vote since.
+    /// Drops the promise to the leader elected by `vote`. If `first` is this node, it campaigns. Nothing
+    /// happens if there has been another vote since.
     async fn free(&self, vote: Vote, first: NodeId) {
         let request = TransferLeaderRequest::new(vote, first.0, self.last_log());
         if let Err(reason) = self.take_over(request).await {
@@ -190,7 +191,7 @@ impl Group {
         }
     }
 
-    /// The same without a campaign.
+    /// As [`Group::free`], without a campaign.
     async fn let_go(&self, vote: Vote) -> Result<(), String> {
         self.inner.end_silence();
         self.inner.pulse.disloyal();
@@ -199,8 +200,8 @@ impl Group {
         freed.map(drop).map_err(|fatal| fatal.to_string())
     }
 
-    /// Does what the leader, or the report of its death, asks: drops the promises made to it,
-    /// and campaigns if this node is meant.
+    /// Does what the leader, or the report of its death, asks: drops the promise made to the leader, and
+    /// campaigns if this node is meant.
     pub(crate) async fn take_over(
         &self,
         request: TransferLeaderRequest<Types>,
@@ -209,9 +210,9 @@ impl Group {
         let vote = *request.from_leader();
         if raft.server_metrics().borrow_watched().vote == vote {
             self.inner.pulse.disloyal();
-            // openraft waits until the log is known to be on disk, and never learns that of what
-            // was there before this process began. Then campaign without its help, among voters
-            // that were told as well.
+            // openraft waits until the log is known to be on disk, and never learns that of entries that
+            // were there before this process began. Where there are no others, this node campaigns
+            // without openraft's help, among voters that were told as well.
             let last = self.last_log();
             if *request.to_node_id() == self.inner.me.0
                 && last == self.inner.last_at_start
@@ -225,7 +226,7 @@ impl Group {
         raft.handle_transfer_leader(request).await.map_err(|fatal| fatal.to_string())
     }
 
-    /// Campaigns if those before this node in the line have not brought a leader.
+    /// Campaigns if the survivors before this one have not brought a leader.
     async fn stand_in(&self, vote: Vote) {
         let (now, leader) = {
             let server = self.inner.raft.server_metrics();
@@ -245,7 +246,7 @@ impl Group {
 
     /// Campaigns in a term above `term`.
     pub(crate) async fn overbid(&self, term: u64) {
-        // The first question may reach the refused candidate's own term only, and brings it here.
+        // The first try may only reach the term of the refused candidate, and brings that term here.
         self.try_campaign().await;
         let mut server = self.inner.raft.server_metrics();
         let reached = async {

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::{fmt, io};
 
-/// An entry's payload: bytes that only the [`crate::Machine`] understands.
+/// The payload of an entry: bytes that only the [`crate::Machine`] understands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command(pub Bytes);
 
@@ -16,7 +16,7 @@ impl fmt::Display for Command {
 }
 
 openraft::declare_raft_types!(
-    /// One leader a term (the classic rule), so that a term names a leadership.
+    /// At most one leader per term (the classic rule), so that a term names one leadership.
     pub Types:
         D = Command,
         R = Bytes,

@@ -1,6 +1,7 @@
 //! What a node is told: flags win over `ATOLL_*` variables, those over one TOML file, that over
 //! the defaults.
 
+use base::Limits;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -55,6 +56,10 @@ pub struct Settings {
 pub enum AuthMethod {
     Trust,
     Scram,
+}
+
+fn memory_mib() -> u64 {
+    (Limits::default().memory_bytes >> 20) as u64
 }
 
 /// With less, hardly a query runs.
@@ -159,7 +164,7 @@ impl Settings {
             auth: self.auth.unwrap_or(by_place),
             retention_s: self.retention_s.unwrap_or(600),
             cache_mib: self.cache_mib.unwrap_or(32),
-            memory_mib: self.memory_mib.unwrap_or(512).max(MEMORY_MIB_MIN),
+            memory_mib: self.memory_mib.unwrap_or_else(memory_mib).max(MEMORY_MIB_MIN),
             log: self.log.unwrap_or_else(|| "info,openraft=error".into()),
             tls,
         })
@@ -184,6 +189,8 @@ pub struct Config {
     pub auth: AuthMethod,
     pub retention_s: u64,
     pub cache_mib: u64,
+    /// A supervisor that was started by an older program does not name it.
+    #[serde(default = "memory_mib")]
     pub memory_mib: u64,
     pub log: String,
     pub tls: Option<Tls>,

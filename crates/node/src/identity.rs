@@ -3,7 +3,7 @@
 //! ```text
 //! format          the layout of everything here, a number; written before identity.json
 //! identity.json   cluster, node, zone; written once
-//! boot            how often it has started; raised before every start of the worker
+//! boot            the number of the newest start; raised before every start of the worker and for each block of ids
 //! ticket          what a newcomer asks to be let in with, in every start until it is
 //! founded         the first start of a founder went through: from now on its state must be there
 //! topology.json   the nodes it last knew, to find the others after a restart
@@ -17,8 +17,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// The layout that this program reads and writes: keys, log entries, votes and what else lies in the directory.
-/// Whoever changes one of them raises it. A directory without the number is of layout 0.
+/// The format number: the layout that this program reads and writes. A change of keys, log entries, votes or anything
+/// else in the directory raises it: see FORMAT.md. A directory without the number is of layout 0.
 const FORMAT: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,9 @@ use datafusion_common::DataFusionError;
 use datafusion_common::SchemaError;
 use sql::error::{Error, state};
 
+/// PostgreSQL's code for a limit that the server's settings set.
+const CONFIGURATION_LIMIT: &str = "53400";
+
 /// What the client is told.
 pub fn from(error: DataFusionError) -> Error {
     match error {
@@ -26,13 +29,36 @@ pub fn from(error: DataFusionError) -> Error {
         DataFusionError::ArrowError(error, _) => arrow(*error),
         DataFusionError::SchemaError(error, _) => schema(*error),
         DataFusionError::NotImplemented(what) => unsupported(&what),
-        DataFusionError::ResourcesExhausted(what) => {
-            Error::new(state::OUT_OF_MEMORY, "out of memory for queries").detail(what)
-        }
+        DataFusionError::ResourcesExhausted(what) => exhausted(what),
+        DataFusionError::IoError(error) => file(&error),
         DataFusionError::Plan(message) => planning(message),
         DataFusionError::SQL(error, _) => Error::new(state::SYNTAX_ERROR, error.to_string()),
         DataFusionError::Execution(message) => execution(message),
         other => Error::internal(other.strip_backtrace()),
+    }
+}
+
+/// Memory, or the room for files, is used up.
+fn exhausted(what: String) -> Error {
+    if what.contains("disk space during the spilling") {
+        return Error::new(
+            CONFIGURATION_LIMIT,
+            "a query's temporary files would take too much disk",
+        )
+        .detail(what)
+        .hint("The limit for all queries of this node is query_file_bytes in atoll.settings.");
+    }
+    Error::new(state::OUT_OF_MEMORY, "out of memory for queries").detail(what)
+}
+
+/// A temporary file failed.
+fn file(error: &std::io::Error) -> Error {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let message = format!("a query's temporary file failed: {error}");
+    match error.kind() {
+        StorageFull | QuotaExceeded => Error::new(state::DISK_FULL, message)
+            .hint("Nothing was changed: run the query again on another node."),
+        _ => Error::internal(message),
     }
 }
 
@@ -52,9 +78,8 @@ fn from_shared(error: &DataFusionError) -> Error {
         }
         DataFusionError::Shared(inner) => from_shared(inner),
         DataFusionError::ArrowError(error, _) => arrow_text(error),
-        DataFusionError::ResourcesExhausted(what) => {
-            Error::new(state::OUT_OF_MEMORY, "out of memory for queries").detail(what.clone())
-        }
+        DataFusionError::ResourcesExhausted(what) => exhausted(what.clone()),
+        DataFusionError::IoError(error) => file(error),
         DataFusionError::Execution(message) => execution(message.clone()),
         other => Error::internal(other.strip_backtrace()),
     }

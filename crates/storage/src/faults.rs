@@ -1,10 +1,10 @@
-//! Where a test or the simulator makes the log's disk fail.
+//! Tests and the simulator make the log's disk fail through [`Faults`].
 
 use std::io::Result;
 use std::path::Path;
 
-/// Asked before the log's files are read or changed. An `Err` is what the operating system
-/// "answers".
+/// Asked before the log's files are read or changed. An `Err` takes the place of the operating
+/// system's answer.
 pub trait Faults: Send + Sync {
     /// `path` is about to be read.
     fn read(&self, _path: &Path) -> Result<()> {

@@ -6,9 +6,11 @@
 //! - [`spill`]: temporary files of a transaction's writes, for whoever coordinates it.
 //! - `store`: the [`Store`] that opens, owns and closes them; `upkeep` is its background work.
 //!
-//! What is absent: this crate knows neither Raft's terms nor transactions nor columns. It never
+//! What is absent: this crate knows no terms of Raft, no transactions and no columns. It never
 //! decides what to write, and does no network I/O. The log is the only write-ahead log: the trees
-//! are written in the background, and after a crash the log is replayed from each tablet's mark.
+//! are written in the background, and after a crash each tablet's log is replayed from its applied mark.
+//!
+//! FORMAT.md describes the bytes.
 
 mod error;
 mod faults;

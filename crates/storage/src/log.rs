@@ -1,9 +1,9 @@
 //! The log: the one place where this node makes anything durable before it says so.
 //!
-//! All tablets of a node share it, so that a hundred Raft groups that each want an fsync get one.
-//! A request goes into the queue of a single writer thread; the writer takes all that waits,
-//! writes it as one record, syncs once, and then runs the callbacks, in the order of the requests
-//! (group commit). While a sync runs, the next group gathers.
+//! All tablets of a node share the log, so that a hundred Raft groups that each want an fsync get
+//! one fsync together. A request goes into the queue of a single writer thread. The writer takes all
+//! requests that wait, writes them as one record, syncs once, and then runs their callbacks in the
+//! order of the requests (group commit). While a sync runs, the next group gathers.
 //!
 //! ```text
 //!   tablet 1 ── append 7..9 ─┐
@@ -17,11 +17,12 @@
 //! - A callback means durable. After a failed write or sync no callback runs, nothing is tried
 //!   again, the process halts ([`base::Env::halt`]) and later requests are dropped.
 //! - An entry is read from memory until it is durable, and for a while after.
-//! - raft-engine cannot forget a suffix without being given another. A cut log therefore carries
-//!   its last index in a value beside the entries (`CUT_SLOT`), in the same ordered stream; the
-//!   next append removes the value and overwrites the suffix, in one record.
+//! - raft-engine cannot cut the end of a log; it can only put other entries in its place. So a log
+//!   that was cut carries its new end in a value beside the entries (`CUT_SLOT`), in the same ordered
+//!   stream. The next append removes the value and overwrites the old end, in one record. Example:
+//!   entries 1 to 9 are there, 7 to 9 are cut: the value says that the next index is 7.
 //!
-//! What is absent: the log knows no terms and no meaning of entries; it never reads a clock.
+//! What is absent: the log does not know the terms or the meaning of entries, and never reads a clock.
 
 mod check;
 mod disk;
@@ -69,9 +70,9 @@ pub enum Slot {
     Snapshot = 5,
 }
 
-/// Where raft-engine's logical end is kept while it differs from the physical one.
+/// The slot that holds a tablet's next index while raft-engine still has entries that were cut off.
 const CUT_SLOT: u8 = 0;
-/// How often entries are looked for that seem damaged.
+/// How often a read is tried that finds damage.
 const N_READS_MAX: usize = 3;
 
 /// Called on the writer thread, only after the sync succeeded.
@@ -103,7 +104,7 @@ struct Inner {
     hoarders: Mutex<Vec<TabletId>>,
 }
 
-/// What requests change at once.
+/// What a request changes at once, before the writer has seen it.
 #[derive(Default)]
 struct Front {
     tablets: HashMap<TabletId, Tail>,
@@ -133,8 +134,8 @@ struct Tail {
     cached_bytes: usize,
     /// Entries below this index are durable and may leave the cache.
     durable: u64,
-    /// Changes when entries are cut off: what becomes durable of an older epoch says nothing
-    /// about the entries that took their place.
+    /// Changes when entries are cut off. When entries of an older epoch become durable, that says
+    /// nothing about the entries that took their place.
     epoch: u64,
     /// The engine still holds entries that were cut off.
     cut: bool,
@@ -166,7 +167,7 @@ impl Log {
             dir: dir.to_string_lossy().into_owned(),
             recovery_mode: RecoveryMode::AbsoluteConsistency,
             recovery_threads: 2,
-            // Files to be used again would stay in front of a gap, which is how a lost file looks.
+            // Files kept for reuse would stand before a gap in the numbers, and a gap means a lost file.
             enable_log_recycle: false,
             // Entries are small and the reader's cache keeps whole records: leave them as they are.
             batch_compression_threshold: ReadableSize(0),
@@ -199,8 +200,8 @@ impl Log {
         Ok((Log { inner }, writer))
     }
 
-    /// Adds entries, which continue the tablet's log; an empty log takes any first index above
-    /// what was purged.
+    /// Adds entries, which continue the tablet's log. An empty log takes any first index above the
+    /// last one that was purged.
     pub fn append(&self, tablet: TabletId, entries: Vec<Entry>, done: Done) {
         self.request(|front, inner| {
             let tail = front.tail(tablet);
@@ -306,15 +307,15 @@ impl Log {
         max_bytes: usize,
     ) -> Result<Vec<Entry>> {
         for _ in 1..N_READS_MAX {
-            // Files are rewritten and given back under a reader's hands, who finds the entries in
-            // their new place when he looks again.
+            // raft-engine rewrites files and gives them back while they are read. The reader finds the
+            // entries in their new place when it looks again.
             match self.read_once(tablet, range.clone(), max_bytes) {
                 Err(error) => tracing::debug!(%tablet, %error, "reading the log again"),
                 found => return found,
             }
         }
-        // Whoever asks may give up his tablet and no more: the others would go on for ever beside
-        // a replica that is dead, on a disk that forgets.
+        // Halts, because an error alone would only stop the group that asked. The node would go on with
+        // one dead replica, on a disk that loses data.
         let halt = |error: &Error| self.inner.halt(error.to_string());
         self.read_once(tablet, range, max_bytes).inspect_err(halt)
     }
@@ -355,7 +356,7 @@ impl Log {
             if let Err(error) = read {
                 let (first, next) = self.bounds(tablet).map_or((0, 0), |(f, last)| (f, last + 1));
                 if first > old.start || next < old.end {
-                    // Purged or cut meanwhile: answer what is left.
+                    // The log was purged or cut meanwhile: answer what is left of the range.
                     return self.read_once(
                         tablet,
                         range.start.max(first)..range.end.min(next),
@@ -396,8 +397,8 @@ impl Log {
         tablets
     }
 
-    /// Tablets that hold so many old entries that space cannot be reclaimed: their owner should
-    /// flush the state and purge their logs.
+    /// Tablets that hold so many old entries that space cannot be reclaimed. The caller should flush
+    /// the state and purge the logs of these tablets.
     pub fn hoarders(&self) -> Vec<TabletId> {
         self.inner.hoarders.lock().clone()
     }
@@ -427,7 +428,7 @@ impl Log {
         (self.inner.cached_bytes.load(Ordering::Relaxed), self.inner.engine.get_used_size())
     }
 
-    /// Lets the writer finish what waits and end.
+    /// Lets the writer finish the requests that wait, and end.
     pub(crate) fn close(&self) {
         self.inner.front.lock().closing = true;
         self.inner.wake.notify_all();

@@ -9,9 +9,9 @@ use std::time::Duration;
 pub struct Options {
     /// How long an old version is kept at least.
     pub retention: Duration,
-    /// How long a rollback segment takes what is replaced; they are dropped one by one.
+    /// How long one rollback segment takes the versions that are replaced.
     pub bucket: Duration,
-    /// Applied changes that wait in memory before a flush. Four times this is the most there is.
+    /// Applied changes that wait in memory before a flush. Appliers wait at four times this.
     pub memtable_bytes: u64,
     /// Blocks of the trees kept in memory.
     pub cache_bytes: u64,

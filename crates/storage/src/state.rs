@@ -3,7 +3,7 @@
 //! `current` holds, for every key, its newest committed version and the SCN that wrote it.
 //! Applying a batch moves each version that it replaces into the open rollback segment, under
 //! the key and the SCN at which it was replaced. A scan of the present therefore never steps over
-//! the past, and the past goes by dropping whole segments ([`segments`]).
+//! old versions, and old versions go when a whole segment is dropped ([`segments`]).
 //!
 //! One row, three versions, three readers (v1 written at SCN 10, v2 at 20, deleted at 30, v3
 //! written at 40):
@@ -21,18 +21,19 @@
 //! In general: a version with SCN `w`, replaced at `r`, is what reads at `w <= S < r` see.
 //!
 //! Invariants:
-//! - A batch is atomic: visible at once ([`view`]), and in one piece on disk, its applied mark
-//!   with it, because a memtable is never sealed while a batch goes in.
+//! - A batch is atomic. It becomes visible in one moment ([`view`]). It also reaches the disk in one
+//!   piece, together with its applied mark, because no memtable is sealed while a batch goes in.
 //! - A rollback segment is flushed before the image of `current` that needs it. After a crash the
 //!   segments may be ahead of `current`, never behind. Replaying the log puts the same versions at
 //!   the same places again.
-//! - An expiring key that is ahead is not shown: it names the entry that wrote it, and exists once
-//!   that entry is applied. Otherwise a replayed request would be taken for a repeated one.
-//! - Nothing here is synced by a batch: the log is the write-ahead log. What a tablet's log may
-//!   forget is told by [`State::durable_index`].
+//! - An expiring key names the entry that wrote it, and is not shown before that entry is applied.
+//!   Example: a crash leaves the outcome of T1, written by entry 130, in a segment, and `current` at
+//!   entry 120. If the outcome were shown, replaying entry 125, T1's prepare, would be refused.
+//! - A batch syncs nothing: the log is the write-ahead log. [`State::durable_index`] tells up to which
+//!   entry a tablet's log may be purged.
 //!
-//! What is absent: no transaction, no lock, no wall clock, and no second opinion on SCNs: a batch
-//! says at which SCN a row changes. The state does not know which tablet a key belongs to.
+//! What is absent: no transaction, no lock, no wall clock. The state never judges SCNs: a batch says
+//! at which SCN a row changes. The state does not know which tablet a key belongs to.
 
 pub(crate) mod keys;
 pub(crate) mod manifest;
@@ -62,20 +63,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) use view::View;
 use view::Views;
 
-/// The longest key: escaped twice its length, it must fit the 16 bits that a tree has for it.
+/// The longest key. Escaped, it may be twice as long, and must fit the 16 bits that a tree has for a length.
 pub const KEY_BYTES_MAX: usize = 32_752;
 
 /// Which state a read sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
-    /// Whatever was applied last.
+    /// The state that was applied last.
     Newest,
     /// Everything committed at this SCN or before.
     Scn(Scn),
 }
 
-/// Changes that become visible, and durable, all together. One tablet's batches are applied one
-/// after the other; those of different tablets may be applied at the same time.
+/// Changes that become visible, and durable, all together. The batches of one tablet are applied one
+/// after the other; batches of different tablets may be applied at the same time.
 #[derive(Default)]
 pub struct Batch {
     changes: Vec<Change>,
@@ -111,14 +112,14 @@ impl Batch {
         self.changes.push(Change::MetaDelete { key });
     }
 
-    /// Sets a value that vanishes with the time bucket it falls into, after the retention. The
-    /// batch must carry the mark of the entry that writes it.
+    /// Sets a value that vanishes after the retention, together with its time bucket. The batch must
+    /// carry the applied mark of the entry that writes the value.
     pub fn expiring_put(&mut self, key: Bytes, value: Bytes) {
         self.changes.push(Change::Expiring { key, value });
     }
 
-    /// Notes that `tablet` is applied up to `index`, with whatever the state machine keeps beside
-    /// that. The first mark of a batch is the one whose entry the batch is.
+    /// Notes that `tablet` is applied up to `index`; `mark` is what the state machine keeps beside
+    /// that. The first mark of a batch belongs to the entry that made the batch.
     pub fn applied(&mut self, tablet: TabletId, index: u64, mark: Bytes) {
         self.marks.push((tablet, index, mark));
     }
@@ -133,11 +134,11 @@ impl Batch {
 pub(crate) struct Progress {
     pub applied: u64,
     pub durable: Option<u64>,
-    /// The tablet was removed; what it applied stays true of its expiring keys.
+    /// The tablet was removed. Its expiring keys stay, and `applied` still says which of them exist.
     pub gone: bool,
 }
 
-/// What waits for the disk.
+/// Applied changes that wait for the disk.
 #[derive(Default)]
 pub(crate) struct Pressure {
     /// Bytes in memtables that take writes, and in sealed ones that are being flushed.
@@ -163,14 +164,14 @@ pub(crate) struct State {
     pub segments: RwLock<Arc<Segments>>,
     pub manifest: Mutex<Manifest>,
     pub pins: Mutex<Pins>,
-    /// Held while a batch goes in, and while memtables are sealed.
+    /// The apply lock: held while a batch goes in, and while memtables are sealed.
     pub applying: Mutex<()>,
     pub flushing: Mutex<()>,
-    /// Held by the one installation that runs.
+    /// One installation runs at a time and holds this.
     pub installing: Mutex<()>,
     pub progress: RwLock<HashMap<TabletId, Progress>>,
     pub pressure: Mutex<Pressure>,
-    /// Wakes the upkeep, and whoever waits for room.
+    /// Wakes the upkeep, and appliers that wait for room.
     pub pressed: Condvar,
     pub stopped: AtomicBool,
 }
@@ -296,11 +297,11 @@ impl State {
         Ok(())
     }
 
-    /// What a batch inserts where. Reads the rows it replaces before the apply lock is taken: they
-    /// change by batches of the same tablet only, and those come one after the other.
+    /// What a batch inserts, and where. Reads the rows that the batch replaces before the apply lock is
+    /// taken. Nobody changes them meanwhile: only batches of the same tablet do, one after the other.
     fn decide(&self, batch: &Batch) -> Result<Vec<Write>> {
         let mut writes = Vec::with_capacity(batch.changes.len() * 2);
-        // What this batch itself left of a row, if it touches one twice.
+        // The row as this batch has left it, if the batch touches a row twice.
         let mut left: HashMap<&Key, Option<Slice>> = HashMap::new();
         let repeats = batch.changes.len() > 1;
         for change in &batch.changes {
@@ -378,7 +379,7 @@ impl State {
         inserted.sum()
     }
 
-    /// Inserts what no batch describes: a transfer's records, and the wiping of ranges.
+    /// Inserts changes that are in no batch: the records of a transfer, and the wiping of ranges.
     pub fn write_raw(&self, insert: impl FnOnce(&AnyTree, &Segment, SeqNo) -> u64) -> Result<()> {
         self.wait_for_room()?;
         let written_bytes = {
@@ -402,7 +403,7 @@ impl State {
         }
     }
 
-    /// Memory is bounded by making whoever applies wait for the disk.
+    /// Bounds the memory: the applier waits here while the disk is behind.
     pub fn wait_for_room(&self) -> Result<()> {
         let mut pressure = self.pressure.lock();
         while self.is_full(&pressure) {
@@ -483,7 +484,7 @@ fn check_key(key: &[u8]) -> Result<()> {
 }
 
 pub(crate) fn open_tree(dir: &Path, trees: &OpenTrees<'_>) -> Result<AnyTree> {
-    // What the tree publishes is not for us: views have a counter of their own.
+    // The counter by which the tree publishes is not used: views have a counter of their own.
     let unheard = SequenceNumberCounter::default();
     Config::new(dir, trees.seqno.clone(), unheard)
         .use_cache(trees.cache.clone())
@@ -494,7 +495,7 @@ pub(crate) fn open_tree(dir: &Path, trees: &OpenTrees<'_>) -> Result<AnyTree> {
         .map_err(|error| tree_error(error, dir, trees.data_dir))
 }
 
-/// The trees say what is wrong and not where: the directory is as near as it gets.
+/// The trees say what is wrong and not in which file: the error names the directory.
 pub(crate) fn tree_error(error: lsm_tree::Error, dir: &Path, data_dir: &Path) -> Error {
     use std::io::ErrorKind::{NotFound, UnexpectedEof};
     match error {

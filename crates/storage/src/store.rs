@@ -7,8 +7,8 @@
 //!   DIR/temporary/ what large transactions and queries put aside
 //! ```
 //!
-//! Closing finishes the log's queue and stops the upkeep; it flushes nothing, because nothing
-//! depends on a clean end.
+//! Closing finishes the queue of the log and stops the upkeep. It does not flush the trees, because
+//! nothing depends on a clean end.
 
 use crate::state::{At, Batch, MetaIter, Pin, Scan, SegmentInfo, State, TabletRanges};
 use crate::transfer::{self, Export, Staging};
@@ -44,7 +44,7 @@ pub struct Store {
     owner: Arc<Owner>,
 }
 
-/// The rows at one moment. What it may need stays on disk until it is dropped.
+/// The rows at one moment. The segments that it may need stay on disk until it is dropped.
 pub struct View {
     view: crate::state::View,
     store: Store,
@@ -71,7 +71,7 @@ impl Drop for Owner {
         self.state.pressed.notify_all();
         let me = std::thread::current().id();
         for thread in self.threads.drain(..) {
-            // The last handle may go with a callback, on the log's own thread: it ends by itself.
+            // A callback on the log's own thread may drop the last handle: that thread ends by itself.
             if thread.thread().id() != me && thread.join().is_err() {
                 tracing::error!("a thread of the store panicked");
             }
@@ -139,13 +139,13 @@ impl Store {
         self.view().get(key, at)
     }
 
-    /// The rows as they are at this moment. What is applied after the call is not in it.
+    /// The rows as they are at this moment. Batches that are applied after the call are not in it.
     pub fn view(&self) -> View {
         View { view: crate::state::View::of(self.state()), store: self.clone() }
     }
 
-    /// The rows of `range` that `at` sees, in key order or against it. What is applied after the
-    /// call is not in it.
+    /// The rows of `range` that `at` sees, in key order or against it. Batches that are applied after
+    /// the call are not in it.
     pub fn scan(&self, range: &KeyRange, at: At, reverse: bool) -> Scan {
         self.state().scan(range, at, reverse)
     }
@@ -176,7 +176,7 @@ impl Store {
         self.state().durable_index(tablet)
     }
 
-    /// Whether [`Store::apply`] would go on at once. It waits where the disk is behind.
+    /// Whether [`Store::apply`] would go on at once and not wait for the disk.
     pub fn has_room(&self) -> bool {
         self.state().has_room()
     }
@@ -186,12 +186,12 @@ impl Store {
         self.state().wait_for_room()
     }
 
-    /// Brings all that is applied to disk. Blocks; a failure halts the process.
+    /// Brings all applied batches to disk. Blocks; a failure halts the process.
     pub fn flush(&self) -> Result<()> {
         self.state().flush()
     }
 
-    /// Does what is due at `now`: opens the next rollback segment, drops those that are too old.
+    /// Does what is due at `now`: opens the next rollback segment, drops segments that are too old.
     /// The store's own upkeep does so every second.
     pub fn tick(&self, now: Instant) -> Result<()> {
         if self.state().turn_segments(now)? {
@@ -243,7 +243,7 @@ impl Store {
     }
 
     /// Takes rows out that nobody will ever read or write again. Durable on return. It takes as long as a flush,
-    /// whatever their number: not for threads that others wait for.
+    /// whatever the number of rows: do not call it on a thread that other work waits for.
     pub fn discard_rows(&self, range: &KeyRange) -> Result<()> {
         self.state().discard_rows(range)
     }

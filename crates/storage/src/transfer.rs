@@ -2,23 +2,23 @@
 //!
 //! An [`Export`] is a stream of records cut into chunks of at most a mebibyte, each with its
 //! number and a CRC32C. It shows the tablet as of the call, whatever is applied while it runs: the
-//! rows, their old versions, the unversioned keys, the expiring keys, and in front of them the
-//! applied mark and the horizon.
+//! applied mark and the horizon first, then the rows, their old versions, the unversioned keys and
+//! the expiring keys.
 //!
-//! The receiver appends each chunk to a [`Staging`] file, which refuses one that is damaged,
-//! repeated or out of order, and then installs it: the manifest notes the installation, the ranges
-//! are wiped, the records go in, all is flushed, and the note goes. A crash in between finds the
-//! note at the next start and does it again from the wiping; other tablets are not touched. Memory
-//! stays bounded: a chunk, and what the memtables may hold.
+//! The receiver appends each chunk to a [`Staging`] file, which refuses a chunk that is damaged,
+//! repeated or out of order. Then the receiver installs the file: the manifest notes the installation,
+//! the ranges are wiped, the records go in, all is flushed, and the note is removed. A start after a
+//! crash in between finds the note and does the installation again, beginning with the wiping. Other
+//! tablets are not touched. Memory stays bounded: one chunk, and what the memtables may hold.
 //!
 //! ```text
 //!   chunk    crc32c: u32, number: u32, last: u8, a piece of the stream     (little endian)
 //!   stream   (length: u32, record)*        header, rows, old versions, metas, expiring, end
 //! ```
 //!
-//! Old versions that an earlier replica of the tablet left in this node's segments stay: they are
-//! true of the same rows. What may be missing between them and the ones that arrive lies before
-//! the sender's horizon, which becomes this node's.
+//! Old versions that an earlier replica of the tablet left in this node's segments stay, because they
+//! are true of the same rows. Versions may be missing between these and the ones that arrive; they lie
+//! before the sender's horizon, which becomes the horizon of this node too.
 
 mod install;
 
@@ -163,7 +163,7 @@ impl Export {
             self.waiting.put_u32_le(encoded.len() as u32);
             self.waiting.put_slice(&encoded);
         }
-        // The stream may end in the middle of what does not fit: the rest goes out chunk by chunk.
+        // The last record may not fit into this chunk: the rest of it goes out in further chunks.
         if ended {
             self.records = Box::new(std::iter::empty());
             self.over = true;
@@ -203,7 +203,7 @@ impl Iterator for Export {
     }
 }
 
-/// A snapshot that is arriving. Dropped before it was installed, it is deleted.
+/// A snapshot that is arriving. If it is dropped before it was installed, its file is deleted.
 pub struct Staging {
     path: PathBuf,
     file: File,
@@ -273,7 +273,7 @@ impl Drop for Staging {
         if !self.kept
             && let Err(error) = fs::remove_file(&self.path)
         {
-            // The next start deletes what no installation names.
+            // The next start deletes staging files that no installation names.
             tracing::warn!(file = %self.path.display(), %error, "cannot delete a staging file");
         }
     }

@@ -3,11 +3,11 @@
 //! *Flush* seals the memtables of all trees at one instant between two batches, writes the
 //! rollback segments first and `current` after them, and then says how far each tablet is durable.
 //! It also turns the segments and lets the log reclaim space. *Compaction* keeps the number of
-//! tables that a read must look into small. They are apart because a compaction may take minutes,
-//! and memory fills in seconds.
+//! tables that a read must look into small. They have a thread each, because a compaction may take
+//! minutes, and memory fills in seconds.
 //!
-//! An I/O error here halts the process: what cannot be flushed cannot be made durable, and a log
-//! that may not be purged grows until the disk is full.
+//! An I/O error here halts the process: batches that cannot be flushed never become durable, and a
+//! log that may not be purged grows until the disk is full.
 
 use crate::state::State;
 use crate::{Error, Log, Result};
@@ -29,8 +29,8 @@ const RUNS_MERGED: u8 = 8;
 const RUNS_MAX: usize = 32;
 /// One file of a tree. The level after the first takes `RUNS_MERGED` of them.
 const TABLE_BYTES: u64 = 32 << 20;
-/// How much the compaction gives way to commits (`nice`): what it does can wait, and those who
-/// apply wait for it when it falls too far behind.
+/// How much the compaction gives way to commits (`nice`). Its work can wait; when it falls too far
+/// behind, the appliers wait for it.
 const COMPACTION_NICENESS: i32 = 15;
 
 pub(crate) fn start(state: &Arc<State>, log: &Log) -> Result<Vec<JoinHandle<()>>> {
@@ -53,7 +53,7 @@ fn spawn(
         .spawn(move || {
             let guard = PanicHalts::new(&owner.env, "thread", name);
             match work() {
-                // Stopped by someone who said why, or closed.
+                // The store was closed, or has halted with a reason already.
                 Ok(()) | Err(Error::Halted(_)) => {}
                 Err(error) => owner.halt(error.to_string()),
             }
@@ -79,7 +79,7 @@ fn flush_loop(state: &State, log: &Log) -> Result<()> {
         };
         let now = state.env.now();
         let turned = state.turn_segments(now)?;
-        // What rests in memory for long keeps log files from being reclaimed.
+        // Batches that stay in memory for long keep log files from being reclaimed.
         let stale = now.saturating_duration_since(flushed_at) >= state.options.bucket
             || ticks.is_multiple_of(TICKS_PER_RECLAIM) && !log.hoarders().is_empty();
         if full || turned || dirty && stale {
@@ -144,8 +144,8 @@ fn compact(state: &State, tree: &AnyTree) -> Result<()> {
 }
 
 impl State {
-    /// Brings all that is applied to disk. Blocks. A failure halts: a second attempt could
-    /// succeed without having written anything (see `log::disk`).
+    /// Brings all applied batches to disk. Blocks. A failure halts: a second attempt could succeed
+    /// without having written anything (see `log::disk`).
     pub(crate) fn flush(&self) -> Result<()> {
         let _flushing = self.flushing.lock();
         self.check_running()?;
@@ -175,7 +175,7 @@ impl State {
         {
             let mut progress = self.progress.write();
             for (tablet, index) in reached {
-                // Not there any more: the tablet was removed meanwhile.
+                // A tablet that is not there any more was removed meanwhile.
                 if let Some(progress) = progress.get_mut(&tablet).filter(|p| !p.gone) {
                     progress.durable = progress.durable.max(Some(index));
                 }

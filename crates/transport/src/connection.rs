@@ -22,8 +22,8 @@ pub(crate) const QUEUE_FRAMES: usize = 4096;
 const BATCH_BYTES: usize = 256 * 1024;
 /// How long opening a connection, greeting included, may take.
 pub(crate) const OPEN_MAX: Duration = Duration::from_secs(2);
-/// When nothing at all has come back for so long after a deadline, not even the word that the
-/// answer is late, the connection is given up: it may be cut in a way that TCP takes minutes to see.
+/// A connection is given up when for this long after a deadline nothing at all has come back, not even
+/// [`Shape::Late`]: the network may be cut in a way that TCP takes minutes to notice.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// After a failed attempt, requests fail at once for this long.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -43,7 +43,7 @@ struct Lane {
 struct Connection {
     requests: mpsc::Sender<Queued>,
     waiting: Arc<Mutex<Waiting>>,
-    /// Ends the reading of a connection that is given up.
+    /// Ends the reading task of a connection that is given up.
     given_up: Arc<Notify>,
 }
 
@@ -51,7 +51,7 @@ struct Connection {
 struct Waiting {
     next_request: u64,
     n_received: u64,
-    /// Somebody waits to see whether anything comes back.
+    /// A watch waits to see whether anything comes back.
     is_watched: bool,
     closed: Option<String>,
     replies: HashMap<u64, oneshot::Sender<Frame>>,
@@ -125,7 +125,7 @@ impl Peer {
             Ok(frame) if frame.shape == Shape::NoHandler => {
                 Err(Error::NoHandler { node: self.node, kind })
             }
-            // The deadline is about to pass here too.
+            // The deadline is about to pass on this side too.
             Ok(frame) if frame.shape == Shape::Late => std::future::pending().await,
             Ok(frame) => Ok(frame.payload),
             Err(_) => Err(self.unreachable(&self.closed_because(&connection))),
@@ -214,7 +214,7 @@ impl Peer {
                                 waiting.n_received += 1;
                                 waiting.replies.remove(&frame.request)
                             };
-                            // A reply nobody waits for any more came after its deadline.
+                            // A reply without a waiting request came after its deadline.
                             if let Some(reply) = reply {
                                 drop(reply.send(frame));
                             }
@@ -233,8 +233,8 @@ impl Peer {
     }
 }
 
-/// A deadline has passed, and `n_received` frames had come before its request was sent: gives the
-/// connection up unless something comes soon.
+/// A deadline has passed; before its request was sent, `n_received` frames had come. Gives the connection
+/// up unless a frame comes soon.
 fn watch(inner: &Arc<Inner>, connection: &Arc<Connection>, n_received: u64) {
     {
         let mut waiting = connection.waiting.lock();
@@ -255,7 +255,7 @@ fn watch(inner: &Arc<Inner>, connection: &Arc<Connection>, n_received: u64) {
     });
 }
 
-/// Takes a request off the waiting list however its future ends.
+/// Takes a request off the waiting list, however its future ends.
 struct Forget<'a> {
     waiting: &'a Mutex<Waiting>,
     request: u64,
@@ -267,7 +267,8 @@ impl Drop for Forget<'_> {
     }
 }
 
-const VERSION: u32 = 3;
+/// The protocol number. A change of a frame, of a message or of a type in a message raises it: see FORMAT.md.
+const VERSION: u32 = 4;
 
 pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
     let mut payload = BytesMut::new();
@@ -280,7 +281,7 @@ pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
     Frame { shape: Shape::Hello, kind: priority.index() as u8, request: 0, deadline_ms: 0, payload }
 }
 
-/// The speaker's id, if it belongs here. `expected`: whom we meant to reach.
+/// The speaker's id, if this node may talk to it. `expected`: the node that this side meant to reach.
 pub(crate) fn check_hello(
     inner: &Inner,
     frame: &Frame,
@@ -297,7 +298,7 @@ pub(crate) fn check_hello(
     if version != VERSION {
         return Err(format!("node {from} speaks protocol {version}, this node speaks {VERSION}"));
     }
-    // Who is not yet a member belongs to no cluster.
+    // A node that is not yet a member belongs to no cluster.
     let joining = (from == ANYONE && cluster == 0) || (me == ANYONE && inner.identity.cluster == 0);
     if cluster != inner.identity.cluster && !joining {
         return Err(format!("node {from} belongs to another cluster"));
@@ -316,7 +317,7 @@ pub(crate) fn check_hello(
     }
 }
 
-/// Stands for "whoever listens there" in a greeting.
+/// Means "the node that listens there, whichever it is" in a greeting; also the id of newcomers and supervisors.
 pub(crate) const ANYONE: NodeId = NodeId(0);
 
 /// The next good frame; the error says why there will be none. Repetitions are counted and dropped.
@@ -362,7 +363,7 @@ pub(crate) struct Queued {
     pub(crate) _room: Option<OwnedSemaphorePermit>,
 }
 
-/// Writes what the queue brings, as many frames at once as are there. Returns why it ended.
+/// Writes the frames of the queue, as many at once as are there. Returns the reason why it ended.
 pub(crate) async fn write_frames(
     inner: &Inner,
     mut queue: mpsc::Receiver<Queued>,

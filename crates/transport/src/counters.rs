@@ -1,4 +1,4 @@
-//! What the transport saw, the harmless faults above all.
+//! Counts of frames, connections and above all of harmless faults.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

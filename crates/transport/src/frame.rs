@@ -1,14 +1,15 @@
 //! Frames: how messages stand on a connection.
 //!
 //! ```text
-//! length u32 | crc32c of the length u32 | crc32c u32 | sequence u64 | shape u8 | kind u8 | request u64 | deadline_ms u32 | payload
+//! length u32 | crc32c of the length u32 | crc32c of the rest u32 |
+//!     sequence u64 | shape u8 | kind u8 | request u64 | deadline_ms u32 | payload
 //! ```
 //!
-//! All numbers are little endian. `length` counts everything after the second checksum, which
-//! covers all that `length` counts. The length has a checksum of its own: a reader that took a
-//! damaged one at its word would wait for bytes that never come. `sequence` starts at 0 on every connection and direction and
-//! grows by one: a smaller number than expected is a repetition (dropped, harmless), a larger one
-//! means that something was lost, which a byte stream never does by itself.
+//! All numbers are little endian. `length` counts everything after the second checksum, and the second
+//! checksum covers the same bytes. The length has a checksum of its own, because a reader that trusted a
+//! damaged length would wait for bytes that never come. `sequence` starts at 0 on every connection and in
+//! each direction, and grows by one. A smaller number than expected is a repetition (dropped, harmless). A
+//! larger one means that something was lost, which a byte stream never does by itself.
 //!
 //! The failure model is Hadzilacos and Toueg's: omission shows as a gap or a passed deadline,
 //! arbitrary failure of the channel as a wrong checksum or sequence.
@@ -20,19 +21,19 @@ pub const HEADER_BYTES: usize = PREFIX_BYTES + BODY_HEADER_BYTES;
 /// The length and the two checksums.
 pub const PREFIX_BYTES: usize = 12;
 const BODY_HEADER_BYTES: usize = 8 + 1 + 1 + 8 + 4;
-/// The largest payload. What is larger is sent in chunks.
+/// The largest payload. Larger things are sent in chunks.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// The first frame of each side: who speaks.
+    /// The first frame of each side: it says which node speaks.
     Hello = 1,
     Request = 2,
     Reply = 3,
     /// The reply to a request whose kind has no handler here.
     NoHandler = 4,
-    /// The answer was not ready at the deadline. It tells the asker, who waits no more, that the
-    /// connection works.
+    /// The answer was not ready at the deadline. The asker waits no longer, but learns that the connection
+    /// works.
     Late = 5,
 }
 
@@ -87,7 +88,7 @@ impl Writer {
     }
 }
 
-/// What [`Reader::read`] found at the front of the buffer.
+/// The thing that [`Reader::read`] found at the front of the buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read {
     Frame(Frame),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 pub type Answer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
-/// What a node does with a kind of message. The answer is dropped when the deadline passes.
+/// A node's work for one kind of message. The answer is dropped when the deadline passes.
 pub trait Handler: Send + Sync + 'static {
     fn handle(&self, from: NodeId, payload: Bytes) -> Answer;
 }
@@ -32,7 +32,7 @@ pub struct Identity {
     pub node: NodeId,
     /// Nodes of different clusters refuse each other.
     pub cluster: u64,
-    /// How often this node has started on its data. A peer that has heard from one start takes
+    /// The number of this start of the node on its data. A peer that has heard from one start takes
     /// no news of an earlier one.
     pub boot: u64,
 }

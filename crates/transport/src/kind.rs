@@ -1,4 +1,4 @@
-//! The closed list of what nodes say to each other, with the policy of each.
+//! The closed list of messages between nodes, each with its policy.
 
 use base::env::Runtime;
 
@@ -7,7 +7,7 @@ use base::env::Runtime;
 pub enum Priority {
     /// Votes, heartbeats, log replication, death reports: small, and the cluster stalls without.
     Control,
-    /// What a user waits for.
+    /// Requests that a user waits for.
     Foreground,
     /// Snapshots, backfills, repair.
     Bulk,
@@ -30,8 +30,8 @@ impl Priority {
 }
 
 impl MessageKind {
-    /// Where a request is answered: what may read the disk or take long is nothing for the threads
-    /// that vote.
+    /// The runtime on which a request is answered. Requests that may read the disk or take long do not run
+    /// on the threads that vote.
     pub(crate) fn runtime(self) -> Runtime {
         match self {
             MessageKind::RaftAppend
@@ -53,7 +53,7 @@ impl MessageKind {
         }
     }
 
-    /// Answered also to those who have no node id: newcomers and supervisors.
+    /// Whether senders without a node id (newcomers and supervisors) may send it.
     pub fn is_for_strangers(self) -> bool {
         matches!(self, MessageKind::Join | MessageKind::DeathReport)
     }
@@ -103,12 +103,12 @@ kinds! {
     DeathReport = 21, Control;
     /// A new node asks to be let in.
     Join = 22, Control;
-    /// What a node shows of itself in the schema `atoll`.
+    /// The part of the schema `atoll` that each node knows of itself.
     Inspect = 23, Foreground;
     /// The nodes that a node knows.
     Topology = 24, Control;
     /// Definitions of tables that a transaction has changed.
     Definitions = 25, Foreground;
-    /// Rows that nobody will ever read again are to be taken out.
+    /// Take out rows that nobody will ever read again.
     Discard = 26, Bulk;
 }

@@ -3,11 +3,11 @@
 //! Each pair of nodes is joined by one connection for every [`Priority`] and direction of asking,
 //! so that a snapshot never stands in front of a heartbeat. A connection carries [`frame`]s; a
 //! corrupt or missing one closes it, a repeated one is dropped, each is counted in [`Counters`].
-//! What was under way on a closed connection fails with [`Error::Unreachable`], and the next
-//! request opens a new one.
+//! Requests that were under way on a closed connection fail with [`Error::Unreachable`], and the next
+//! request opens a new connection.
 //!
 //! The transport never retries a request: only its sender knows whether that is harmless. It
-//! knows nothing of what payloads mean.
+//! does not know what payloads mean. FORMAT.md describes the bytes.
 
 mod kind;
 mod error;
@@ -109,7 +109,7 @@ impl Transport {
         peer.call(&self.inner, kind, deadline, payload).await
     }
 
-    /// Asks whoever listens at `address`.
+    /// Asks the node that listens at `address`, whichever that is.
     pub async fn call_address(
         &self,
         address: SocketAddr,

@@ -87,7 +87,7 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
         let place = places.clone().acquire_owned().await.map_err(|error| error.to_string())?;
         let (replies, room) = (replies.clone(), room.clone());
         let kind = MessageKind::from_number(request.kind);
-        // Who is nobody yet may ask to become somebody, and tell of a death, but nothing else.
+        // A sender without a node id may ask to join, and may report a death, but nothing else.
         let kind = kind.filter(|kind| from != ANYONE || kind.is_for_strangers());
         let handler = kind.and_then(|kind| inner.handlers.read().get(&kind).cloned());
         let env = match kind {
@@ -110,7 +110,7 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
             // One that is larger than all the room goes alone.
             let n_bytes = u32::try_from(reply.payload.len().min(bytes_max)).unwrap_or(u32::MAX);
             let Ok(room) = room.acquire_many_owned(n_bytes).await else { return };
-            // The asker is gone when this fails; its own side has told it so.
+            // If this fails the asker is gone; its own side has told it so.
             drop(replies.send(Queued { frame: reply, _room: Some(room) }).await);
             drop(place);
         });

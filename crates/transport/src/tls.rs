@@ -1,6 +1,6 @@
 //! TLS on both sides: a node shows its certificate whether it asks or answers, and both must be
-//! signed by the cluster's own authority. Who holds such a certificate is a member; host names
-//! are not looked at, because addresses move and node ids are checked in the greeting.
+//! signed by the cluster's own authority. A holder of such a certificate is a member. Host names are not
+//! looked at, because addresses move and node ids are checked in the greeting.
 
 use crate::Error;
 use base::env::Stream;

@@ -1,5 +1,5 @@
-//! A running transaction as others see it: what its node answers for it, and how a search for
-//! deadlocks ends its wait. Its own writes and locks are not here.
+//! A running transaction, as other tasks and nodes see it: what its node answers for it, and how a search
+//! for deadlocks ends its wait. Its own writes and locks are not here.
 
 use crate::words::Isolation;
 use base::env::Instant;
@@ -19,12 +19,12 @@ pub(crate) struct Active {
     pub(crate) started_us: i64,
     pub(crate) started: Instant,
     pub(crate) committing: AtomicBool,
-    /// The tablets in which it waits for locks right now, and for how many: one statement's scans
-    /// may wait side by side.
+    /// The tablets in which it waits for locks right now, each with the number of waits: the scans of one
+    /// statement may wait side by side.
     pub(crate) waiting: Mutex<BTreeMap<TabletId, usize>>,
     /// How many waits it has begun.
     pub(crate) n_waits: AtomicU64,
-    /// Why it was chosen to break a deadlock.
+    /// The error's detail, once it was chosen to break a deadlock.
     pub(crate) doom: watch::Sender<Option<String>>,
     /// The victim of the circle of which this transaction is the arbiter, and since when.
     pub(crate) sentenced: Mutex<Option<(TxnId, Instant)>>,
@@ -44,8 +44,8 @@ impl Active {
         }
     }
 
-    /// Ends a wait, if none has begun since there were `n_waits`. One that waits no more, or for
-    /// something else, has left the circle by itself.
+    /// Ends the transaction's wait, if it has begun no other since its `n_waits`-th. A transaction that
+    /// waits no longer, or for something else, has left the circle by itself.
     pub(crate) fn doom(&self, n_waits: u64, detail: String) {
         let waiting = self.waiting.lock();
         if !waiting.is_empty() && self.n_waits.load(Ordering::Relaxed) == n_waits {

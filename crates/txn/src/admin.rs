@@ -1,4 +1,4 @@
-//! What operators see and order: splits, and the state behind the schema `atoll`.
+//! Splits that operators order, and the state behind the schema `atoll`.
 
 use crate::Error;
 use crate::locks::LockRow;
@@ -24,7 +24,7 @@ pub(crate) async fn split(node: &Arc<Node>, key: Key) -> Result<(), Error> {
     if key < Key::copy_from_slice(&FIRST_DATA_RELATION.to_be_bytes()) {
         return Err(Error::Refused { reason: "the root tablet cannot be split".into() });
     }
-    // An SCN is a number that nobody else has.
+    // An SCN is handed out once, so it can serve as an id.
     let child = TabletId(node.draw().await.map_err(Fault::into_error)?.0);
     let deadline = node.env.now() + PATIENCE;
     loop {
@@ -57,7 +57,7 @@ async fn settled(node: &Arc<Node>, tablet: TabletId) -> Result<(), Error> {
 pub struct TabletRow {
     pub leader: Option<ReplicaRow>,
     pub replicas: Vec<ReplicaRow>,
-    /// On the leader's disk; None where it did not say.
+    /// On the leader's disk; none where the leader did not answer.
     pub bytes: Option<u64>,
 }
 
@@ -185,7 +185,7 @@ impl Inspector {
                     };
                     let row =
                         rows.entry(txn).or_insert(TransactionRow { txn, state, scn, active: None });
-                    // A record says more than a part that has not heard of it.
+                    // A record knows the decision; a part of another tablet may not have heard of it.
                     if scn.is_some() || state == "aborted" {
                         (row.state, row.scn) = (state, scn);
                     }

@@ -4,13 +4,14 @@
 //! let mut txn = client.begin(Isolation::ReadCommitted);
 //! txn.begin_statement();
 //! let rows = txn.lock(&keys, LockMode::Exclusive, Wait::Block).await?;   // newest rows
-//! txn.put(key, value);                                                  // buffered here
+//! txn.put(key, value)?;                                                 // buffered here
 //! let scn = txn.commit().await?;                                        // ours, or an error
 //! ```
 //!
-//! Writes stay in this node's memory until the commit; the transaction's own reads see them.
-//! Locks live at the tablets' leaders; what the transaction remembers of them is the epoch of
-//! each lock table, which the leaders compare at the commit.
+//! Writes stay on this node until the commit, in memory and, where they are many, in a temporary file
+//! (`writes.rs`); the transaction's own reads see them.
+//! Locks live at the tablets' leaders. The transaction remembers the epoch of each lock table in which it
+//! has locks, and the leaders compare it at the commit.
 
 mod commit;
 mod scan;
@@ -62,17 +63,17 @@ pub struct Client {
     node: Arc<Node>,
 }
 
-/// Whoever locks this many keys at once lets others in before it goes on.
+/// A call that locks this many keys at once lets other tasks run before it goes on.
 const KEYS_WITH_A_PAUSE: usize = 256;
 /// Rows that are read together without a snapshot: all of them must fit into one answer.
 const N_NEWEST_MAX: usize = 3;
 
-/// A wait this old is followed to see whether it closes a circle, and again after twice as long
-/// each time, up to the larger one.
+/// At this age a wait is followed for the first time, to see whether it closes a circle. Each next time
+/// comes after twice as long, up to the larger value.
 const SUSPICIOUS_MIN: Duration = Duration::from_millis(60);
 const SUSPICIOUS_MAX: Duration = Duration::from_secs(1);
 
-/// What a transaction's parts (its readers, above all) share.
+/// The part of a transaction that it shares with its readers.
 pub(crate) struct Shared {
     node: Arc<Node>,
     id: TxnId,
@@ -86,7 +87,7 @@ struct Known {
     uses: Vec<(KeyRange, SchemaUse)>,
     /// The lock tables in which this transaction holds locks.
     grants: BTreeMap<TabletId, Epoch>,
-    /// The tablets that may hold locks of it, answers lost on the way included.
+    /// The tablets that may hold locks of it, also where the answer was lost on the way.
     touched: BTreeSet<TabletId>,
 }
 
@@ -131,7 +132,7 @@ impl Client {
         }
     }
 
-    /// This node, and which of its starts this is.
+    /// This node, and the number of its present start.
     pub fn coordinator(&self) -> (NodeId, u64) {
         self.node.coordinator()
     }
@@ -146,8 +147,8 @@ impl Client {
         Box::pin(async move { admin::split(&self.node, key).await })
     }
 
-    /// Takes out all rows of a relation that no definition names and no snapshot can read any more. False: a replica has
-    /// not done it yet; ask again later.
+    /// Takes out all rows of a relation that no definition names and no snapshot can read any more. False: a
+    /// replica has not done so yet; ask again later.
     pub fn discard(&self, range: KeyRange) -> BoxFuture<'_, Result<bool>> {
         Box::pin(async move { self.node.discard(range).await })
     }
@@ -175,8 +176,8 @@ impl Txn {
         }
     }
 
-    /// Before the first statement has shown anything: the transaction may as well see the present.
-    /// One that reads the past by choice stays where it is.
+    /// Call it before the first statement has shown anything: the transaction then sees the present. A
+    /// transaction whose user chose a snapshot stays at it.
     pub fn renew_snapshot(&mut self) {
         if !self.fixed {
             self.snapshot = None;
@@ -197,9 +198,8 @@ impl Txn {
         })
     }
 
-    /// The snapshot that everything still to come in this transaction goes by: at REPEATABLE READ,
-    /// once it was drawn or chosen. None: whatever is looked up now is not newer than the snapshot
-    /// that the next read draws.
+    /// The snapshot by which the rest of this transaction goes: at REPEATABLE READ, once it was drawn or
+    /// chosen. None: the next read draws a snapshot, which sees everything that can be looked up now.
     pub fn lasting_snapshot(&self) -> Option<Scn> {
         self.snapshot.filter(|_| self.shared.isolation == Isolation::RepeatableRead)
     }
@@ -214,7 +214,7 @@ impl Txn {
         if self.snapshot.is_some() {
             return refused("a snapshot can be chosen before the first statement only");
         }
-        // The future is not a snapshot yet: it would change while it is read.
+        // A snapshot in the future would change while it is read.
         if scn > self.shared.node.current_scn().await? {
             return refused("the snapshot lies in the future");
         }
@@ -223,9 +223,9 @@ impl Txn {
         Ok(())
     }
 
-    /// Declares the definition of the table this transaction goes by. `relations` are the key
-    /// ranges that belong to the table. Every later request on keys in those ranges is checked
-    /// by the tablets against [`Txn::change_schema`]; an older version fails with
+    /// Declares by which definition of the table this transaction goes. `relations` are the key ranges
+    /// that belong to the table. The tablets check every later request on keys in those ranges: if
+    /// [`Txn::change_schema`] has brought a newer version, the request fails with
     /// [`Error::SchemaChanged`]. Cheap; call it for every table of every statement.
     pub fn use_table(&mut self, table: u32, version: u64, relations: &[KeyRange]) {
         let mut known = self.shared.known.lock();
@@ -354,7 +354,8 @@ impl Txn {
         self.writes.release(savepoint.position);
     }
 
-    /// Forgets the writes buffered since; the savepoint stays. Locks stay too (strict two-phase locking).
+    /// Forgets the writes that were buffered since the savepoint. The savepoint stays, and so do locks (strict
+    /// two-phase locking).
     pub fn rollback_to(&mut self, savepoint: Savepoint) {
         self.writes.rollback_to(savepoint.position);
         self.barriers.truncate(savepoint.n_barriers);
@@ -498,11 +499,11 @@ impl Shared {
         {
             let mut waiting = self.active.waiting.lock();
             if waiting.is_empty() {
-                // What was said of an earlier wait is not meant for this one.
+                // A doom of an earlier wait is not meant for this one.
                 self.active.doom.send_if_modified(|doom| doom.take().is_some());
             }
             *waiting.entry(tablet).or_default() += 1;
-            // Under the lock on `waiting`, as whoever compares it.
+            // Under the lock on `waiting`, as where the number is compared.
             self.active.n_waits.fetch_add(1, Ordering::Relaxed);
         }
         let waiting = NotWaiting { active: &self.active, tablet };
@@ -546,7 +547,7 @@ impl Shared {
         self.leave();
         let release =
             touched.into_iter().map(|tablet| self.node.ask(tablet, Request::Release { txn }));
-        // A leader that does not hear it finds out by itself that this transaction runs no more.
+        // A leader that does not hear it finds out in its sweep that this transaction no longer runs.
         drop(futures::future::join_all(release).await);
     }
 

@@ -1,17 +1,21 @@
 //! What the tablets of a cluster agree on: the commands in their Raft logs.
 //!
-//! A transaction that wrote in one tablet, and little, is one [`Command::Commit`]. Any other is
-//! prepared in every tablet it wrote, in parts of bounded size, decided by one record in the
-//! first of them, and then resolved part by part:
+//! A transaction that wrote little, and in one tablet, is one [`Command::Commit`]. Any other is
+//! prepared in every tablet that it wrote, in parts of bounded size; decided by one record in the first
+//! of these tablets, the anchor; and then resolved part by part:
 //!
 //! ```text
 //! tablet 4 (anchor)   Prepare ──┐            Decide(scn) ── answer    Resolve …  Forget
 //! tablet 9            Prepare ──┴─ draw SCN ─┘                        Resolve
 //! ```
 //!
-//! Every command that rests on locks carries the term in which they were held. An entry applied
-//! in another term than it was written for is refused by all replicas alike, which is what makes
-//! "lost locks abort" hold even for proposals under way when the leader changed.
+//! Every command that rests on locks carries the term in which the locks were held. If the log entry
+//! has another term, all replicas refuse the command alike. So "lost locks abort" holds even for
+//! proposals that were under way when the leader changed. Example: T1 locked in term 7 at node 2, which
+//! loses the leadership and leads again in term 9. Its late proposal says 7 and stands in an entry of
+//! term 9: refused.
+//!
+//! The bytes are in FORMAT.md. Variants and fields keep their order, because the encoding counts them.
 
 use base::{Key, KeyRange, Scn, TabletId, TxnId};
 use bytes::Bytes;
@@ -32,7 +36,7 @@ pub struct SchemaUse {
 pub struct Changes {
     pub writes: Vec<Write>,
     pub uses: Vec<SchemaUse>,
-    /// From the commit on, older definitions are refused.
+    /// From the commit on, the tablet refuses requests that go by an older definition.
     pub barriers: Vec<SchemaUse>,
 }
 
@@ -51,7 +55,7 @@ pub enum Command {
     Commit { txn: TxnId, term: u64, scn: Scn, changes: Changes },
     /// Part `part` of what a transaction writes here; `anchor` will hold its record.
     Prepare { txn: TxnId, term: u64, anchor: TabletId, part: u32, changes: Changes },
-    /// The record of a transaction, unless there is one already: the first decision stands.
+    /// Writes the record of a transaction, unless there is one already: the first decision stands.
     /// `participants` are the tablets with prepared parts.
     Decide { txn: TxnId, outcome: Outcome, participants: Vec<TabletId> },
     /// Carries out the decision for one prepared part.
@@ -82,7 +86,7 @@ pub enum Reject {
     Schema { table: u32 },
     /// The transaction has already been decided here.
     Decided(Outcome),
-    /// A split met prepared transactions.
+    /// The tablet that was to be split has prepared transactions.
     Busy,
 }
 

@@ -3,13 +3,13 @@
 use base::{Disposition, Scn, TxnId};
 use serde::{Deserialize, Serialize};
 
-/// Travels between nodes as it is, so that every layer decides by the same words.
+/// Travels between nodes as it is, so that every layer decides by the same errors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     /// First updater wins, lost locks, a leader that changed: run the transaction again (40001).
     #[error("could not serialize access: {reason}")]
     Serialization { reason: String },
-    /// This transaction was chosen to break a cycle (40P01). `detail` names both sides.
+    /// This transaction was chosen to break a circle of waits (40P01). `detail` names both sides.
     #[error("deadlock detected")]
     Deadlock { detail: String },
     /// NOWAIT met a lock (55P03).
@@ -30,7 +30,7 @@ pub enum Error {
     /// No leader answered in time (57P01 or 08006: retryable, nothing was changed).
     #[error("the cluster is not reachable: {reason}")]
     Unavailable { reason: String },
-    /// Nobody could say in time whether the commit happened (08007).
+    /// No node could say in time whether the commit happened (08007).
     /// `atoll.transactions` answers for the id.
     #[error("the outcome of transaction {txn} is not known yet")]
     OutcomeUnknown { txn: TxnId },

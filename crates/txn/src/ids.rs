@@ -7,13 +7,13 @@
 //! 16 bits node | 24 bits block | 24 bits count          node 3, block 7, the 5th: 3 << 48 | 7 << 24 | 5
 //! ```
 //!
-//! A block is used by one start of one node for one purpose, because the node's data directory remembers the
-//! blocks it has given out ([`Blocks`]). A start takes one for each purpose, and another when half of it is
-//! used, in the background, long before it is needed. At 20,000 transactions a second a block lasts for 14 minutes
-//! and all blocks for 446 years; at a crash every five seconds they last for a year and more.
+//! One start of one node uses a block, for one purpose: the node's data directory remembers the blocks that it
+//! has given out ([`Blocks`]). A start takes one block per purpose. When half of a block is used, it takes the
+//! next one in the background, long before it is needed. At 20,000 transactions per second a block lasts for 14
+//! minutes and all blocks for 446 years; with a crash every five seconds they last for more than a year.
 //!
-//! Invariants: a number is above all that were drawn from the same source before; a node whose directory cannot
-//! note a block halts, because it could not keep that promise.
+//! Invariants: each number is larger than all that were drawn from the same source before. A node whose directory
+//! cannot note a block halts, because it could give out a number twice.
 
 use base::env::Runtime;
 use base::{Env, NodeId};
@@ -62,7 +62,7 @@ impl Ids {
         if drawn.count == COUNT_END {
             let block = match drawn.spare.take() {
                 Some(block) => Ok(block),
-                // The disk was too slow by half a block: it is waited for.
+                // The disk took longer than half a block lasts: wait for it.
                 None => (self.blocks)().and_then(checked),
             };
             match block {

@@ -1,8 +1,8 @@
-//! Many keys in little memory: what a bulk load has locked or marked.
+//! Many keys in little memory: the keys that a bulk load has locked or marked.
 //!
-//! A key in a tree of its own costs some 200 bytes. Here the keys stand one after the other in one
-//! buffer, sorted, with the place where each ends: four bytes more than the key has itself. A
-//! million keys of 20 bytes are 24 MB.
+//! A key as a node of a tree costs some 200 bytes. Here the keys stand one after the other in one
+//! buffer, sorted, with the place where each key ends: four bytes more than the key itself. A million
+//! keys of 20 bytes take 24 MB.
 //!
 //! ```text
 //! add ["a1", "a3"], then ["b7"]      is "a3" in it? yes. "a2"? no. Any in ["a4", "b0")? no.
@@ -12,7 +12,7 @@
 //! that 2,000 additions of 2,000 keys leave some 60 runs to look through, each by binary search.
 //! Invariants: a run is sorted and has no key twice; two runs may have the same key.
 //!
-//! Nothing is ever taken out: a transaction gives back all its keys at once.
+//! Absent: taking one key out. A transaction gives back all its keys at once.
 
 use base::{Key, KeyRange, Limits};
 use std::ops::Range;
@@ -38,7 +38,7 @@ impl Default for SetLimits {
     }
 }
 
-/// A run of this many keys, or this many bytes, is not merged again: one addition copies no more.
+/// A run of this many keys, or this many bytes, is not merged again. So one addition never copies more.
 const RUN_KEYS_MAX: usize = 1 << 16;
 const RUN_BYTES_MAX: usize = 4 << 20;
 
@@ -53,7 +53,7 @@ struct Run {
     ends: Vec<u32>,
 }
 
-/// What `keys` will take here.
+/// The bytes that `keys` will take in a key set.
 pub(crate) fn n_bytes(keys: &[Key]) -> usize {
     keys.iter().map(|key| key.len() + size_of::<u32>()).sum()
 }
@@ -81,7 +81,7 @@ impl KeySet {
             let is_large = before.is_full()
                 || before.bytes.len() + last.bytes.len() > RUN_BYTES_MAX
                 || before.len() + last.len() > RUN_KEYS_MAX;
-            // What only follows is appended, whatever the sizes: a load in key order copies no key twice.
+            // A run that lies behind the other is appended, whatever its size: a load in key order copies no key twice.
             let follows = before.last() < last.first();
             if is_large || (before.len() > 2 * last.len() && !follows) {
                 return;

@@ -1,7 +1,7 @@
-//! Where a tablet keeps what is not a row: the meta keys of the store.
+//! The meta keys of the store: where a tablet keeps everything that is not a row.
 //!
-//! Rows are keyed by relation and primary key alone. Everything a tablet knows of itself stands
-//! under its own id, so that a Raft snapshot of it is one range of meta keys. Each key is
+//! Rows are keyed by relation and primary key alone. Everything that a tablet knows of itself stands
+//! under its own id, so that a Raft snapshot of it takes one range of meta keys per space. Each key is
 //! `space (1) | tablet (8) | rest`; numbers are big endian, so that they sort.
 
 use base::{KeyRange, TabletId, TxnId};
@@ -25,12 +25,12 @@ pub enum Space {
 const SPACES: [Space; 5] =
     [Space::Descriptor, Space::Barrier, Space::Prepared, Space::Record, Space::Ceiling];
 
-/// The range of one space of a tablet.
+/// The keys of one space of a tablet.
 pub fn space(space: Space, tablet: TabletId) -> KeyRange {
     KeyRange::prefix(key(space, tablet, &[]))
 }
 
-/// All that `tablet` keeps, for snapshots and removal.
+/// All meta keys of `tablet`, for snapshots and removal.
 pub fn all(tablet: TabletId) -> Vec<KeyRange> {
     SPACES.iter().map(|&kind| space(kind, tablet)).collect()
 }

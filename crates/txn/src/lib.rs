@@ -11,8 +11,8 @@
 //! * `words`: what all of these say to each other about locks and rows
 //! * [`command`], [`machine`]: what the log says and what that does to every replica alike
 //!
-//! What is absent: no clock decides anything but when to look again; no lock is ever written to
-//! disk; no tablet knows what a table is beyond its number and the version of its definition.
+//! What is absent: clocks decide nothing but when to look again; no lock is ever written to disk; no
+//! tablet knows more of a table than its number and the version of its definition.
 
 pub mod error;
 mod words;

@@ -1,57 +1,59 @@
 //! The lock table of one tablet: shared and exclusive locks on keys and on ranges.
 //!
-//! It lives in the memory of the tablet's leader and is lost with the leadership, on purpose:
-//! who held locks then finds the table's epoch changed and aborts. Strict two-phase locking
-//! (Eswaran et al., 1976): a transaction's locks only grow until [`LockTable::release`] gives
-//! them all back at once.
+//! The table lives in the memory of the tablet's leader and is lost with the leadership, on purpose: a
+//! transaction that held locks then finds another epoch and aborts. Strict two-phase locking (Eswaran et
+//! al., 1976): the locks of a transaction only grow until [`LockTable::release`] gives them all back at
+//! once.
 //!
 //! ```text
 //!          holders of "b"        asks                     answer
 //!          T1 shared             T2 shared on "b"         granted
 //!          T1, T2 shared         T3 exclusive on "b"      waits for T1 and T2
-//!          T1, T2 shared         T4 shared on "b"         waits: T3 is before it
+//!          T1, T2 shared         T4 shared on "b"         waits for T3, which is before it
 //!          T1, T2 shared         T1 exclusive on ["a","c")  waits for T2; holders go before waiters
 //! ```
 //!
-//! # Who goes first
+//! # Which request goes first
 //!
-//! Range locks cover keys that do not exist, which is what keeps phantoms out. All requests that
-//! wait stand in one order, by their [`Place`]: holders that want more, then by how long the
-//! transaction waits. A request waits for the conflicting locks of others, and (unless it is a
-//! holder's) for the conflicting requests of others before it. So nobody starves, and who asks
-//! again after a lost answer comes back to where it stood.
+//! Range locks also cover keys that do not exist, and so keep phantoms out. All requests that wait stand
+//! in one order, by their [`Place`]: holders that want more come first, then the transaction that has
+//! waited longest. A request waits for the conflicting locks of other transactions. Unless it is a
+//! holder's, it also waits for the conflicting requests of other transactions before it. So no request
+//! starves, and a transaction that asks again after a lost answer comes back to its place.
 //!
 //! # What granting costs
 //!
-//! A key's requests are a queue, and a change at the key looks at its head alone: the shared
-//! requests there, or the one exclusive request. 1,000 transactions that wait for one row are
-//! granted with some 1,000 looks, and not with 1,000 each.
+//! The requests for one key are a queue. After a change at the key only the head of the queue is looked
+//! at: the shared requests there, or the one exclusive request. 1,000 transactions that wait for one row
+//! are granted with some 1,000 looks in all, and not with 1,000 looks each.
 //!
-//! A request that waits for something else than a holder of its key is parked at one witness: a
-//! range that is held, a range request before it, or (for a range request) a key within the range.
-//! It is looked at again when that witness goes, and finds its next witness or is granted. A range
-//! request goes over the keys within it once, from the first to the last: it remembers how far it
-//! came, and goes back only where a key behind that place is granted or asked for meanwhile.
+//! A request that waits for something other than a holder of its key is parked at one **witness**: a range
+//! that is held, a range request before it, or (for a range request) a key within the range. When the
+//! witness goes, the request is looked at again; it finds its next witness or is granted. A range request
+//! goes over the keys within it once, from the first to the last. It remembers how far it came, and goes
+//! back only if a key that it has passed is granted or asked for meanwhile.
 //!
-//! # Whom a wait is for
+//! # Which transactions a wait is for
 //!
-//! [`LockTable::waits_for`] names the conflicting holders, and of the requests before it only
-//! those back to the nearest exclusive one. With five exclusive requests T1..T5 behind a holder H
-//! of one key the edges are T5→T4, T4→T3, …, and each →H: nine, where all pairs are fifteen. Each
-//! pair that is left out is a path: T5 waits for T2 by T4 and T3. So a circle that goes by a pair
-//! left out goes by its path as well, and no other circles arise, because each edge is true.
-//! Holders' requests do not wait for requests, so a path may not lead on from them: they are named
-//! wherever they stand.
+//! [`LockTable::waits_for`] names the conflicting holders. Of the requests before a request it names only
+//! those back to the nearest exclusive one. Example: five exclusive requests T1 to T5 wait behind a holder
+//! H of one key. The edges are T5→T4, T4→T3, T3→T2, T2→T1 and each →H: nine, where all pairs would be
+//! fifteen.
+//!
+//! No circle is missed: each pair that is left out has a path instead (T5 waits for T2 by T4 and T3), so a
+//! circle over the pair is also a circle over the path. No false circle arises, because each edge is true.
+//! Requests of holders wait for holders only, so a path may end at them: they are named wherever they
+//! stand in the queue.
 //!
 //! # Many keys at once
 //!
-//! A call for `n_keys_min` keys or more takes them as one [`KeySet`], a fifth of the memory of
-//! single keys and as exact: others may lock whatever lies between. Beyond `bytes_max` in
-//! one table the neighbouring keys of a call become ranges, each within one relation and with
-//! nobody else's lock or request inside: then a load's memory no longer grows with its keys, and who
-//! wants a key in between waits for its end.
+//! A call for `n_keys_min` keys or more takes them as one [`KeySet`]. It takes a fifth of the memory of
+//! single keys and is as exact: other transactions may lock the keys in between. Beyond `bytes_max`
+//! in one table the neighbouring keys of a call become ranges, each within one relation and without a lock
+//! or request of another transaction inside. Then the memory of a load no longer grows with its keys, and
+//! a transaction that wants a key in between waits for the end of the load.
 //!
-//! Pure: no clock, no I/O, no tasks. The caller passes times and wakes whom the answers name.
+//! Pure: no clock, no I/O, no tasks. The caller passes times, and wakes the requests that the answers name.
 
 mod bulk;
 mod edges;
@@ -92,7 +94,7 @@ pub enum Answer {
 /// Where a request stands in the order of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
-    /// False for a holder that wants more: it comes first.
+    /// False for a holder that wants more; such a request comes first.
     fresh: bool,
     since: Instant,
     ticket: Ticket,
@@ -109,7 +111,7 @@ struct Waiter {
     cursor: Key,
 }
 
-/// What keeps a request waiting; when it goes, the request is looked at again.
+/// The thing at which a waiting request is parked; when it goes, the request is looked at again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Witness {
     Key(Key),
@@ -130,11 +132,11 @@ struct Hold {
     txn: TxnId,
     mode: LockMode,
     range: KeyRange,
-    /// These keys of the range only; none: all of it.
+    /// Only these keys of the range; none: the whole range.
     only: Option<KeySet>,
 }
 
-/// What one transaction has here.
+/// The locks and waits of one transaction.
 #[derive(Debug, Default)]
 struct Owned {
     keys: Vec<Key>,
@@ -202,7 +204,7 @@ impl Hold {
         }
     }
 
-    /// Has it anything of what overlaps its range?
+    /// Whether this lock covers any of `target`.
     fn touches(&self, target: &Target) -> bool {
         match (target, &self.only) {
             (Target::Key(key), Some(only)) => only.contains(key),
@@ -218,8 +220,8 @@ impl LockTable {
         LockTable { limits, ..LockTable::default() }
     }
 
-    /// Asks for one lock. `since` is when the transaction began to wait for it (it may have asked
-    /// before); a granted lock that is already held as strongly changes nothing.
+    /// Asks for one lock. `since` is when the transaction began to wait for it (it may have asked before).
+    /// A lock that is already held as strongly is granted and changes nothing.
     pub fn request(
         &mut self,
         since: Instant,
@@ -250,14 +252,14 @@ impl LockTable {
         Answer::Waits(ticket)
     }
 
-    /// Gives up waiting. Returns who can go on because of it.
+    /// Gives up waiting. Returns the requests that can go on because of it.
     pub fn cancel(&mut self, ticket: Ticket) -> Vec<Ticket> {
         let mut again = grant::Again::default();
         self.leave(ticket, &mut again);
         self.settle(again)
     }
 
-    /// Gives back all locks of `txn` and ends its waits. Returns who can go on because of it.
+    /// Gives back all locks of `txn` and ends its waits. Returns the requests that can go on because of it.
     pub fn release(&mut self, txn: TxnId) -> Vec<Ticket> {
         let Some(owned) = self.owned.get_mut(&txn) else { return Vec::new() };
         let mut again = grant::Again::default();
@@ -307,12 +309,12 @@ impl LockTable {
         point || self.holds_of(txn).any(|(_, hold)| hold.mode >= mode && hold.covers(target))
     }
 
-    /// A holder that wants more goes before those who hold nothing of it.
+    /// Whether `txn` holds any of `target`: a holder that wants more goes before other requests.
     fn has_part_of(&self, txn: TxnId, target: &Target) -> bool {
         let own = |point: &Point| point.holders.iter().any(|(holder, _)| *holder == txn);
         let point = match target {
             Target::Key(key) => self.points.get(key).is_some_and(own),
-            // Whichever are fewer.
+            // The fewer of the two are gone through: the transaction's keys, or the points of the range.
             Target::Range(range) => match self.owned.get(&txn) {
                 None => false,
                 Some(owned) if owned.keys.len() < 64 => {
@@ -368,7 +370,7 @@ impl LockTable {
         self.points.range::<Key, _>((Bound::Included(from.clone()), end))
     }
 
-    /// `place`: where its request stood.
+    /// `place`: the place of the request that is granted.
     fn add_hold(&mut self, hold: Hold, place: Place) {
         let id = self.next_number();
         let (range, mode) = (hold.range.clone(), hold.mode);

@@ -1,8 +1,8 @@
 //! What committed commands do to a tablet: a function of the store's state and the command.
 //!
-//! Every replica runs it over the same log and ends in the same state. It draws no numbers,
-//! asks no clock and sends nothing; it adds its effects to one atomic batch and says what the
-//! proposer is to be told. Replaying an entry over its own effects changes nothing.
+//! Every replica runs it over the same log and ends in the same state. It draws no numbers, asks no
+//! clock and sends nothing. It adds its effects to one atomic batch and returns the answer for the
+//! proposer. Replaying an entry over its own effects changes nothing.
 
 use crate::Error;
 use crate::command::{
@@ -15,15 +15,16 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use storage::{Batch, Store};
 
-/// Definitions of one table that are told apart. A snapshot as old as the retention meets fewer.
+/// Barriers that are kept per table. Within the retention a table has fewer definitions than this.
 const N_BARRIERS_MAX: usize = 64;
 
 /// What a replica keeps in memory of its tablet; all of it can be read back from the store.
 #[derive(Clone, Debug)]
 pub struct State {
     pub descriptor: Descriptor,
-    /// Table to the versions below which requests are refused, each since an SCN, oldest first. A
-    /// read of the past is bound by those that stood then, not by the newest alone.
+    /// For each table the versions below which requests are refused, each with the SCN since which it
+    /// holds, by version. A read of the past obeys the barriers that held then, and not only the newest.
+    /// Example: (8, 50), (9, 70): a read at 60 by version 8 is served, by version 7 it is refused.
     pub barriers: HashMap<u32, Vec<(u64, Scn)>>,
 }
 
@@ -71,7 +72,7 @@ impl State {
         }
         let old = |used: &&SchemaUse| {
             let standing = self.barriers.get(&used.table).into_iter().flatten();
-            // The first above is the earliest.
+            // The first barrier above the version is the earliest.
             let above = standing.into_iter().find(|(version, _)| used.version < *version);
             above.is_some_and(|(_, since)| at.is_none_or(|at| *since <= at))
         };
@@ -99,7 +100,7 @@ impl State {
         }
         for barrier in changes.barriers {
             let standing = self.barriers.entry(barrier.table).or_default();
-            // In the order of versions: a decision may be carried out after a later one.
+            // By version: the decision for an older version may be carried out after that for a newer one.
             standing.retain(|(version, _)| *version != barrier.version);
             let at = standing.partition_point(|(version, _)| *version < barrier.version);
             standing.insert(at, (barrier.version, scn));
@@ -126,8 +127,8 @@ pub fn takes_long(command: &[u8]) -> bool {
     command.len() > LONG_COMMAND_BYTES
 }
 
-/// Applies one entry's command. `state` is none for a replica that was never filled, which
-/// cannot have entries to apply.
+/// Applies one entry's command. `state` is none for a replica that was never filled; such a replica has
+/// no entries to apply.
 pub fn apply(
     store: &Store,
     tablet: TabletId,
@@ -170,8 +171,8 @@ pub fn apply(
             let is_prepared = || parts(store, tablet, txn).next().is_some();
             match (outcome(store, tablet, txn)?, wanted) {
                 (Some(standing), _) => Applied::Decided(standing),
-                // The anchor is a participant. One that has nothing prepared any more was told of
-                // an abort, so long ago that the abort itself has been forgotten.
+                // The anchor is a participant. If it has nothing prepared any more, it was told of an
+                // abort, so long ago that the outcome has expired.
                 (None, Outcome::Committed(_)) if !is_prepared() => {
                     Applied::Decided(Outcome::Aborted)
                 }
@@ -215,8 +216,8 @@ pub fn apply(
     Ok((applied, None))
 }
 
-/// Cuts the tablet at `at`. Rows do not move; what changes is whose they are. Prepared parts
-/// would have to be cut too, so a tablet that has any is not split: its leader waits for them.
+/// Cuts the tablet at `at`. No row moves; the rows from `at` on belong to another tablet now. A tablet
+/// with prepared parts is not split, because these would have to be cut too: its leader waits for them.
 fn split(
     store: &Store,
     state: &mut State,

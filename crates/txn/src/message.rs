@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     pub number: u32,
-    /// All others are prepared: with this one the tablet promises.
+    /// All other parts are prepared; the answer to this one is the tablet's promise.
     pub is_last: bool,
 }
 
@@ -35,7 +35,8 @@ impl ReadAt {
 /// Names one lock table's life: locks granted under another epoch are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Epoch {
-    /// Where the table is. What rests on its locks is asked there, whoever leads by hearsay.
+    /// The node that has the table. Requests that rest on its locks go there, even if another node is
+    /// thought to lead.
     pub node: NodeId,
     pub term: u64,
     /// Drawn at random when the table was made, so that a restarted process cannot repeat it.
@@ -85,16 +86,16 @@ pub enum Request {
     Release {
         txn: TxnId,
     },
-    /// How did this transaction end, as far as this tablet knows? With `fence`, one that has not
-    /// committed by now never will.
+    /// How did this transaction end, as far as this tablet knows? With `fence`, a transaction that has
+    /// not committed here by now never will.
     Outcome {
         txn: TxnId,
         fence: bool,
     },
-    /// For deadlock: whom do these transactions wait for here, and whom those in their turn?
+    /// For deadlocks: which transactions do these wait for here, and which do those wait for in turn?
     WaitsFor {
         txns: Vec<TxnId>,
-        /// Only these, and with what they ask for: to look again before a victim is chosen.
+        /// Only the waits of `txns`, with what they ask for: a second look before a victim is chosen.
         only_these: bool,
     },
     Split {
@@ -156,7 +157,7 @@ pub enum LockedRow {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Scanned {
     pub rows: Vec<(Key, Row)>,
-    /// What of the asked range is now done; the scan goes on at its end (at its start when
+    /// The piece of the asked range that is done. The scan goes on at its end (at its start when
     /// reversed), in this tablet or the next.
     pub covered: KeyRange,
 }
@@ -167,9 +168,9 @@ pub struct TxnWait {
     pub txn: TxnId,
     /// Names this wait in the tablet: a later one of the same transaction has another.
     pub ticket: Ticket,
-    /// Each with whether it holds something of what is asked for, or only asks for it before.
+    /// Each with true if it holds something of what is asked for, and false if it only asked before.
     pub blockers: Vec<(TxnId, bool)>,
-    /// What is asked for, where that was wanted.
+    /// What is asked for, if the request wanted to know.
     pub what: Option<(Target, LockMode)>,
 }
 
@@ -189,13 +190,13 @@ pub enum Fault {
     },
     /// Nothing was done: the key belongs to another tablet now.
     WrongTablet,
-    /// The leadership was lost in the middle: it may have been done.
+    /// The leadership was lost in the middle: the request may have been done.
     Lost,
     Failed(Error),
 }
 
 impl Fault {
-    /// What the transaction's owner is told when there is nothing left to try.
+    /// The error for the transaction's owner when there is nothing left to try.
     pub fn into_error(self) -> Error {
         match self {
             Fault::Failed(error) => error,
@@ -240,19 +241,19 @@ pub struct ScnGrant {
 pub enum CoordinatorRequest {
     /// Which of these transactions are running there?
     Alive(Vec<TxnId>),
-    /// In which tablets do these wait for locks, and for how long have they run? Those that run
-    /// there no more are left out.
+    /// In which tablets do these wait for locks, and since when do they run? Transactions that no longer
+    /// run there are left out.
     Waiting(Vec<TxnId>),
-    /// May the wait of `victim` be ended, to break a circle of which `arbiter` is the one with the lowest id?
-    /// It runs there.
+    /// May the wait of `victim` be ended, to break a circle in which `arbiter` has the lowest id? The node that
+    /// is asked runs `arbiter`.
     MayDoom { arbiter: TxnId, victim: TxnId },
-    /// Break a deadlock: end its wait, if that is still the one that was told of.
+    /// Break a deadlock: end the wait of `txn`, if it is still its wait number `n_waits`.
     Doom { txn: TxnId, n_waits: u64, detail: String },
     /// All running transactions, for `atoll.transactions`.
     Active,
     /// The replicas on that node, for routing and `atoll.tablets`. Costs memory only.
     Replicas,
-    /// The sizes of their rows on disk, for `atoll.tablets`: asked for apart, because it costs reads.
+    /// The sizes of their rows on disk, for `atoll.tablets`: a request of its own, because it reads the disk.
     Sizes,
 }
 

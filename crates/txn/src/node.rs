@@ -1,8 +1,9 @@
-//! All tablets of this node, and the way to those of others.
+//! All tablets of this node, and the way to tablets of other nodes.
 //!
-//! [`Node::ask`] brings a request to a tablet's leader wherever that is. It retries what may be
-//! asked twice, learning from each refusal; what may not (a commit, a prepare) comes back as
-//! [`Fault::Lost`] when it is unsure whether it was done, and the coordinator finds out.
+//! [`Node::ask`] brings a request to the leader of a tablet, wherever that is. Requests that may be asked
+//! twice are retried, and each refusal teaches a better route. A commit, a prepare, a check or a split
+//! is sent once; if it is not certain whether it was done, it comes back as [`Fault::Lost`], and the
+//! coordinator finds out.
 
 mod deadlock;
 mod discard;
@@ -40,14 +41,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TRY: Duration = Duration::from_secs(3);
 /// A lock request is asked again after this long of waiting.
 const LOCK_TRY: Duration = Duration::from_secs(5);
-/// A scan that may bring more rows than this goes with the bulk traffic.
+/// A scan that may bring more rows than this goes over the bulk lane.
 const BULK_ROWS_MIN: usize = 512;
-/// A new tablet's first leader tries this often, and then leaves it to the groups' own timers.
+/// How often the first leader of a new tablet campaigns before it leaves that to the groups' own timers.
 const N_CAMPAIGNS: usize = 20;
 const CAMPAIGN_AGAIN: Duration = Duration::from_millis(25);
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
-/// What a question about other nodes' replicas or transactions may take.
+/// How long the answer to a question about replicas or transactions of another node is waited for.
 pub(crate) const INSPECT: Duration = Duration::from_millis(500);
 
 pub struct Node {
@@ -153,7 +154,7 @@ impl Node {
             if let Some(founders) = founders
                 && founders.first() == Some(&node.me)
             {
-                // Should the others not listen yet, somebody's next campaign succeeds.
+                // If the other founders do not listen yet, a later campaign of one of them succeeds.
                 for tablet in node.local() {
                     let begun = tablet.group().map_err(Fault::into_error)?.campaign().await;
                     begun.map_err(|error| Error::Internal { reason: error.to_string() })?;
@@ -164,7 +165,7 @@ impl Node {
         })
     }
 
-    /// Writes what every founder's tablets begin with, unless it is there.
+    /// Writes the state with which the tablets of every founder begin, unless it is there.
     fn found(&self, founders: &BTreeSet<NodeId>) -> Result<(), Error> {
         if self.store.meta_get(&keyspace::descriptor(TabletId::ROOT))?.is_some() {
             return Ok(());
@@ -194,7 +195,7 @@ impl Node {
         Ok(descriptors)
     }
 
-    /// Starts the replica of `id`, once: a replayed split finds its child running already.
+    /// Starts the replica of `id`, once: a split that is replayed finds its child running already.
     async fn open(self: &Arc<Self>, id: TabletId) -> Result<Arc<Tablet>, Error> {
         let _one = self.opening.lock().await;
         if let Some(open) = self.tablet(id) {
@@ -211,9 +212,9 @@ impl Node {
         Ok(tablet)
     }
 
-    /// A split made `child` here: start it. One of its members, the same for all, campaigns at
-    /// once, so that leaders spread and nobody waits out a time-out. The others may not have
-    /// applied the split yet, so it tries more than once.
+    /// A split made `child` here: starts its replica. One member, the same by every node's reckoning,
+    /// campaigns at once, so that leaders spread and no election time-out is waited for. The other members
+    /// may not have applied the split yet, so this one tries more than once.
     pub(crate) fn adopt(self: &Arc<Self>, child: TabletId, mut members: Vec<NodeId>) {
         let node = self.clone();
         self.env.clone().spawn("new tablet", async move {
@@ -242,12 +243,17 @@ impl Node {
         });
     }
 
-    /// A leader sends entries for a tablet that is not here. It may have been given a replica
-    /// here by a change of members, or have been born in a split that our replica of its parent
-    /// has yet to apply; then the birth will bring it, and a replica made now would have entries
-    /// without the state they begin from. What the store says decides: a split moves the border
-    /// and writes the child's descriptor in one batch, so whatever a local parent may yet bear
-    /// is always covered by some descriptor here.
+    /// A leader sends entries for a tablet that has no replica here. There are two reasons for that:
+    ///
+    /// * A change of members has given the tablet a replica here. Then it is started now, empty, and the
+    ///   leader fills it.
+    /// * The tablet was born in a split that this node's replica of the parent has yet to apply. Then
+    ///   nothing is started: applying the split will bring the replica, and one made now would have
+    ///   entries without the state that they begin from.
+    ///
+    /// The descriptors in the store tell the two apart. A split moves the border and writes the child's
+    /// descriptor in one batch, so the range of a child that is yet to be born here overlaps the range of
+    /// some descriptor here.
     fn admit(self: &Arc<Self>, tablet: TabletId, from: NodeId) {
         let node = self.clone();
         self.env.clone().spawn("unknown tablet", async move {
@@ -297,7 +303,7 @@ impl Node {
         members.iter().copied().chain((!members.contains(&self.me)).then_some(self.me)).collect()
     }
 
-    /// A supervisor said so: a fact, and no later start of the node was heard from.
+    /// A supervisor has reported the death: a fact. The caller has heard from no later start of the node.
     pub fn report_death(&self, node: NodeId) {
         self.dead.write().insert(node);
     }
@@ -351,10 +357,11 @@ impl Node {
         }
     }
 
-    /// Asks all nodes for their replicas. One at a time; who comes while it runs waits for it.
+    /// Asks all nodes for their replicas. One refresh runs at a time; a caller that comes while it runs waits
+    /// for its end.
     pub(crate) async fn refresh(&self) {
-        // Counted, and not judged by whether the lock was free: those who wait hand it to each
-        // other, and each would take the one before it for the one who asked.
+        // Refreshes are counted. Whether the lock was free would not tell: callers that wait hand it to
+        // each other, and each would take the caller before it for the one that asked.
         let n_before = self.n_refreshes.load(Ordering::Acquire);
         let _one = self.refreshing.lock().await;
         if self.n_refreshes.load(Ordering::Acquire) != n_before {
@@ -378,7 +385,7 @@ impl Node {
         rows.flatten().collect()
     }
 
-    /// A question to a node about itself; none if it does not answer soon.
+    /// Asks a node about itself; none if it does not answer soon.
     pub(crate) async fn inspect(
         &self,
         node: NodeId,
@@ -403,8 +410,8 @@ impl Node {
         }
     }
 
-    /// Brings a request to the tablet's leader; a read of the past, to our own replica if that is
-    /// far enough.
+    /// Brings a request to the tablet's leader. A read of the past goes to this node's own replica if that
+    /// can answer it.
     pub(crate) async fn ask(
         self: &Arc<Self>,
         tablet: TabletId,
@@ -442,7 +449,7 @@ impl Node {
                 }
                 Err(Attempt::Fault(fault @ (Fault::NotLeader { .. } | Fault::Lost))) => fault,
                 Err(Attempt::Fault(fault)) => return Err(fault),
-                // Waiting for a lock is not a failure of the leader.
+                // That the lock is not granted yet is not a failure of the leader.
                 Err(Attempt::Unsure) if waits && self.env.now() - tried >= LOCK_TRY => continue,
                 Err(Attempt::Unsent | Attempt::Unsure) => Fault::NotLeader { leader: None },
             };
@@ -462,8 +469,8 @@ impl Node {
         }
     }
 
-    /// Who probably leads: our own replica knows best while it hears from its leader, then what
-    /// we heard, then each in turn.
+    /// The node that probably leads. This node's own replica knows best while it hears from its leader;
+    /// then comes the leader that was told of; then each member in turn.
     fn guess(&self, tablet: TabletId, n_tries: usize) -> Option<NodeId> {
         if let Some(own) = self.tablet(tablet) {
             if own.is_leader() {
@@ -496,7 +503,7 @@ impl Node {
         let Some(to) = to else { return Err(Attempt::Unsent) };
         if to == self.me {
             let Some(own) = self.tablet(tablet) else { return Err(Attempt::Unsent) };
-            // Commits, prepares and their resolutions are asked by tasks that run to their end.
+            // The tasks that ask for commits, prepares and resolutions run to their end by themselves.
             let answer = match request {
                 Request::Split { .. } => own.serve_to_the_end(request).await,
                 request => own.serve(request).await,
@@ -522,9 +529,9 @@ impl Node {
         answer.map_err(|error| Attempt::Fault(error.into()))?.map_err(Attempt::Fault)
     }
 
-    /// A call that is given up as soon as our own replica knows that another node leads, in a
-    /// term after `term`: a host that stopped without a word would be waited for to the end of
-    /// the deadline. Where no term is named, what our replica knew before counts for nothing.
+    /// A call to the leader `to`. It is given up as soon as this node's own replica learns that another
+    /// node leads, in a term after `term`; otherwise a host that stopped without a word would be waited for
+    /// until the deadline. Without a `term`, only changes that the replica learns during the call count.
     async fn call_leader(
         &self,
         tablet: TabletId,
@@ -590,7 +597,7 @@ impl Node {
         grant.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Asks the SCN service for all who wait here at once, one batch at a time.
+    /// Asks the SCN service for all callers that wait here, one batch at a time.
     fn run_scn_asks(self: &Arc<Self>, mut asked: mpsc::Receiver<ScnAsk>) {
         let weak = Arc::downgrade(self);
         self.env.spawn("SCN asks", async move {
@@ -603,7 +610,7 @@ impl Node {
                 for ask in asks.drain(..) {
                     let own = grant.clone().map(|grant| ScnGrant { first, ..grant });
                     first = Scn(first.0 + ask.n);
-                    // Whoever asked may be gone; its numbers are then never used.
+                    // The caller may be gone; its numbers are then never used.
                     drop(ask.answer.send(own));
                 }
             }
@@ -681,8 +688,8 @@ enum Attempt {
 }
 
 impl Request {
-    /// May the same request be asked twice? A lock already held is granted again, a decision
-    /// stands; a commit that was lost on the way may have happened.
+    /// May the same request be asked twice? A lock that is held is granted again, and a decision stands.
+    /// But a commit whose answer was lost may have happened.
     fn may_repeat(&self) -> bool {
         !matches!(
             self,

@@ -1,7 +1,7 @@
 //! Which tablet holds a key, as far as this node knows.
 //!
-//! A hint, never a truth: the tablet itself refuses what is not its own, and the asker learns
-//! and asks again. A descriptor of a higher generation replaces what it overlaps.
+//! A route is a hint and never a truth: a tablet refuses keys that are not its own, and the asker learns
+//! the new routes and asks again. A descriptor of a higher generation replaces the ranges that it overlaps.
 
 use crate::message::ReplicaRow;
 use base::{KeyRange, NodeId, TabletId};

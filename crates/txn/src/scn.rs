@@ -1,10 +1,14 @@
 //! The SCN service: one counter for the cluster.
 //!
-//! It runs at the leader of the root tablet. Numbers come from memory; what the log holds is a
-//! ceiling that no number handed out exceeds, raised in steps long before it is reached. A new
-//! leader starts above the ceiling it finds, so it never repeats a number of its predecessor.
-//! That the predecessor does not go on handing out smaller ones is what the lease is for: it is
-//! checked after the numbers were taken, and an unsure leader hands out nothing.
+//! It runs at the leader of the root tablet. Numbers come from memory. The log holds a ceiling that no
+//! number handed out exceeds; the leader raises it in steps, long before it is reached. A new leader
+//! starts above the ceiling that it finds, so it never repeats a number of its predecessor.
+//!
+//! Example: the ceiling is 2,000,000 and the leader has handed out 1,400,000 when it dies. The new
+//! leader hands out 2,000,001 first.
+//!
+//! The lease keeps the predecessor from handing out smaller numbers meanwhile: it is asked after the
+//! numbers were taken, and a leader that is not sure of its lease hands out nothing.
 
 use base::Scn;
 
@@ -22,7 +26,7 @@ pub struct Allocator {
 
 impl Allocator {
     /// Starts above `ceiling`, the highest that the log holds. Hands out nothing until raised.
-    /// The first thousand numbers are left for what the house itself names (the first tablets).
+    /// The first thousand numbers are left for ids that Atoll itself gives (the first tablets).
     pub fn new(ceiling: Scn) -> Allocator {
         Allocator { next: ceiling.0.max(RESERVED) + 1, ceiling: ceiling.0, raising: false }
     }
@@ -43,7 +47,7 @@ impl Allocator {
         Some(Scn(first))
     }
 
-    /// The ceiling to propose, when half of the last step is used up and nobody is raising it.
+    /// The ceiling to propose: some once half of the last step is used up, unless it is being raised.
     pub fn wants(&mut self) -> Option<Scn> {
         if self.raising || self.ceiling.saturating_sub(self.next) > STEP / 2 {
             return None;

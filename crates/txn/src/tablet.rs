@@ -1,17 +1,18 @@
 //! One replica of a tablet, and the tablet's leadership while this replica has it.
 //!
-//! The replica applies the log ([`crate::machine`]); the leadership ([`lead`]) is memory only:
-//! the lock table, the keys that are being committed, the prepared transactions. It is made
-//! when the role comes and dropped when the role goes, with every wait in it. What a request
-//! does stands in its own file:
+//! The replica applies the log ([`crate::machine`]). The leadership ([`lead`]) is memory only: the lock
+//! table, the keys that are being committed ([`marks`]), the prepared transactions. It is made when this
+//! replica becomes leader and dropped when it stops being leader, with every wait in it. Each kind of
+//! request has its own file:
 //!
 //! * [`read`]: snapshot and newest reads, scans, reads of the past at followers
 //! * [`lock`]: locks, with the newest rows under them
 //! * [`commit`]: one-entry commit, prepare, decide, resolve
-//! * [`sweep`]: what nobody came back for: abandoned locks, in-doubt transactions, records
+//! * [`split`]: cutting the tablet in two
+//! * [`sweep`]: cleaning up after coordinators: abandoned locks, in-doubt transactions, records
 //!
-//! A request never rests on a clock of another machine. The lease is asked after the work that
-//! it vouches for.
+//! No request rests on the clock of another machine. The leader asks its lease after the work that the
+//! lease vouches for.
 
 mod commit;
 mod home;
@@ -57,7 +58,7 @@ pub(crate) struct Tablet {
     sweeping: AtomicBool,
     /// Where the next sweep goes on with the records.
     swept: Mutex<Option<base::Key>>,
-    /// Counts what a waiting reader or committer may have waited for.
+    /// Grows with each change that a waiting reader or committer may wait for.
     changed: watch::Sender<u64>,
     effects: Mutex<Vec<Effect>>,
     applied_index: AtomicU64,
@@ -66,7 +67,7 @@ pub(crate) struct Tablet {
     allocator: Mutex<Option<Allocator>>,
 }
 
-/// All commits up to `scn` are in the entries up to `index`: a replica that applied those
+/// All commits up to `scn` are in the entries up to `index`: a replica that has applied these entries
 /// answers reads at or below `scn` from its own state.
 #[derive(Clone, Copy, Debug, Default)]
 struct Closed {
@@ -133,8 +134,8 @@ impl Tablet {
         self.lead.lock().is_some()
     }
 
-    /// As [`Tablet::serve`], for an asker that may go away in the middle: a peer whose deadline
-    /// is over, a session that is dropped. What must not stop half done goes on all the same.
+    /// As [`Tablet::serve`], for an asker that may go away in the middle: a peer whose deadline is over,
+    /// a session that is dropped. Work that must not stop half done goes on all the same.
     pub(crate) async fn serve_to_the_end(
         self: &Arc<Self>,
         request: Request,
@@ -151,8 +152,8 @@ impl Tablet {
         }
     }
 
-    /// Does what a request asks, as leader (or, for reads of the past, as any replica). A panic in it
-    /// ends the process, though a statement may have asked: what is half done here others would see.
+    /// Does what a request asks, as leader (or, for reads of the past, as any replica). A panic in it ends
+    /// the process even if a statement asked, because other transactions would see the half-done work.
     pub(crate) async fn serve(self: &Arc<Self>, request: Request) -> Result<Response, Fault> {
         panics::fatal(&self.env, "a tablet", self.do_serve(request)).await
     }
@@ -181,7 +182,7 @@ impl Tablet {
             }
             Request::Release { txn } => {
                 let epoch = self.leading()?;
-                // What is on its way to a commit, or prepared, ends with its decision.
+                // A transaction that is committing or prepared keeps its locks until its decision.
                 if !self.with_lead(epoch, |lead| Ok(lead.marks.contains(txn)))? {
                     self.finish(epoch, txn);
                 }
@@ -194,7 +195,7 @@ impl Tablet {
                         return Err(Error::OutcomeUnknown { txn }.into());
                     }
                     if fence {
-                        // Its commit may still be on the way here: it must find nothing.
+                        // Its commit may still be on the way here, and must find no locks.
                         lead.doom(txn, now);
                         lead.finish(txn);
                     }
@@ -257,7 +258,7 @@ impl Tablet {
         self.home.upgrade().ok_or(Fault::NotLeader { leader: None })
     }
 
-    /// Works on the leadership of `epoch`, if it still is.
+    /// Works on the leadership of `epoch`, if that is still the present one.
     fn with_lead<T>(
         &self,
         epoch: Epoch,
@@ -270,8 +271,8 @@ impl Tablet {
         }
     }
 
-    /// Confirms, after local state was read, that it was the newest: this replica surely led in
-    /// `term` at a moment after the reading.
+    /// Confirms that local state which was just read was the newest: this replica surely led in `term` at
+    /// a moment after the reading.
     async fn vouch(&self, term: u64) -> Result<(), Fault> {
         let group = self.group()?;
         if group.lease(term) || group.confirm(term).await {
@@ -350,7 +351,7 @@ impl consensus::Machine for Tablet {
                 Ok(encode(&applied))
             }
             Err(error) => {
-                // Replicas that go on after this would differ.
+                // If this replica went on, it would differ from the others.
                 self.env.halt(format!("tablet {} cannot apply its log: {error}", self.id));
                 Err(storage::Error::Halted(error.to_string()))
             }
@@ -375,7 +376,7 @@ impl consensus::Machine for Tablet {
         TabletRanges { rows, meta: keyspace::all(self.id), expiring }
     }
 
-    /// Readers of the past must not meet a state that is half the old and half the new.
+    /// Readers of the past must not see a state that is half old and half new.
     fn replacing(&self) {
         *self.closed.lock() = Closed::default();
         self.applied_index.store(0, Ordering::Release);
@@ -426,7 +427,7 @@ impl consensus::Machine for Tablet {
         if self.id == TabletId::ROOT {
             *self.allocator.lock() = lead.is_some().then(|| self.ceiling()).map(Allocator::new);
         }
-        // Dropping the old leadership drops its wakers, which ends every wait in it.
+        // The old leadership is dropped with its wakers, which ends every wait in it.
         *self.lead.lock() = lead;
         self.bump();
         if let Some(home) = self.home.upgrade() {

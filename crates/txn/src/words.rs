@@ -27,7 +27,7 @@ pub enum Wait {
     Block,
     /// Fail with [`crate::Error::LockNotAvailable`].
     NoWait,
-    /// Leave the key out: its answer is [`crate::Locked::Skipped`].
+    /// Leave the key out and answer [`crate::Locked::Skipped`] for it.
     Skip,
 }
 

@@ -421,7 +421,7 @@ fn restore(state: &mut BTreeMap<Key, Option<Bytes>>, key: Key, before: Option<Op
     };
 }
 
-/// What no replica could apply must not get into a log.
+/// Refuses writes that no replica could apply, before they get into a log.
 fn check_size(key: &Key, value: Option<&Bytes>, row_bytes_max: usize) -> Result<()> {
     let too_large = |what: &str, bytes: usize, max: usize| {
         Err(Error::TooLarge { reason: format!("{what} of {bytes} bytes exceeds {max}") })
@@ -439,7 +439,9 @@ fn check_size(key: &Key, value: Option<&Bytes>, row_bytes_max: usize) -> Result<
 
 /// A temporary file failed. The transaction ends, the node goes on: nothing durable is in such a file.
 fn temporary(error: storage::Error) -> Error {
-    let is_full = matches!(&error, storage::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull);
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let full = |kind| matches!(kind, StorageFull | QuotaExceeded);
+    let is_full = matches!(&error, storage::Error::Io { source, .. } if full(source.kind()));
     let reason = error.to_string();
     match is_full {
         true => Error::DiskFull { reason },

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is sent between addresses that are cut is lost without a word, as on a real network whose
-/// cable is pulled; after the healing, a connection that lost something is reset.
+/// While two addresses are cut, bytes between them are lost without a word, as on a real network
+/// whose cable is pulled. After the healing, a connection that lost bytes is reset.
 #[derive(Clone, Default)]
 pub struct FaultyNet {
     net: MemoryNet,
@@ -53,7 +53,7 @@ impl FaultyNet {
         self.cut.lock().clear();
     }
 
-    /// How often anybody who called another has sent something over that connection.
+    /// How often any caller has sent something over the connection that it opened.
     pub fn n_writes(&self) -> u64 {
         self.n_writes.load(Ordering::Relaxed)
     }
@@ -92,7 +92,7 @@ struct Faulty {
 }
 
 impl Faulty {
-    /// Whether what passes now is lost.
+    /// Whether bytes that pass now are lost.
     fn loses(&mut self) -> io::Result<bool> {
         let cut = self.faults.cut.lock().contains(&self.pair);
         if self.lost && !cut {

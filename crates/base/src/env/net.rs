@@ -16,7 +16,7 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 pub type Stream = Box<dyn Duplex>;
-/// What a network operation answers, some time.
+/// The answer of a network operation, once it is there.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
 
 /// The seam between a real network and a simulated one.

@@ -1,20 +1,21 @@
-//! Three runtimes, so that what must be quick does not stand behind what takes long.
+//! Three runtimes, so that quick work does not stand behind long work.
 //!
-//! A thread that runs a task cannot do anything else until the task waits. A join of two large tables may
-//! not wait for seconds; a heartbeat that is late by one second costs the cluster an election. So they
-//! run on threads of their own, and the operating system, which can take a processor away from a thread,
-//! decides between them:
+//! A thread that runs a task can do nothing else until the task waits. A join of two large tables may run
+//! for seconds before it waits; a heartbeat that is late by one second costs the cluster an election. So
+//! each kind of work has threads of its own, and the operating system decides between the threads: it can
+//! take a thread off its processor.
 //!
 //! | runtime | what runs there | its threads |
 //! |---|---|---|
-//! | [`Core`](Runtime::Core) | votes, heartbeats, the log, the transport, the SCN service | as they are |
-//! | [`Serve`](Runtime::Serve) | sessions, requests to tablets, applying the log | a little less urgent |
+//! | [`Core`](Runtime::Core) | votes, heartbeats, the log and applying it, the transport, SCNs | as they are |
+//! | [`Serve`](Runtime::Serve) | sessions, requests to tablets | a little less urgent |
 //! | [`Query`](Runtime::Query) | wide queries: plans, joins, sorts, large scans | least urgent |
 //!
 //! Example: on two processors eight sessions join without an equality. Their threads want all the time
 //! there is; a heartbeat's thread wakes up, is more urgent, and runs within a millisecond.
 //!
-//! Absent: nothing here knows what a task does; who starts it names the runtime ([`super::Env::on`]).
+//! Absent: nothing here knows what a task does. The caller that starts a task names its runtime
+//! ([`super::Env::on`]).
 
 use tokio::runtime::Handle;
 

@@ -22,7 +22,7 @@ pub const COUNTERS: RelationId = RelationId(46);
 /// Ids below are PostgreSQL's own.
 pub const FIRST_ID: u32 = 16_384;
 
-/// First byte of every value here.
+/// First byte of every value here. A change of a descriptor's fields raises it: see FORMAT.md.
 const FORMAT: u8 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

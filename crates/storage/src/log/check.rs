@@ -1,9 +1,9 @@
 //! What the log files must look like before recovery reads them.
 //!
 //! A crash may tear the record that was being written, and nothing else: the writer appends one
-//! record, syncs, and only then appends the next. So at the end of the newest file anything
-//! unreadable *with no readable record after it* is a tear, and is cut. Anything else that does
-//! not check is damage to what was acknowledged, and the node must not start with it:
+//! record, syncs, and only then appends the next. So unreadable bytes at the end of the newest file
+//! *with no readable record after them* are a tear, and are cut. All other unreadable bytes are damage
+//! to entries that may have been acknowledged, and the node must not start with them:
 //!
 //! ```text
 //!   [ok][ok][ok][to|                torn: cut after the third record
@@ -32,8 +32,8 @@ const FILE_HEAD_BYTES: usize = MAGIC.len() + 8 + 8;
 const RECORD_HEAD_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
 
-/// Cuts a torn tail from the log in `dir`, refuses a damaged log. `data_dir` is what an operator
-/// is told to delete.
+/// Cuts a torn tail from the log in `dir`, and refuses a damaged log. `data_dir` is the directory that
+/// an operator is told to delete. The version in a file's head is not compared.
 pub(crate) fn check(dir: &Path, data_dir: &Path) -> Result<()> {
     if !dir.exists() {
         return Ok(());
@@ -80,7 +80,7 @@ fn check_newest(number: u64, path: &Path, data_dir: &Path) -> Result<()> {
             end += len;
         }
     }
-    // An empty file is one whose making was torn, and no readable end of anything.
+    // An empty file has no head: the crash came while it was being made.
     if headed && end == bytes.len() {
         return Ok(());
     }

@@ -2,9 +2,9 @@
 //!
 //! After the first failed write or sync nothing more reaches the disk. A kernel that could not
 //! write a page may drop it and report success to the next fsync, so a second attempt would lie
-//! (PostgreSQL's "fsyncgate"). raft-engine answers a failed sync with a panic; here the failure is
-//! kept in [`Failure`] instead, sync returns, and every later change is refused. Whoever wrote
-//! looks at [`Failure::reason`] before acknowledging anything.
+//! (PostgreSQL's "fsyncgate"). raft-engine answers a failed sync with a panic. Here the failure is
+//! kept in [`Failure`] instead: sync returns, and every later change is refused. The writer thread
+//! looks at [`Failure::reason`] before it acknowledges anything.
 
 use crate::faults::Faults;
 use parking_lot::Mutex;
@@ -65,7 +65,7 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    /// Runs one change of the file; its failure is the last change of any file.
+    /// Runs one change of the file. After a failure no file is changed any more.
     fn change<T>(&self, what: &str, change: impl FnOnce() -> Result<T>) -> Result<T> {
         self.failure.refuse_if_failed()?;
         change().inspect_err(|error| self.failure.record(what, &self.path, error))

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-/// Entries that one record may hold. A record is what the reader's cache keeps per thread, and
-/// what a torn tail can lose at most.
+/// Bytes of entries that one record may hold. Each reading thread keeps one record in its cache, and
+/// a torn tail loses one record at most.
 const GROUP_BYTES_MAX: usize = 4 << 20;
 
 pub(super) enum Request {
@@ -44,7 +44,7 @@ pub(super) enum Request {
         tablet: TabletId,
         done: Done,
     },
-    /// Nothing to write, but its callback has its place in the order.
+    /// Nothing to write, but the callback keeps its place in the order.
     Nothing {
         done: Done,
     },
@@ -60,8 +60,8 @@ impl Request {
     }
 }
 
-/// How an entry lies in a record: raft-engine asks for protobuf messages that know their index,
-/// so the index leads the bytes.
+/// How an entry lies in a record. raft-engine wants protobuf messages that know their index, so the
+/// bytes begin with the index.
 pub(super) struct Codec;
 
 impl MessageExt for Codec {
@@ -104,7 +104,7 @@ fn run(inner: &Inner) {
     while let Some(group) = next_group(inner) {
         let (batch, progress, done) = assemble(group);
         if let Err(reason) = write(inner, batch) {
-            // The queue keeps its callbacks to itself: dropping them answers nobody.
+            // The callbacks are dropped without being called, so nobody is told "durable".
             inner.halt(reason);
             return;
         }
@@ -144,11 +144,11 @@ fn next_group(inner: &Inner) -> Option<Vec<Request>> {
     Some(group)
 }
 
-/// Which entries a record makes durable: those of this tablet and epoch below this index.
+/// The entries that a record makes durable: those of this tablet and epoch below this index.
 pub(super) type Progress = (TabletId, u64, u64);
 type Assembled = (raft_engine::Result<LogBatch>, Vec<Progress>, Vec<Done>);
 
-/// One record out of a group, the ends of the logs it makes durable, and whom to tell.
+/// One record made of a group of requests, the ends of the logs that it makes durable, and the callbacks.
 fn assemble(group: Vec<Request>) -> Assembled {
     let mut batch = LogBatch::with_capacity(group.len() * 2);
     let mut progress = Vec::new();

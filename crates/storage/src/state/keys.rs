@@ -4,14 +4,14 @@
 //!   current   r <key>                          -> scn, value          the newest version of a row
 //!             m <key>                          -> value               unversioned
 //!             t <tablet>                       -> index, mark         how far a tablet was applied
-//!             g <tablet>                       -> index               how far it was when it left
+//!             g <tablet>                       -> index               how far it was when it left this node
 //!   segment   r <escaped key> <replaced at>    -> scn, value          an older version of a row
-//!             e <key>                          -> tablet, index, value  expires with the segment
+//!             e <key>                          -> tablet, index of the entry, value  expires with the segment
 //!             s                                -> lowest, highest     of the "replaced at" in it
 //! ```
 //!
-//! In a segment a number follows the key, so the key is escaped: without that, the versions of
-//! `"a"` and of `"a\0"` would lie mixed up. A zero byte becomes `00 ff`, the end is `00 01`.
+//! In a segment an SCN follows the key, so the key is escaped: otherwise the versions of `"a"` and of
+//! `"a\0"` would lie mixed up. A zero byte becomes `00 ff`, and the key ends with `00 01`.
 
 use base::{Key, KeyRange, Scn, TabletId};
 use bytes::{BufMut, Bytes};

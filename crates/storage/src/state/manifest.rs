@@ -1,8 +1,8 @@
 //! The manifest: which rollback segments exist, the horizon, and an installation under way.
 //!
-//! One small file, replaced as a whole (new file, sync, rename, sync of the directory), so that
-//! what it says changes at one instant. Ages are kept, not times: a clock that jumped while the
-//! node was down can neither age a segment nor make it young.
+//! One small file, replaced as a whole (new file, sync, rename, sync of the directory), so that its
+//! content changes at one instant. It keeps the ages of segments and not their times: a clock that
+//! jumped while the node was down makes no segment older or younger.
 
 use super::TabletRanges;
 use crate::log::sync_dir;
@@ -32,8 +32,8 @@ pub(crate) struct Listed {
     pub age_ms: u64,
 }
 
-/// A received snapshot that is being put into the trees; redone at the next start if it is found
-/// here.
+/// A received snapshot that is being put into the trees. A start that finds one here does the
+/// installation again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Installing {
     pub file: String,

@@ -1,10 +1,10 @@
 //! Reads: a key or a range, now or at an SCN.
 //!
 //! A read of the present looks at `current` alone. A read at an SCN walks `current` and the
-//! rollback segments that can matter side by side, key by key; for each key it takes the current
-//! version if that is old enough, else the version that was replaced first after the SCN. A row
-//! that changes all the time has thousands of versions in a segment: after a few steps inside one
-//! key a cursor seeks past the rest instead of walking them.
+//! rollback segments that can matter side by side, key by key. For each key it takes the current
+//! version if that is old enough, and otherwise the version that was replaced first after the SCN. A
+//! row that changes all the time has thousands of versions in one segment; after a few steps inside
+//! one key a cursor seeks past the other versions instead of walking over them.
 
 use super::keys::{self, EXPIRING, META, ROW};
 use super::segments::Segment;
@@ -22,8 +22,8 @@ type TreeIter = Box<dyn DoubleEndedIterator<Item = IterGuardImpl> + Send>;
 /// Steps inside one key after which a cursor seeks.
 const STEPS_MAX: usize = 16;
 
-/// The same range of storable keys, with bounds that the trees take: between a bound that is too
-/// long and what its cut leaves there is no key.
+/// The same range of keys, with bounds that are short enough for the trees. A bound that is too long
+/// is cut; no key that can be stored lies between the long bound and the cut one.
 fn within_reach(range: &KeyRange) -> KeyRange {
     let reach = |bound: &Key| match bound.get(..KEY_BYTES_MAX) {
         Some(cut) if bound.len() > KEY_BYTES_MAX => base::key::successor(cut),
@@ -236,7 +236,7 @@ impl Cursor {
             if wanted {
                 found = Some((replaced_at, old.clone()));
             }
-            // Upwards the first wanted one is it; downwards the last before an unwanted one.
+            // Upwards, the first wanted version is it; downwards, the last wanted one before an unwanted one.
             if wanted != self.walk.reverse {
                 self.skip(key)?;
                 return Ok(found);

@@ -4,12 +4,13 @@
 //! that are replaced while it is open, and is dropped once everything in it is older than the
 //! retention. No old version is ever looked for and deleted by itself.
 //!
-//! Dropping a segment loses the versions that reads *before* its highest "replaced at" may need:
-//! that SCN becomes the horizon, which is made durable first. A [`Pin`] holds back the segments
-//! that reads at its SCN need; who holds what is shown by [`State::segment_infos`].
+//! Dropping a segment loses the versions that reads *before* its highest "replaced at" may need.
+//! That SCN becomes the horizon, which is made durable first. Example: the highest "replaced at" in
+//! the segment is 900; from now on a read at 899 gets "snapshot too old". A [`Pin`] keeps the segments
+//! that reads at its SCN need; [`State::segment_infos`] shows each segment with its pins.
 //!
-//! Buckets follow this node's own clock and differ between replicas; that is harmless, because a
-//! read looks into every segment that can matter.
+//! Buckets follow this node's own clock and differ between replicas. That is harmless, because a read
+//! looks into every segment that can matter.
 
 use super::keys::{self, SUMMARY};
 use super::manifest::{Listed, Manifest};
@@ -31,14 +32,14 @@ pub(crate) struct Segment {
     /// The lowest and highest "replaced at" of its versions; `u64::MAX` and 0 while it has none.
     lowest: AtomicU64,
     highest: AtomicU64,
-    /// Written to since its summary was.
+    /// Whether something was put in since the summary was written.
     touched: AtomicBool,
     age: Mutex<Age>,
-    /// Its directory goes with the last reader.
+    /// Its directory is deleted when the last reader lets go of it.
     doomed: AtomicBool,
 }
 
-/// How long a segment has existed: so much at `since`.
+/// How long a segment has existed: `then` at the moment `since`.
 struct Age {
     then: Duration,
     since: Instant,
@@ -101,8 +102,7 @@ impl Segment {
         *self.age.lock() = Age { then: Duration::ZERO, since: now };
     }
 
-    /// Writes what a restart must know of the segment, and seals what it holds in memory. Under
-    /// the apply lock.
+    /// Writes the summary that a restart needs, and seals the memtable. Under the apply lock.
     pub fn seal(&self, seqno: impl FnOnce() -> SeqNo) {
         if self.touched.swap(false, Ordering::Relaxed) {
             let (lowest, highest) = (self.lowest.load(Ordering::Relaxed), self.highest());
@@ -143,7 +143,7 @@ impl Segments {
     }
 }
 
-/// What opening a tree takes.
+/// What is needed to open a tree.
 pub(crate) struct OpenTrees<'a> {
     pub dir: &'a Path,
     pub data_dir: &'a Path,
@@ -203,7 +203,7 @@ fn create(trees: &OpenTrees<'_>, manifest: &mut Manifest, now: Instant) -> Resul
 #[derive(Clone, Debug)]
 pub struct SegmentInfo {
     pub id: u64,
-    /// Takes what is replaced now.
+    /// Whether versions that are replaced now go here.
     pub open: bool,
     pub age: Duration,
     pub bytes: u64,
@@ -267,8 +267,8 @@ impl State {
         segments.list.iter().map(info).collect()
     }
 
-    /// Opens the next segment if the open one is a bucket old, and drops what the retention does
-    /// not cover and no pin holds. Says whether anything changed.
+    /// Opens the next segment if the open one is a bucket old, and drops the segments that are older
+    /// than the retention and that no pin holds. Says whether anything changed.
     pub(crate) fn turn_segments(&self, now: Instant) -> Result<bool> {
         let mut manifest = self.manifest.lock();
         let before = self.segments.read().clone();

@@ -1,9 +1,9 @@
 //! How large a range is, roughly, from what the trees know of their tables.
 //!
-//! A table whose rows lie inside the range counts whole. One whose rows do in part counts for the
-//! share of their span that the range covers, taking keys for binary fractions and their spread
-//! for even. Rows that are still in memory are not counted: the answer serves to cut tablets of
-//! many megabytes.
+//! A table of the tree counts whole if all its rows lie inside the range. If only some do, it counts
+//! for the share of its span that the range covers: keys are taken for binary fractions, and their
+//! spread for even. Rows that are still in memory are not counted, because the answer is used to cut
+//! tablets of many megabytes.
 
 use super::State;
 use super::keys::{self, ROW};

@@ -1,12 +1,12 @@
 //! Views: what one read sees, from its first key to its last.
 //!
-//! Every batch gets the next number of one sequence that all trees share, and becomes visible when
-//! that number is published, after its last key is in. A view is a published number: trees skip
-//! what is newer. The numbers of live views are known, because a tree may forget how it looked
-//! before the oldest of them ([`Views::watermark`]).
+//! Every batch gets the next number of one sequence that all trees share. After its last key is in,
+//! the number is published, and the batch is visible. A view is a published number: the trees skip
+//! keys with larger numbers. The numbers of live views are kept, because a tree may forget how it
+//! looked before the oldest live view ([`Views::watermark`]).
 //!
-//! The trees draw from the sequence too, for versions of themselves, so published numbers have
-//! gaps; they never publish.
+//! The trees draw from the sequence too, for versions of themselves, so published numbers have gaps.
+//! The trees never publish.
 
 use super::State;
 use super::segments::Segments;
@@ -22,12 +22,12 @@ pub(crate) struct Views {
 }
 
 impl Views {
-    /// Everything numbered below `next` is visible from now on.
+    /// From now on every batch with a number below `next` is visible.
     pub fn publish(&self, next: u64) {
         self.published.store(next, Ordering::Release);
     }
 
-    /// No live or future view sees less than what is numbered below this.
+    /// Every live or future view sees all batches with a number below this.
     pub fn watermark(&self) -> u64 {
         let live = self.live.lock();
         let oldest = live.first_key_value().map(|(number, _)| *number);
@@ -61,8 +61,8 @@ pub(crate) struct View {
 
 impl View {
     pub fn of(state: &State) -> View {
-        // The number first: a batch published after it may go into a segment that opens later,
-        // whereas every batch before it went into a segment that is listed by now.
+        // The number first. Every batch published before it went into a segment that is listed by now;
+        // a batch published after it may go into a segment that opens later, and is not needed here.
         let number = state.views.enter();
         let segments = state.segments.read().clone();
         View { number, segments, views: state.views.clone() }

@@ -27,7 +27,7 @@ impl State {
     ) -> Result<Option<Bytes>> {
         let _installing = self.installing.lock();
         let path = staging.finish()?;
-        // All of it is read before anything is wiped: the file may have suffered since it came.
+        // The whole file is read before anything is wiped: it may have been damaged since it arrived.
         let mut records = Records::open(&path, &self.data_dir)?;
         while records.next()?.is_some() {}
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -109,16 +109,16 @@ impl State {
         fs::remove_file(&path).map_err(Error::io("delete", &path))
     }
 
-    /// Takes a tablet's rows, unversioned keys and mark out. Durable on return. Its old versions
-    /// and expiring keys go with their segments.
+    /// Takes out a tablet's rows, unversioned keys and applied mark. Durable on return. Its old versions
+    /// and expiring keys go when their segments are dropped.
     pub(crate) fn remove(&self, tablet: TabletId, ranges: &TabletRanges) -> Result<()> {
         self.wipe(tablet, ranges)?;
         self.flush()
     }
 
     /// Takes rows out that nobody will ever read or write again, whole files at a time; only the files at the
-    /// borders are looked into. Versions that were replaced before go with their segments. Durable on return, and so
-    /// is all that was applied before, so that no replay of the log brings a row back.
+    /// borders are looked into. Versions that were replaced before go when their segments are dropped. Durable on
+    /// return. All batches applied before the call are durable too, so no replay of the log brings a row back.
     pub(crate) fn discard_rows(&self, range: &KeyRange) -> Result<()> {
         self.flush()?;
         let (start, end) = keys::tagged_range(ROW, range);
@@ -128,7 +128,7 @@ impl State {
     }
 
     fn wipe(&self, tablet: TabletId, ranges: &TabletRanges) -> Result<()> {
-        // The mark first: whatever a crash leaves of the rows is then nobody's.
+        // The mark first: if a crash leaves rows behind, they belong to no tablet here.
         self.write_raw(|current, _, seqno| {
             let mut progress = self.progress.write();
             let Some(progress) = progress.get_mut(&tablet) else { return 0 };

@@ -1,6 +1,7 @@
 //! The end of a transaction, seen from its coordinator.
 //!
-//! One tablet and little to write: one request, one log entry. Otherwise:
+//! A transaction that has locks in one tablet only, and little to write, takes one request and one log
+//! entry. Any other takes these steps (ARCHITECTURE.md draws them with numbers):
 //!
 //! ```text
 //! prepare everywhere ─► draw the SCN ─► ask the tablets only read from ─► record at the anchor
@@ -52,7 +53,7 @@ pub(super) async fn commit(
         return held.map(|()| None);
     }
     shared.active.committing.store(true, Ordering::Relaxed);
-    // The commit goes on to its end even if who asked for it goes away in the middle.
+    // The commit goes on to its end even if its session goes away in the middle.
     let (sender, answer) = tokio::sync::oneshot::channel();
     let (env, txn) = (shared.node.env.clone(), shared.id);
     env.spawn("commit", async move {
@@ -60,11 +61,11 @@ pub(super) async fn commit(
         drop(sender.send(outcome));
         shared.end().await;
     });
-    // The process is ending under it; how far it came nobody can tell.
+    // The process is ending: this node cannot tell how far the commit came.
     answer.await.unwrap_or(Err(Error::OutcomeUnknown { txn })).map(Some)
 }
 
-/// What goes to one tablet.
+/// The writes for one tablet.
 struct Share {
     tablet: TabletId,
     epoch: Epoch,
@@ -145,8 +146,8 @@ impl Shared {
         self.commit_many(shares, first, grants).await
     }
 
-    /// Finds the tablets that the writes and barriers go to. A tablet whose lock table this transaction does not
-    /// know has changed its borders under it.
+    /// Finds the tablets that the writes and barriers go to. If this transaction has no epoch for a tablet, the
+    /// tablet's borders have changed since the keys were locked, and the transaction aborts.
     async fn shares(&self, writes: &Writes, barriers: &Barriers) -> Result<Vec<Share>> {
         let (grants, uses) = {
             let known = self.known.lock();
@@ -222,8 +223,8 @@ impl Shared {
         }
     }
 
-    /// The commit was on its way when its leader was lost. The tablet's next leader has all that
-    /// was or will ever be committed in its log; if the transaction is not there, it never will be.
+    /// The tablet's leader was lost while the commit was on its way. The next leader's log has every entry
+    /// that was or will ever be committed; if the transaction is not in it, it never will be.
     async fn find_out(&self, tablet: TabletId) -> Result<Scn> {
         let txn = self.id;
         let deadline = self.node.env.now() + OUTCOME_PATIENCE;
@@ -251,16 +252,16 @@ impl Shared {
             return Err(Error::Internal { reason: "a commit of nothing".into() });
         };
         let only_read = |tablet: &TabletId| !participants.contains(tablet);
-        // Participants give their locks back when they are resolved, and not before.
+        // Participants give the locks back when the transaction is resolved there, and not before.
         self.known.lock().touched.retain(only_read);
-        // A participant whose leader changed since it promised has lost the shared locks there.
+        // If a participant's leader changed since the promise, the shared locks there are lost.
         let reads_count = self.isolation == Isolation::Serializable;
         let asked_again: Vec<(TabletId, Epoch)> =
             grants.into_iter().filter(|(tablet, _)| reads_count || only_read(tablet)).collect();
         let decided = match self.agree(shares, first, anchor, &asked_again).await {
             Ok(scn) => self.decide(anchor, Outcome::Committed(scn), &participants).await,
             Err(error) => {
-                // What cannot be told now is found by the tablets' sweeps.
+                // If the anchor cannot be told now, the tablets' sweeps find the transaction.
                 drop(self.decide(anchor, Outcome::Aborted, &participants).await);
                 Err(error)
             }
@@ -272,7 +273,7 @@ impl Shared {
         };
         let this = self.clone();
         self.node.env.spawn("resolve", async move {
-            // As above: a participant that is not reached asks the anchor itself.
+            // A participant that is not reached asks the anchor in its own sweep.
             drop(this.node.carry_out(anchor, txn, outcome, &participants).await);
         });
         match decided? {
@@ -281,8 +282,9 @@ impl Shared {
         }
     }
 
-    /// Gets every participant's promise, then the number, then the word of those whose locks on
-    /// what was read must have held until then. `first` is a part that was taken from the only share already.
+    /// Gets every participant's promise; then the number; then, from the tablets where the transaction
+    /// has read under locks, the confirmation that these locks still hold. `first` is a part that was taken
+    /// from the only share already.
     async fn agree(
         &self,
         shares: Vec<Share>,
@@ -380,7 +382,7 @@ impl Shared {
     }
 }
 
-/// Whatever kept a tablet from promising, the transaction has not happened and can be run again.
+/// A tablet did not promise. Whatever the reason, the transaction has not happened and can be run again.
 fn unprepared(fault: Fault) -> Error {
     match fault {
         Fault::Failed(error) => error,

@@ -1,4 +1,4 @@
-//! Reading at one snapshot, own writes laid over.
+//! Reading at one snapshot, with the transaction's own writes laid over.
 
 use super::{Result, Row, Shared};
 use crate::Error;
@@ -93,7 +93,7 @@ impl Reader {
                 for (wanted, answer) in futures::future::join_all(asks).await {
                     match answer {
                         Ok(Response::Rows(found)) => {
-                            // One answer holds so much; the rest is asked for again.
+                            // One answer has a limited size; the other rows are asked for again.
                             missing.extend(wanted.get(found.len()..).unwrap_or_default());
                             for (at, row) in wanted.into_iter().zip(found) {
                                 rows[at] = row;
@@ -142,8 +142,8 @@ impl Scan {
                 self.reader.shared.lock_range(range, LockMode::Shared).await?;
                 self.locked = true;
             }
-            // Rows that lie here are read without a pause. Whoever reads many lets others in between,
-            // a request to cancel among them.
+            // Rows of this node are read without a pause. Between two batches other tasks may run, among
+            // them a request to cancel this one.
             if !std::mem::replace(&mut self.is_first, false) {
                 tokio::task::yield_now().await;
             }
@@ -184,7 +184,7 @@ impl Scan {
         })
     }
 
-    /// Own writes take the place of what is committed.
+    /// The transaction's own writes take the place of committed rows.
     fn lay_over(&self, rows: Vec<(Key, Row)>, covered: &KeyRange) -> Result<Vec<(Key, Row)>> {
         if self.reader.writes.is_empty() || covered.is_empty() {
             return Ok(rows);

@@ -20,8 +20,8 @@ fn hull(first: &Key, last: &Key) -> KeyRange {
 }
 
 impl LockTable {
-    /// Takes all of many sorted `keys`, if nobody else has or wants any of them. Otherwise they
-    /// are to be asked for one by one.
+    /// Takes all of many sorted `keys`, if no other transaction has or wants any of them. False: the caller
+    /// asks for them one by one.
     pub fn request_all(
         &mut self,
         since: Instant,
@@ -43,9 +43,9 @@ impl LockTable {
         true
     }
 
-    /// Gives a prepared transaction its locks back in a new leadership. Its `keys` are in nobody
-    /// else's way, and are locked exactly however many there are: a range would let others in when
-    /// it is given back, where a second transaction is prepared within it.
+    /// Gives a prepared transaction its locks back in a new leadership. No other transaction has any of its
+    /// `keys`. They are locked exactly, however many there are: a second prepared transaction may have keys
+    /// in between, and a range would cover these too.
     pub fn restore(&mut self, since: Instant, txn: TxnId, keys: &[Key]) {
         let (mode, place) =
             (LockMode::Exclusive, Place { fresh: true, since, ticket: Ticket(self.next_number()) });
@@ -124,7 +124,7 @@ impl LockTable {
         }
     }
 
-    /// Locks the keys of one relation as ranges, cut where others are.
+    /// Locks the keys of one relation as ranges, cut where other transactions have or want something.
     fn take_ranges(&mut self, txn: TxnId, keys: &[Key], mode: LockMode, place: Place) {
         let new = |key: &&Key| {
             let target = Target::Key((*key).clone());
@@ -160,7 +160,7 @@ impl LockTable {
         }
     }
 
-    /// Has nobody but `txn` any lock or request from `end` up to `key`?
+    /// Whether no transaction but `txn` has a lock or a request from `end` up to `key`.
     fn is_lonely(&self, txn: TxnId, end: Option<&Key>, key: &Key) -> bool {
         let Some(end) = end else { return false };
         if end >= key {

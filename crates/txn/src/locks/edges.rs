@@ -1,4 +1,4 @@
-//! Whom a request waits for, for the search for deadlocks and for people.
+//! The transactions that a request waits for, for the search for deadlocks and for people.
 
 use super::intervals::{Conflicts, Interval, Overlaps};
 use super::{LockTable, Target, Ticket, Waiter, conflict};
@@ -7,18 +7,18 @@ use base::{Key, TxnId};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// One wait, with those it is for.
+/// One wait, with the transactions that it is for.
 #[derive(Debug)]
 pub struct Waits<'a> {
     pub ticket: Ticket,
     pub target: &'a Target,
     pub mode: LockMode,
-    /// Each with whether it holds something of it, or only asks for it before.
+    /// Each with true if it holds something of the target, and false if it only asked before.
     pub blockers: BTreeMap<TxnId, bool>,
 }
 
 impl LockTable {
-    /// Whom `txn` waits for here. The header of this room says who is named and who is not.
+    /// The waits of `txn` here. The header of [`super`] says which transactions are named and which are not.
     pub fn waits_for(&self, txn: TxnId) -> Vec<Waits<'_>> {
         let tickets = self.owned.get(&txn).map_or(&[][..], |owned| &owned.waits);
         let waiters = tickets.iter().filter_map(|ticket| self.waiters.get(ticket));
@@ -37,7 +37,7 @@ impl LockTable {
         match &waiter.target {
             Target::Key(key) => self.blockers_at(key, waiter, &mut found),
             Target::Range(range) => {
-                // Those before the cursor are not in its way.
+                // Keys before the cursor are not in its way.
                 for (key, _) in self.points_from(range, &waiter.cursor) {
                     self.blockers_at(key, waiter, &mut found);
                 }
@@ -112,8 +112,8 @@ impl LockTable {
         }
     }
 
-    /// The range requests before a range request, without those that a nearer one waits for. The
-    /// requests of holders are named in any case: other holders' do not wait for them.
+    /// The range requests before a range request, without those for which a nearer one waits. Requests of
+    /// holders are named in any case, because requests of other holders do not wait for them.
     fn requests(&self, waiter: &Waiter, with: Overlaps<'_>, found: &mut BTreeMap<TxnId, bool>) {
         if !waiter.place.fresh {
             return;

@@ -1,8 +1,8 @@
-//! Who can go on: looking at requests again where something has changed.
+//! Granting: looking at requests again where something has changed.
 //!
-//! [`LockTable::settle`] is exact whatever it is given: it grants nothing that still has to wait.
-//! What must not be forgotten is to name, after each change, those who may be able to go on now:
-//! the key that changed, and who is parked at what has gone.
+//! [`LockTable::settle`] is exact whatever it is given: it grants no request that still has to wait. But
+//! after each change the caller must name everything that may be able to go on now: the key that changed,
+//! and the requests that are parked at a witness that has gone.
 
 use super::intervals::{Conflicts, Interval, Overlaps};
 use super::{Hold, LockTable, Place, Point, Target, Ticket, Waiter, Witness, conflict};
@@ -11,14 +11,14 @@ use base::{Key, KeyRange, TxnId};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-/// What is to be looked at again.
+/// The keys and the range requests to look at again.
 #[derive(Debug, Default)]
 pub(super) struct Again {
     pub(super) keys: BTreeSet<Key>,
     ranges: BTreeSet<Ticket>,
 }
 
-/// What stands in a request's way.
+/// The thing that keeps a request from being granted.
 enum InTheWay {
     Nothing,
     /// Something at the request's own key: a change there is seen anyway.
@@ -65,8 +65,8 @@ impl LockTable {
         found.map_or(InTheWay::Nothing, |own| InTheWay::Parks(Witness::Hold(own.id)))
     }
 
-    /// The last of the conflicting range requests before `place`: who waits behind many is looked
-    /// at again when the one right before it goes, and not with each.
+    /// The last of the conflicting range requests before `place`. A request behind many is looked at again
+    /// when the one right before it goes, and not when each of them goes.
     fn last_request(
         &self,
         txn: TxnId,
@@ -89,7 +89,7 @@ impl LockTable {
         last.map(|own| own.place.ticket)
     }
 
-    /// What keeps a range request waiting: a request before it, a range that is held, or a key.
+    /// The witness of a range request: a request before it, a range that is held, or a key.
     fn in_the_way_of_range(&self, range: &KeyRange, waiter: &Waiter) -> Option<Witness> {
         let Waiter { txn, mode, place, .. } = *waiter;
         let with = Overlaps::Range(range);
@@ -139,7 +139,7 @@ impl LockTable {
                 }
             }
             Target::Range(range) => {
-                // Who takes neighbouring ranges one after the other keeps one.
+                // A transaction that takes neighbouring ranges one after the other keeps one range.
                 let before = self.holds_of(txn).find(|(_, hold)| {
                     hold.only.is_none()
                         && hold.mode == mode
@@ -196,7 +196,7 @@ impl LockTable {
             }
         }
         self.waiters.insert(ticket, waiter);
-        // To park it: it was just found not to be free, and a request more frees nobody.
+        // To park it: it was just found not to be free, and one more request frees no other.
         let granted = self.settle(again);
         debug_assert!(granted.is_empty());
     }
@@ -249,7 +249,7 @@ impl LockTable {
         }
     }
 
-    /// Those who are parked there are to be looked at again.
+    /// Notes that the requests parked there are to be looked at again.
     pub(super) fn wake_parked(&mut self, at: &Witness, again: &mut Again) {
         for ticket in self.parked.remove(at).unwrap_or_default() {
             let Some(waiter) = self.waiters.get_mut(&ticket) else { continue };
@@ -261,7 +261,7 @@ impl LockTable {
         }
     }
 
-    /// Grants what can be granted among what is to be looked at, and what follows from that.
+    /// Grants the requests in `again` that can be granted, and those that can be granted because of that.
     pub(super) fn settle(&mut self, mut again: Again) -> Vec<Ticket> {
         let mut granted = Vec::new();
         loop {
@@ -305,7 +305,7 @@ impl LockTable {
             if mode == LockMode::Exclusive {
                 return;
             }
-            // What holds this one up may be the next one's own.
+            // The lock that holds this request up may belong to the transaction of the next one.
             at += 1;
         }
     }

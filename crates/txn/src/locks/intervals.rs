@@ -9,7 +9,7 @@
 //! [a, c)  [b, z)  [m, n)      overlaps "k"? [b, z) alone: [m, n) starts behind it.
 //! ```
 //!
-//! A search costs O(log n) and what it finds. Ranges may be empty; such a one overlaps nothing.
+//! A search costs O(log n) and a step per interval that it finds. A range may be empty; it overlaps nothing.
 
 use super::Place;
 use crate::LockMode;
@@ -33,12 +33,12 @@ pub(super) enum Overlaps<'a> {
     Range(&'a KeyRange),
 }
 
-/// Which of those may be in the way.
+/// Which of the overlapping intervals conflict.
 #[derive(Clone, Copy)]
 pub(super) struct Conflicts<'a> {
     pub(super) with: Overlaps<'a>,
     pub(super) mode: LockMode,
-    /// None: wherever they stand in the order of requests.
+    /// Only those before this place; none: wherever they stand in the order of requests.
     pub(super) before: Option<Place>,
 }
 
@@ -162,7 +162,8 @@ impl Intervals {
         self.root = remove(self.root.take(), start, id);
     }
 
-    /// Visits those that conflict, in the order of their starts, until it is told to stop. Was it?
+    /// Visits the conflicting intervals in the order of their starts, until `visit` stops it. Says whether it
+    /// was stopped.
     pub(super) fn visit<'a>(
         &'a self,
         wanted: Conflicts<'_>,
@@ -171,7 +172,7 @@ impl Intervals {
         visit(&self.root, wanted, found).is_break()
     }
 
-    /// The first that conflicts and that `counts`.
+    /// The first conflicting interval that `counts`.
     pub(super) fn find<'a>(
         &'a self,
         wanted: Conflicts<'_>,

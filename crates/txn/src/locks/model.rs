@@ -2,8 +2,8 @@
 //!
 //! The model keeps two lists, of locks and of requests. A request has to wait if it conflicts with
 //! another's lock, or (unless it is a holder's) with another's request before it. Each grant of the
-//! table must be possible in the model at that moment, and after each call nobody in the model may
-//! be waiting who does not have to.
+//! table must be possible in the model at that moment. After each call no request may wait in the
+//! table that does not have to wait in the model.
 
 use super::*;
 use rand::rngs::SmallRng;
@@ -84,7 +84,7 @@ impl Model {
         }
     }
 
-    /// Who waits for whom, all pairs, and whoever can be reached from there.
+    /// All pairs of a waiting transaction and one that it waits for, directly or over others.
     fn reaches(edges: &BTreeMap<TxnId, BTreeSet<TxnId>>) -> BTreeMap<TxnId, BTreeSet<TxnId>> {
         let mut all = edges.clone();
         loop {

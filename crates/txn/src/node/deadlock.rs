@@ -1,32 +1,36 @@
 //! Deadlock: waits that grow old are followed along the waits-for edges, across tablets.
 //!
-//! Each coordinator searches for the transactions that it runs, one search at a time for all of
-//! them. A wait is a suspect when it is 60 ms old, then after 120 ms more, and so on up to a second.
+//! Each coordinator searches on behalf of the transactions that it runs, with one search at a time for
+//! all of them. A wait becomes a suspect when it is 60 ms old, again 120 ms later, and so on up to once
+//! per second.
 //!
 //! ```text
-//! suspects ─► their coordinators: where do they wait?        one question a node
-//!          ─► those tablets: whom for, and whom do those wait for in their turn?   one a tablet
-//!          ─► again with whoever is new, until nobody is
-//! circles  ─► one victim each ─► the tablets once more: does the circle still stand?
-//!          ─► the arbiter: may it be this one?
+//! suspects ─► their coordinators: where do they wait?              one question per node
+//!          ─► those tablets: which transactions do they wait for,  one question per tablet
+//!                            and which do those wait for in turn?
+//!          ─► again with the transactions that are new, until there are none
+//! circles  ─► one victim per circle ─► the tablets once more: does the circle still stand?
+//!          ─► the arbiter: may it be this victim?
 //!          ─► the victim's coordinator ends its wait
 //! ```
 //!
-//! Under strict two-phase locking an edge of a true circle stays until somebody aborts, so edges
-//! may be gathered one after the other without a global pause (Chandy, Misra and Haas, 1983, call
-//! this the resource model). All edges of a circle are seen twice, with the same tickets: so there
-//! was a moment, between the two, at which all of them stood. A circle that was broken meanwhile has
-//! no second victim. A prepared transaction waits for nothing, so it is never in one.
+//! Under strict two-phase locking an edge of a true circle stays until a transaction aborts. So edges may
+//! be gathered one after the other, without a global pause (Chandy, Misra and Haas, 1983, call this the
+//! resource model). A search sees all edges of a circle twice, with the same tickets: so there was a
+//! moment, between the two looks, at which all of them stood. A circle that was broken meanwhile gets no
+//! second victim. A prepared transaction waits for nothing, so it is never in a circle.
 //!
-//! Invariants: a search looks at [`N_TRANSACTIONS_MAX`] at most, nearest first, and the next one
-//! begins with others' waits; a wait that has ended since is not the one that is broken.
+//! Invariants: a search looks at [`N_TRANSACTIONS_MAX`] transactions at most, nearest first, and the next
+//! search begins with other suspects. A victim's wait is ended only if it is still the wait that was seen.
 //!
-//! Who is the youngest? A coordinator tells starts by its own monotonic clock, so that nobody's clock is
-//! trusted. A search sets each coordinator's clock once, by its first answer: two transactions of one coordinator
-//! are always in their true order, and those of two are wrong by a question's way at most.
+//! Which transaction is the youngest? Each coordinator tells the starts of its transactions by its own
+//! monotonic clock, so no wall clock is trusted. A search relates each coordinator's clock to its own once, by
+//! the coordinator's first answer. So two transactions of one coordinator are always in their true order, and
+//! two of different coordinators are wrong by the time that one question takes, at most.
 //!
-//! So two coordinators that find the same circle at the same moment may want a victim each. The coordinator of the
-//! circle's transaction with the lowest id is the arbiter: the first victim that it is told of is the one.
+//! So two coordinators that find the same circle at the same moment may want a victim each, if the transactions of
+//! the circle started within the time that one question takes. The arbiter decides: the transaction of the circle with
+//! the lowest id. Its coordinator allows the first victim that it is asked about, and for a while no other.
 
 mod circle;
 
@@ -43,14 +47,14 @@ use std::time::Duration;
 
 /// Transactions that one search asks about.
 const N_TRANSACTIONS_MAX: usize = 4096;
-/// Suspects that one search begins with. The others are the next one's.
+/// Suspects that one search begins with. The next search takes the others.
 const N_STARTS_MAX: usize = 256;
 /// Between two searches of one node.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The waits of a circle that its victim is told of.
+/// The waits of a circle that its victim's error names.
 const N_LINES_MAX: usize = 16;
 
-/// Who is to be looked at next: no more than there are running transactions.
+/// The transactions to look at next: never more than run on this node.
 #[derive(Default)]
 pub(super) struct Suspects {
     queue: VecDeque<TxnId>,
@@ -98,7 +102,7 @@ impl Node {
     async fn search(self: &Arc<Self>, starts: Vec<TxnId>) {
         let mut graph = Graph::default();
         let began = self.env.now();
-        // What a coordinator's clock showed when the search began.
+        // What the clock of each coordinator showed when the search began.
         let mut clocks: HashMap<NodeId, i64> = HashMap::new();
         let mut running: HashMap<TxnId, WaitingRow> = HashMap::new();
         let mut asked: HashSet<TxnId> = HashSet::new();
@@ -133,7 +137,7 @@ impl Node {
                 }
             }
         }
-        // Of one that runs no more the sweeps take care.
+        // The sweeps take care of transactions that no longer run.
         graph.retain(|txn| running.contains_key(&txn));
         let started = |txn: TxnId| {
             let at = running.get(&txn).map_or(0, |row| row.started_us as i64);
@@ -147,7 +151,7 @@ impl Node {
         join_all(break_up).await;
     }
 
-    /// Ends the victim's wait if all of the circle still stands.
+    /// Ends the victim's wait if the whole circle still stands.
     async fn break_up(self: &Arc<Self>, circle: Circle, n_waits: u64) {
         let mut by_tablet: BTreeMap<TabletId, Vec<TxnId>> = BTreeMap::new();
         for (txn, edge) in &circle.waits {
@@ -177,12 +181,12 @@ impl Node {
         };
         let (txn, detail) = (circle.victim, lines.join("\n"));
         let doom = CoordinatorRequest::Doom { txn, n_waits, detail };
-        // A victim that does not hear it is found again at the next suspicion.
+        // If the victim's coordinator does not hear it, the next search finds the circle again.
         drop(self.inspect(txn.node(), &doom).await);
     }
 
-    /// Where `txns` wait. Those whose coordinator is silent, or runs them no more, are left out.
-    /// By coordinator: its clock, and those of `txns` that it runs.
+    /// Where `txns` wait, by coordinator: its clock, and those of `txns` that it runs. Coordinators that
+    /// are silent, and transactions that no longer run, are left out.
     async fn waiting(self: &Arc<Self>, txns: Vec<TxnId>) -> Vec<(NodeId, u64, Vec<WaitingRow>)> {
         let mut by_node: BTreeMap<NodeId, Vec<TxnId>> = BTreeMap::new();
         for txn in txns {
@@ -204,7 +208,7 @@ impl Node {
     ) -> BTreeMap<TabletId, Vec<TxnWait>> {
         let ask = by_tablet.into_iter().map(|(tablet, txns)| async move {
             let request = Request::WaitsFor { txns, only_these };
-            // A tablet that has no leader now is asked at the next suspicion.
+            // A tablet that has no leader now is asked by the next search.
             match self.env.timeout(super::INSPECT, self.ask(tablet, request)).await {
                 Some(Ok(Response::WaitsFor(waits))) => Some((tablet, waits)),
                 _ => None,

@@ -1,13 +1,13 @@
 //! Taking out rows that nobody will ever read again: those of dropped and truncated tables.
 //!
-//! Such rows need no transaction, no version and no entry in a log. Each replica takes them out of its own
-//! files, whole files at a time, and says so; when all have, they are gone. A replica that does not answer is
-//! asked again at the next round, so whoever asks keeps a note until then.
+//! Removing such rows needs no transaction, no version and no log entry. Each replica takes them out of its own
+//! files, whole files at a time, and says so; when all replicas have, the rows are gone. A replica that does not
+//! answer is asked again in the next round, so the caller keeps a note of the relation until then.
 //!
-//! What makes that safe: no definition names the range any more and no snapshot that did can be read, so
-//! nobody reads it; and a replica takes part only once it has applied all that the leader had when it was asked, so
-//! no entry is left that would write there. Example: the leader is at entry 900; a follower at 850 answers "not
-//! yet", because entry 870 may be the last INSERT.
+//! Why that is safe: no definition names the range any more, and no snapshot in which one did can be read, so no
+//! statement reads these rows. And a replica takes part only once it has applied all entries that the leader had when
+//! the round began, so no entry is left that would write there. Example: the leader is at entry 900. A follower at
+//! 850 answers "not yet", because entry 870 may be the last INSERT.
 
 use super::Node;
 use crate::Error;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use transport::{Answer, MessageKind};
 
-/// What one replica may take: a flush, and the files at the borders of the range.
+/// How long one replica may take: it flushes, and looks into the files at the borders of the range.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ impl Node {
     async fn discard_in(self: &Arc<Self>, tablet: TabletId, range: KeyRange) -> bool {
         let replicas = self.all_replicas().await;
         let replicas: Vec<_> = replicas.into_iter().filter(|row| row.tablet == tablet).collect();
-        // The leader's word, and its members; without one the round is for nothing.
+        // The leader tells the entry and the members; without a leader the round is given up.
         let leader = replicas.iter().filter(|row| row.leader == Some(row.node));
         let Some(leader) = leader.max_by_key(|row| row.term) else { return false };
         let applied = leader.applied_index;

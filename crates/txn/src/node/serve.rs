@@ -1,4 +1,4 @@
-//! What this node answers to its peers, and what it does on its own from time to time.
+//! This node's answers to its peers, and the work that it does by itself from time to time.
 
 use super::Node;
 use crate::command::decode;
@@ -19,7 +19,8 @@ use transport::{Answer, MessageKind};
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const CLOSE_EVERY: Duration = Duration::from_millis(200);
 
-/// What a leader tells its followers: reads up to `scn` need no leader once `index` is applied.
+/// A leader's message to its followers: a replica that has applied entry `index` answers reads at or below
+/// `scn` without the leader.
 #[derive(Serialize, Deserialize)]
 struct ClosedNews {
     tablet: TabletId,
@@ -140,7 +141,7 @@ impl Node {
         }
     }
 
-    /// Reads the disk, so on a thread that may wait for it.
+    /// Reads the disk, and so runs on a thread that may wait for the disk.
     async fn sizes(&self) -> Vec<(TabletId, u64)> {
         let (tablets, store) = (self.local(), self.store.clone());
         let measure = move || {
@@ -169,7 +170,7 @@ impl Node {
             if let Some((scn, index)) = tablet.close(current) {
                 news.push(ClosedNews { tablet: tablet.id, scn, index });
             }
-            // Something was under way: look again although the counter stands still.
+            // A commit was under way: look again although the counter has not moved.
             if tablet.closed_scn() < current {
                 *last = Scn::ZERO;
             }
@@ -182,7 +183,7 @@ impl Node {
         let tell = peers.map(|peer| {
             self.transport.call(peer, MessageKind::ClosedScn, super::INSPECT, payload.clone())
         });
-        // News that does not arrive is followed by fresher news.
+        // A message that does not arrive is followed by a newer one.
         drop(futures::future::join_all(tell).await);
     }
 }

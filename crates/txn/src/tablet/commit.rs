@@ -1,9 +1,9 @@
 //! Commit: mark, then draw, then propose.
 //!
-//! The order is what lets snapshot readers do without locks. A reader's snapshot S was handed
-//! out at some moment. A commit that was marked after that moment draws a larger number, so it
-//! is not in S; one that was marked before is seen by the reader as a mark, and waited for if
-//! its number is or may be within S.
+//! Because of this order snapshot readers need no locks. A reader's snapshot S was handed out at some
+//! moment. A commit that was marked after that moment draws a larger number, so it is not in S. A commit
+//! that was marked before that moment shows the reader its mark, and the reader waits for it if its
+//! number is or may be within S. [`super::marks`] has an example with numbers.
 
 use super::{Tablet, lost_locks, unexpected};
 use crate::Error;
@@ -33,7 +33,7 @@ impl Tablet {
             Err(fault) => Err(fault),
         };
         if let Err(fault) = marked {
-            // Asked twice: the first may have done it.
+            // The request may have come twice, and the first one may have committed.
             return match self.told(txn)? {
                 Some(Outcome::Committed(scn)) => Ok(Response::Committed(scn)),
                 _ => Err(fault),
@@ -55,8 +55,8 @@ impl Tablet {
         answer
     }
 
-    /// What became of a commit, as the store has it. A store that cannot say leaves it open: the
-    /// commit may have happened, and another replica knows.
+    /// The outcome of a commit, as the store has it. If the store cannot be read, the outcome stays open:
+    /// the commit may have happened, and another replica knows.
     fn told(&self, txn: TxnId) -> Result<Option<Outcome>, Fault> {
         machine::outcome(&self.store, self.id, txn).map_err(|error| {
             tracing::warn!(tablet = %self.id, %txn, %error, "the outcome of a commit is not read");
@@ -83,9 +83,9 @@ impl Tablet {
         }
     }
 
-    /// One part of what a transaction writes here. Its locks and marks stay until it is resolved. The answer
-    /// to the last part is this tablet's promise: the coordinator draws no number before it has all promises, so the
-    /// marks need not count earlier.
+    /// Prepares one part of the transaction's writes in this tablet. Its locks and marks stay until it is resolved.
+    /// The answer to the last part is this tablet's promise. The coordinator draws no number before it has all
+    /// promises, so the marks need not count earlier.
     pub(super) async fn prepare(
         &self,
         txn: TxnId,
@@ -132,7 +132,7 @@ impl Tablet {
         }
     }
 
-    /// A number may be drawn from now on.
+    /// From now on a number may be drawn for `txn`, and its marks count.
     fn promise(&self, txn: TxnId, epoch: Epoch) -> Result<(), Fault> {
         self.with_lead(epoch, |lead| {
             lead.marks.promise(txn, lead.floor);
@@ -140,7 +140,7 @@ impl Tablet {
         })
     }
 
-    /// Takes the mark of a part back that was not prepared, unless another part was.
+    /// Takes back the marks of a transaction whose part was not prepared, unless another part was.
     fn unmark(&self, epoch: Epoch, txn: TxnId) {
         if let Some(lead) = &mut *self.lead.lock()
             && lead.epoch == epoch
@@ -151,11 +151,10 @@ impl Tablet {
         self.bump();
     }
 
-    /// After a proposal whose fate is unknown: returns when all that was proposed in this
-    /// leadership before is applied here, or was cut off. An error: the leadership is over, and
-    /// the next one's log tells.
+    /// After a proposal without an answer: returns when every earlier proposal of this leadership is
+    /// applied here or was cut off. An error: the leadership is over, and the log of the next one tells.
     pub(super) async fn certain(&self, epoch: Epoch, txn: TxnId) -> Result<(), Fault> {
-        // Forgetting what has no record does nothing, but has its place in the log.
+        // To forget a transaction without a record does nothing, but the entry has its place in the log.
         let barrier = Command::Forget { txn };
         while self.leading() == Ok(epoch) {
             if self.propose(epoch.term, &barrier).await.is_ok() {
@@ -199,7 +198,7 @@ impl Tablet {
         }
     }
 
-    /// Asked after the SCN was drawn: who reads this and gets yes held its locks at that number.
+    /// Asked after the SCN was drawn: a transaction that is answered yes still held its locks at that number.
     pub(super) async fn check(&self, txn: TxnId, epoch: Epoch) -> Result<Response, Fault> {
         self.with_lead(epoch, |lead| match lead.holds_for(txn) && !lead.cutting {
             true => Ok(()),
@@ -212,7 +211,7 @@ impl Tablet {
     /// Carries out a decision for all parts prepared here, then gives the locks back.
     pub(super) async fn resolve(&self, txn: TxnId, outcome: Outcome) -> Result<Response, Fault> {
         let epoch = self.leading()?;
-        // Whoever asks again while a large one is being carried out waits for that.
+        // A second request, while a large transaction is being resolved, waits for the first one.
         let mut changed = self.changed.subscribe();
         while !self.with_lead(epoch, |lead| Ok(lead.resolving.insert(txn)))? {
             if changed.changed().await.is_err() {
@@ -236,14 +235,14 @@ impl Tablet {
         outcome: Outcome,
     ) -> Result<Response, Fault> {
         if let Outcome::Committed(scn) = outcome {
-            // Readers of what was before it need not wait until its rows are there.
+            // From now on readers at older snapshots need not wait until the rows are there.
             self.with_lead(epoch, |lead| {
                 lead.marks.drawn(txn, scn);
                 Ok(())
             })?;
             self.bump();
         }
-        // What the store holds counts: a part may be there that this leadership was not told of.
+        // The store is asked, because it may hold a part that this leadership was not told of.
         let mut parts = Vec::new();
         for row in machine::parts(&self.store, self.id, txn) {
             parts.extend(row?.0.last_chunk().map(|part| u32::from_be_bytes(*part)));
@@ -265,20 +264,20 @@ impl Tablet {
             return Err(fault);
         }
         if outcome == Outcome::Aborted {
-            // A part that is still on its way must find no locks here.
+            // A part that still arrives must find no locks here.
             let now = self.env.now();
             self.with_lead(epoch, |lead| {
                 lead.doom(txn, now);
                 Ok(())
             })?;
         }
-        // Who is told "done" forgets: only who surely leads may say that nothing is left here.
+        // The coordinator forgets the transaction when it hears "done", so only a sure leader may say so.
         self.vouch(epoch.term).await?;
         self.finish(epoch, txn);
         Ok(Response::Done)
     }
 
-    /// Gives back what `txn` has in the leadership of `epoch`, if that still is.
+    /// Gives back all that `txn` has in the leadership of `epoch`, if that is still the present one.
     pub(super) fn finish(&self, epoch: Epoch, txn: TxnId) {
         if let Some(lead) = &mut *self.lead.lock()
             && lead.epoch == epoch

@@ -1,4 +1,5 @@
-//! What a leader remembers and a new leader does not: locks, marks, prepared transactions.
+//! The memory of one leadership: locks, marks, prepared transactions. A new leader begins without the
+//! locks and marks, except for those of prepared transactions, which it reads back from the store.
 
 use super::marks::Marks;
 use crate::command::{SchemaUse, decode};
@@ -19,16 +20,16 @@ pub(crate) struct Lead {
     pub(crate) wakers: HashMap<Ticket, oneshot::Sender<()>>,
     pub(crate) marks: Marks,
     pub(crate) prepared: HashMap<TxnId, Waiting>,
-    /// Transactions whose locks were taken from them, and when: whatever they ask is refused. An
-    /// entry leaves once the coordinator says that it runs no such transaction.
+    /// Transactions whose locks this tablet took away, and when. Whatever they ask is refused. An entry is
+    /// removed once the coordinator says that it runs no such transaction.
     doomed: HashMap<TxnId, Instant>,
     /// A split waits for commits under way to end and keeps new ones waiting.
     pub(crate) splitting: bool,
-    /// A cut was proposed and its fate is not known here: nothing is vouched for.
+    /// A cut was proposed, and it is not known yet whether it was made: the tablet vouches for nothing.
     pub(crate) cutting: bool,
-    /// A number handed out before now; commits that are marked from now on get larger ones.
+    /// An SCN that was handed out before now. Commits that promise from now on get larger ones.
     pub(crate) floor: Scn,
-    /// Since when the coordinators of these transactions do not answer.
+    /// The coordinators that do not answer, and since when.
     pub(crate) silent: HashMap<base::NodeId, Instant>,
     /// Transactions whose decision is being carried out.
     pub(crate) resolving: HashSet<TxnId>,
@@ -42,7 +43,7 @@ pub(crate) struct Waiting {
 }
 
 impl Lead {
-    /// Begins a leadership: no locks but those of prepared transactions, which outlive leaders.
+    /// Begins a leadership. Its only locks are those of prepared transactions, which outlive leaders.
     pub(crate) fn take_over(
         store: &Store,
         tablet: TabletId,
@@ -73,7 +74,7 @@ impl Lead {
             lead.locks.restore(now, txn, &keys);
             lead.marks.add(txn, &keys, &prepared.changes.barriers);
             lead.is_prepared(txn, prepared.anchor, now);
-            // It may have promised, and a number may have been drawn: nobody here knows which.
+            // The tablet may have promised, and a number may have been drawn: this leader does not know which.
             lead.marks.promise(txn, Scn::ZERO);
         }
         Ok(lead)
@@ -84,7 +85,7 @@ impl Lead {
         self.marks.set_prepared(txn);
     }
 
-    /// Gives back all that `txn` has here and wakes who waited for it.
+    /// Gives back all that `txn` has here, and wakes the requests that waited for it.
     pub(crate) fn finish(&mut self, txn: TxnId) {
         self.marks.remove(txn);
         self.prepared.remove(&txn);
@@ -95,7 +96,7 @@ impl Lead {
     pub(crate) fn wake(&mut self, tickets: Vec<Ticket>) {
         for ticket in tickets {
             if let Some(waker) = self.wakers.remove(&ticket) {
-                // Who gave up waiting in this very moment still holds the lock until its end.
+                // A transaction that gave up waiting in this very moment keeps the lock until its end.
                 waker.send(()).ok();
             }
         }
@@ -115,21 +116,25 @@ impl Lead {
         self.doomed.entry(txn).or_insert(now);
     }
 
-    /// Those who were doomed before `before`: nothing that they sent then is on its way any more.
+    /// The transactions that were doomed before `before`: requests that they sent earlier have arrived by now.
     pub(crate) fn doomed_before(&self, before: Option<Instant>) -> Vec<TxnId> {
         let old = self.doomed.iter().filter(|(_, since)| before.is_some_and(|at| **since < at));
         old.map(|(txn, _)| *txn).collect()
     }
 
-    /// It runs no more anywhere, and will never ask again.
+    /// `txn` runs nowhere any more, and will never ask again.
     pub(crate) fn forget_doomed(&mut self, txn: TxnId) {
         self.doomed.remove(&txn);
     }
 
-    /// Must `txn` wait for a definition that is about to change? Who changes it has locked the
-    /// table's ranges, and keeps others out by that; but locks end with a leadership, and of what
-    /// was prepared in an earlier one there are the marks only. `barriers`: what `txn` defines
-    /// itself, in its turn.
+    /// Must `txn` wait for another transaction that is about to change a definition?
+    ///
+    /// The transaction that changes a table holds range locks on the table, and these keep other
+    /// transactions out. But the range locks end with the leadership. Of a schema change that was prepared
+    /// under an earlier leader only the marks are left, so this asks the marks. Example: D is prepared
+    /// with version 5 of table 9, and the leader changes. T goes by version 4 of table 9: it waits for D's
+    /// decision. `barriers`: the definitions that `txn` itself changes; it waits for another change of the
+    /// same table too.
     pub(crate) fn is_walled(&self, txn: TxnId, uses: &[SchemaUse], barriers: &[SchemaUse]) -> bool {
         let others = self.marks.walls().filter(|(_, owner)| *owner != txn);
         let mut prepared = others.filter(|(_, owner)| self.prepared.contains_key(owner));

@@ -12,10 +12,10 @@ use std::time::Duration;
 use storage::At;
 use tokio::sync::oneshot;
 
-/// The waits of one answer to a search for deadlocks, and those they are for.
+/// The most waits, and blockers of waits, in one answer to a search for deadlocks.
 const N_WAITS_MAX: usize = 4096;
 const N_BLOCKERS_MAX: usize = 1 << 16;
-/// The transactions that are looked at before others get their turn at the lock table.
+/// Transactions that one hold of the leadership looks at, before other requests get their turn.
 const N_AT_ONCE: usize = 64;
 
 impl Tablet {
@@ -30,7 +30,7 @@ impl Tablet {
         self.check_schema(&request.uses, None)?;
         let skipped = self.acquire(epoch, &request).await?;
         self.pass_walls(epoch, &request).await?;
-        // The definition may have changed while we waited for who changed it.
+        // The definition may have changed while this request waited for the change.
         self.check_schema(&request.uses, None)?;
         let mut rows = Vec::new();
         if request.read {
@@ -50,7 +50,7 @@ impl Tablet {
                         LockedRow::Held(row)
                     }
                 });
-                // The asker asks on for the rest, whose locks it has by then.
+                // The asker asks again for the other rows; it holds their locks by then.
                 if n_bytes >= self.env.limits().scan_bytes {
                     break;
                 }
@@ -60,7 +60,7 @@ impl Tablet {
         Ok(Response::Locked { epoch, rows })
     }
 
-    /// Waits for definitions that are about to change, and whose locks ended with a leadership.
+    /// Waits for prepared changes of definitions whose range locks ended with an earlier leadership.
     async fn pass_walls(&self, epoch: Epoch, request: &LockRequest) -> Result<(), Fault> {
         let mut changes = None;
         while self.with_lead(epoch, |lead| Ok(lead.is_walled(request.txn, &request.uses, &[])))? {
@@ -77,7 +77,7 @@ impl Tablet {
         Ok(())
     }
 
-    /// First updater wins: did somebody change the row after `snapshot`?
+    /// First updater wins: refuses a row that another transaction changed after `snapshot`.
     fn check_unchanged(
         &self,
         key: &base::Key,
@@ -97,8 +97,8 @@ impl Tablet {
         }
     }
 
-    /// Takes the locks one after the other, waiting where that is wanted. Returns the positions
-    /// that were skipped.
+    /// Takes the locks one after the other, and waits if the request wants that. Returns the positions of
+    /// the keys that were skipped.
     async fn acquire(
         self: &Arc<Self>,
         epoch: Epoch,
@@ -140,7 +140,7 @@ impl Tablet {
         Ok(skipped)
     }
 
-    /// Takes many keys at once, if nobody has or wants any of them.
+    /// Takes many keys at once, if no other transaction has or wants any of them.
     fn acquire_all(
         &self,
         epoch: Epoch,
@@ -159,8 +159,8 @@ impl Tablet {
         })
     }
 
-    /// Ends with the grant, or with this leadership. Whether the wait closes a circle is for the
-    /// transaction's coordinator to find out.
+    /// Ends with the grant, or with this leadership. The transaction's coordinator finds out whether the
+    /// wait closes a circle.
     async fn wait(
         &self,
         epoch: Epoch,
@@ -171,8 +171,8 @@ impl Tablet {
         woken.await.map_err(|_| lost_locks().into())
     }
 
-    /// Whom these transactions wait for, and (unless `only_these`) whom those wait for in their
-    /// turn: 1,000 waits for one row are one answer. Nearest first, where it has to be cut.
+    /// The transactions that these wait for, and (unless `only_these`) those that they wait for in turn:
+    /// 1,000 waits for one row are one answer. An answer that is too long is cut, nearest first.
     pub(super) fn waits_for(&self, txns: Vec<TxnId>, only_these: bool) -> Result<Response, Fault> {
         let epoch = self.leading()?;
         let mut seen: HashSet<TxnId> = txns.iter().copied().collect();
@@ -203,7 +203,7 @@ impl Tablet {
     }
 }
 
-/// Leaves the queue when the asker gives up. After the grant there is nothing to leave.
+/// Takes the request out of the queue when the asker gives up. After the grant this does nothing.
 struct CancelOnDrop<'a> {
     tablet: &'a Tablet,
     epoch: Epoch,

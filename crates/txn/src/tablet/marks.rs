@@ -1,25 +1,24 @@
-//! The keys whose commit is under way, for those who read meanwhile.
+//! Marks: the keys whose commit is under way.
 //!
 //! A snapshot reader waits for the marks that may get a number within its snapshot, and for nothing
 //! else.
 //!
 //! ```text
-//! 8 was handed out; T1 marks "k"        a reader of "k" at 8 goes on: T1 gets more than 8
+//! 8 was handed out; T1 marks "k"        a reader of "k" at 8 goes on: T1 gets more than 8 (its floor)
 //! T1 has drawn no number                a reader of "k" at 10 waits: T1 may get 9
 //! T1 has drawn 11                       a reader of "k" at 10 goes on, one at 11 waits
-//! T1 is there                           the mark goes; the reader at 11 sees the row
+//! T1's row is there                     the mark goes; the reader at 11 sees the row
 //! ```
 //!
-//! A large transaction is prepared in parts, and its coordinator draws no number before each tablet has
-//! *promised*: answered its last part. Until then no reader needs to wait for it, whatever its snapshot, since
-//! its number will be larger than any that was handed out; and its locks keep other writers away. So the marks of all
-//! its parts count from the promise on, and not while a load of ten million rows is still coming.
+//! A large transaction is prepared in parts. Its coordinator draws no number before each tablet has *promised*,
+//! that is, answered the last part. Until then no reader needs to wait for the transaction, whatever the reader's
+//! snapshot: the transaction's number will be larger than any that was handed out. Its locks keep other writers away.
+//! So the marks of all its parts count from the promise on, and not while a load of ten million rows is still coming.
 //!
-//! A key has one mark at most: whoever commits holds its lock. The few keys of a small transaction
-//! stand in a tree; many are a [`KeySet`], which is as exact. Beyond `bytes_max` of [`SetLimits`] in one
-//! tablet a transaction has one range for each relation: then readers of what lies between wait
-//! too, and memory no longer grows with the keys. Taking marks back is linear in the transaction's
-//! own keys.
+//! A key has one mark at most, because the committing transaction holds the key's lock. The few keys of a small
+//! transaction stand in a tree; many keys are a [`KeySet`], which is as exact. Beyond `bytes_max` of [`SetLimits`] in
+//! one tablet a transaction has one range per relation: memory no longer grows with the keys, and readers of keys
+//! between the marked ones wait too. Taking marks back is linear in the transaction's own keys.
 //!
 //! Pure: no clock and no I/O.
 
@@ -36,7 +35,7 @@ const RELATION_BYTES: usize = 4;
 pub(crate) struct Marks {
     points: BTreeMap<Key, TxnId>,
     by_txn: HashMap<TxnId, Mark>,
-    /// Those who have more than points. Few, and each reader goes over them.
+    /// Transactions with key sets or ranges. They are few, and each reader goes over them.
     bulks: HashMap<TxnId, Bulk>,
     /// Definitions of tables that change with these commits.
     walls: Vec<(SchemaUse, TxnId)>,
@@ -49,7 +48,8 @@ struct Mark {
     /// Known once drawn.
     scn: Option<Scn>,
     prepared: bool,
-    /// Set when a number may be drawn: the one will be larger than this. None: no number yet.
+    /// Set by the promise: from then on a number may be drawn, and it will be larger than this. None: the
+    /// tablet has not promised.
     floor: Option<Scn>,
     /// Its points.
     keys: Vec<Key>,
@@ -65,8 +65,8 @@ impl Mark {
     fn blocks(&self, at: ReadAt) -> bool {
         let Some(floor) = self.floor else { return false };
         match at {
-            // Not acknowledged before it is applied, so the newest state may leave it out; a
-            // prepared one may be decided and acknowledged already.
+            // A one-tablet commit is not acknowledged before it is applied, so the newest state may leave
+            // it out. A prepared transaction may have been decided and acknowledged already.
             ReadAt::Newest => self.prepared,
             ReadAt::Snapshot(at) => self.scn.map_or(floor < at, |scn| scn <= at),
         }
@@ -100,7 +100,7 @@ impl Marks {
         Marks { limits, ..Marks::default() }
     }
 
-    /// Notes what a transaction is about to write. It counts once it is promised. `keys` are sorted.
+    /// Notes the keys that a transaction is about to write. They count from the promise on. `keys` are sorted.
     pub(crate) fn add(&mut self, txn: TxnId, keys: &[Key], walls: &[SchemaUse]) {
         self.walls.extend(walls.iter().map(|wall| (*wall, txn)));
         let fresh = || Mark { scn: None, prepared: false, floor: None, keys: Vec::new() };
@@ -119,7 +119,7 @@ impl Marks {
         self.n_bulk_bytes = self.n_bulk_bytes - before + bulk.keys.n_bytes();
     }
 
-    /// From now on a number may be drawn for it, larger than `floor`.
+    /// From now on a number larger than `floor` may be drawn for `txn`.
     pub(crate) fn promise(&mut self, txn: TxnId, floor: Scn) {
         if let Some(mark) = self.by_txn.get_mut(&txn) {
             mark.floor.get_or_insert(floor);
@@ -163,17 +163,17 @@ impl Marks {
         self.by_txn.keys().copied()
     }
 
-    /// Definitions that change, and with whom.
+    /// Definitions that change, each with the transaction that changes it.
     pub(crate) fn walls(&self) -> impl Iterator<Item = &(SchemaUse, TxnId)> {
         self.walls.iter()
     }
 
-    /// No mark that is set has a number at or below this; none if nothing is marked.
+    /// Every mark that counts has or gets a number above this; none if no mark counts.
     pub(crate) fn lowest_floor(&self) -> Option<Scn> {
         self.by_txn.values().filter_map(|mark| mark.floor).min()
     }
 
-    /// A table that the reader goes by may have a newer definition within its snapshot.
+    /// Whether a table that the reader goes by may have a newer definition within the reader's snapshot.
     pub(crate) fn blocks_uses(&self, uses: &[SchemaUse], at: ReadAt) -> bool {
         self.walls.iter().any(|(wall, txn)| {
             uses.iter().any(|used| used.table == wall.table && used.version < wall.version)

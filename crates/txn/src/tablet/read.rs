@@ -33,7 +33,7 @@ impl Tablet {
             let row = view.get(key, at(read_at))?;
             n_bytes += row.as_ref().map_or(0, |(_, value)| value.len());
             rows.push(row.map(|(scn, value)| Row { scn, value }));
-            // The asker asks on for the rest; at a snapshot that makes no difference.
+            // The asker asks again for the other rows; at a snapshot that makes no difference.
             if n_bytes >= self.env.limits().scan_bytes && read_at != ReadAt::Newest {
                 break;
             }
@@ -44,7 +44,7 @@ impl Tablet {
 
     pub(super) async fn scan(&self, request: ScanRequest) -> Result<Response, Fault> {
         let ScanRequest { at: read_at, range, reverse, n_rows_max, uses } = request;
-        // The asker may know older borders: what is scanned is what lies within ours.
+        // The asker may know older borders: only the part within this tablet is scanned.
         let Some(own) = self.range() else { return Err(self.not_leader()) };
         let from_here = match (reverse, &range.end) {
             (false, _) => own.contains(&range.start),
@@ -79,9 +79,9 @@ impl Tablet {
         Ok(Response::Scanned(Scanned { rows, covered }))
     }
 
-    /// Waits until no commit under way can belong to what is read. Returns the term to vouch for
-    /// afterwards (none where the closed SCN makes this replica's state enough), and the state as
-    /// it was at that moment: several keys read one after the other must be of one state.
+    /// Waits until no commit under way can belong to the rows that are read. Returns the term to vouch for
+    /// afterwards (none if the snapshot is closed here, so that this replica's state is enough), and a view
+    /// of that moment: several keys that are read one after the other must be of one state.
     async fn clear(
         &self,
         read_at: ReadAt,
@@ -113,8 +113,8 @@ impl Tablet {
         }
     }
 
-    /// After the rows were read: they were the newest, or (without a term to vouch for) the
-    /// replica's state was whole all the time.
+    /// After the rows were read: confirms that they were the newest, or (without a term to vouch for) that
+    /// no snapshot replaced the replica's state meanwhile.
     async fn vouch_read(&self, term: Option<u64>, read_at: ReadAt) -> Result<(), Fault> {
         match term {
             Some(term) => self.vouch(term).await,
@@ -123,7 +123,7 @@ impl Tablet {
         }
     }
 
-    /// Is it a read that this replica's state answers without the leader?
+    /// Whether this replica can answer the request without the leader.
     pub(crate) fn has_past(&self, request: &Request) -> bool {
         match request {
             Request::Read { at, .. } => self.is_closed(*at),
@@ -138,8 +138,9 @@ impl Tablet {
         scn <= closed.scn && self.applied_index.load(Ordering::Acquire) >= closed.index
     }
 
-    /// As leader: the SCN up to which everything is applied here, for the followers. `current`
-    /// is the newest SCN handed out, asked for before this call.
+    /// As leader: closes an SCN, and returns SCN and index for the followers. `current` is the newest SCN
+    /// handed out, asked for before this call. Example: `current` is 50, and one mark has floor 40: 40 is
+    /// closed.
     pub(crate) fn close(&self, current: base::Scn) -> Option<(base::Scn, u64)> {
         let mut guard = self.lead.lock();
         let lead = guard.as_mut().filter(|lead| !lead.cutting)?;
@@ -157,7 +158,7 @@ impl Tablet {
         Some((scn, index))
     }
 
-    /// As follower: what the leader of `term` closed.
+    /// As follower: the leader has closed `scn`, with all commits in the entries up to `index`.
     pub(crate) fn learn_closed(&self, scn: base::Scn, index: u64) {
         let mut closed = self.closed.lock();
         if scn > closed.scn {

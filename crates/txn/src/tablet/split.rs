@@ -1,8 +1,8 @@
 //! Cutting a tablet in two.
 //!
-//! The leader lets commits under way end and holds new ones, proposes the cut, and after it
-//! starts a new lock table: who held locks aborts ("lost locks abort"), also in the half that
-//! stays, because a lock may have covered keys of both.
+//! The leader lets commits under way end and makes new ones wait. Then it proposes the cut, and after
+//! the cut it starts a new lock table. Transactions that held locks abort ("lost locks abort"), also in
+//! the half that stays, because a lock may have covered keys of both halves.
 
 use super::{Tablet, unexpected};
 use crate::Error;
@@ -30,14 +30,14 @@ impl Tablet {
         })?;
         let answer = match self.env.timeout(PATIENCE, self.quiet(epoch)).await {
             Some(Ok(())) => {
-                // From here on the upper half may live elsewhere before we know of it.
+                // From here on the upper half may be led elsewhere before this leader knows of it.
                 self.with_lead(epoch, |lead| {
                     lead.cutting = true;
                     Ok(())
                 })?;
                 let command = Command::Split { term: epoch.term, at, child };
                 match self.propose(epoch.term, &command).await {
-                    // If the cut was made, the lock table is a new one, and this one's end an error.
+                    // If the cut was made, there is a new lock table, and `certain` ends with an error.
                     Err(Fault::Lost) => {
                         let applied = self.certain(epoch, TxnId(0)).await;
                         applied.and(Err(Fault::Lost))

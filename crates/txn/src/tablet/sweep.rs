@@ -1,13 +1,14 @@
-//! What nobody came back for.
+//! Cleaning up after coordinators that do not come back.
 //!
-//! A coordinator may die with locks held, with parts prepared, or with a record whose
-//! participants were not all told. The leader of each tablet looks regularly, asks the
-//! coordinator whether the transaction still runs, and cleans up where it does not:
+//! A coordinator may die while its transaction holds locks, has prepared parts, or has a record of which
+//! not all participants were told. The leader of each tablet looks once per second, asks the coordinator
+//! whether the transaction still runs, and cleans up if it does not:
 //!
-//! * locks only: given back, and the transaction is doomed here should it speak again;
-//! * prepared: the record at the anchor decides; where there is none, an abort is written there
-//!   first, and whichever decision stands is carried out;
-//! * a record: every participant is told, then the record may expire.
+//! * the transaction has locks only: the leader gives them back, and dooms the transaction here, in case
+//!   it speaks again;
+//! * it has prepared parts: the leader proposes "aborted" at the anchor. The first decision stands,
+//!   whether that is this one or an earlier one, and the leader carries it out;
+//! * it has a record here: the leader tells every participant, then lets the record expire.
 
 use super::{Home, Tablet};
 use crate::command::{Outcome, decode};
@@ -23,16 +24,16 @@ use std::time::Duration;
 
 /// A prepared transaction is left to its coordinator for this long.
 const PREPARED_PATIENCE: Duration = Duration::from_secs(1);
-/// A coordinator that does not answer for this long is taken for dead. Correctness does not rest
-/// on it: a live one finds its locks gone and aborts.
+/// A coordinator that does not answer for this long is taken for dead. Correctness does not rest on
+/// that: if it lives, its transaction finds its locks gone and aborts.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
-/// Records looked at in one sweep. The next one goes on behind them.
+/// Records that one sweep looks at. The next sweep goes on behind them.
 const N_RECORDS_MAX: usize = 256;
-/// Longer than any request is on its way: what a doomed transaction sent has come or never will.
+/// Longer than any request is on its way: the requests of a doomed transaction have come by then.
 const ON_ITS_WAY_MAX: Duration = Duration::from_secs(30);
 
 impl Tablet {
-    /// In the background; not again while the last one is still at it.
+    /// Starts a sweep in the background, unless the last one is still running.
     pub(crate) fn sweep(self: Arc<Self>, home: Arc<dyn Home>) {
         if self.sweeping.swap(true, Ordering::AcqRel) {
             return;
@@ -84,7 +85,7 @@ impl Tablet {
             })?;
             self.bump();
         }
-        // Each by itself: one whose other tablets cannot be reached must not hold up the rest.
+        // Each by itself: a transaction whose other tablets cannot be reached must not hold up the others.
         let in_doubt = in_doubt.into_iter().filter(|(txn, _)| abandoned.contains(txn));
         let settled = in_doubt.map(|(txn, anchor)| async move {
             let outcome = settle(home, txn, anchor).await?;
@@ -98,7 +99,7 @@ impl Tablet {
         settled.into_iter().chain(told).collect()
     }
 
-    /// Some of the records: all get their turn, however many cannot be settled.
+    /// Some of the records. All get their turn, even if many cannot be settled.
     fn records(&self) -> Result<Vec<(TxnId, Record)>, Fault> {
         let all = keyspace::space(keyspace::Space::Record, self.id);
         let mut swept = self.swept.lock();
@@ -117,8 +118,8 @@ impl Tablet {
         Ok(records)
     }
 
-    /// Those among `asked` that no coordinator runs any more. All coordinators are asked at once:
-    /// one that is silent holds up nobody's answer.
+    /// Those among `asked` that no coordinator runs any more. All coordinators are asked at once, so a
+    /// silent one does not delay the others' answers.
     async fn abandoned(
         &self,
         home: &Arc<dyn Home>,
@@ -166,15 +167,15 @@ impl Tablet {
     }
 }
 
-/// Transactions that run no more.
+/// Transactions that no longer run.
 #[derive(Default)]
 struct Ended {
     abandoned: HashSet<TxnId>,
-    /// Those of them of which their coordinators say so.
+    /// The abandoned ones of which their coordinators said so.
     told: HashSet<TxnId>,
 }
 
-/// The decision about an abandoned transaction: its record's, or an abort written there now.
+/// The decision about an abandoned transaction: that of its record, or an abort that is written now.
 async fn settle(home: &Arc<dyn Home>, txn: TxnId, anchor: TabletId) -> Result<Outcome, Fault> {
     let participants = Vec::new();
     let decide = Request::Decide { txn, outcome: Outcome::Aborted, participants };

@@ -1,38 +1,38 @@
 //! From edges to circles to victims.
 //!
 //! Transactions that can reach each other along the edges are a strongly connected component
-//! (Tarjan, 1972); where it has more than one, each of them is on a circle. The youngest is the
-//! victim, then the rest is looked at again without it. Who searches from where does not matter:
-//! all who see the same edges choose the same.
+//! (Tarjan, 1972). If a component has more than one transaction, each of them is on a circle. The
+//! youngest is the victim; then the component is looked at again without it. All coordinators that see
+//! the same edges choose the same victims, wherever their searches began.
 //!
-//! Most of those who wait for a hot row are on no circle that their end would break:
+//! Most transactions that wait for a hot row are on no circle that their end would break:
 //!
 //! ```text
 //! A has row a and wants b, B has b and wants a; W1 wants b and is before A in the queue
-//! A→B (has it), A→W1 (is before it), W1→B (has it), B→A (has it)
+//! A→B (B holds b), A→W1 (W1 is before A), W1→B (B holds b), B→A (A holds a)
 //! ```
 //!
-//! A, W1 and B are a component, and W1 may be the youngest; but A and B would wait for each other
-//! all the same. So circles of holders come first: {A, B} has one victim, and without it there is no
-//! other circle. What is left after that goes by somebody's place in a queue; there the victim is
-//! the youngest of those who hold what another in the component waits for.
+//! A, W1 and B are a component, and W1 may be the youngest; but without W1, A and B would still wait for
+//! each other. So circles of holders come first: {A, B} has one victim, and without it there is no other
+//! circle. The circles that are left after that contain a place in a queue. Their victim is the youngest
+//! transaction that holds something that another one in the component waits for.
 //!
-//! Pure: no clock, no messages. The caller tells how long each has run.
+//! Pure: no clock, no messages. The caller tells when each transaction started.
 
 use crate::locks::Ticket;
 use base::{TabletId, TxnId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Victims of one search. Whoever is still in a circle is found by the next.
+/// Victims of one search. The next search finds the circles that are left.
 const N_VICTIMS_MAX: usize = 32;
 
-/// Somebody's wait for `blocker`.
+/// One transaction's wait for `blocker`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Edge {
     pub(super) tablet: TabletId,
     pub(super) ticket: Ticket,
     pub(super) blocker: TxnId,
-    /// Or else it only asks for it before.
+    /// The blocker holds something that is asked for; otherwise it only asked before.
     pub(super) holds: bool,
 }
 
@@ -89,7 +89,7 @@ impl Graph {
         circles
     }
 
-    /// Those of a component who hold what another of it waits for.
+    /// The transactions of a component that hold something that another one in it waits for.
     fn held_in(&self, component: &BTreeSet<TxnId>) -> BTreeSet<TxnId> {
         let edges = component.iter().filter_map(|txn| self.edges.get(txn)).flatten();
         let held = edges.filter(|edge| edge.holds && component.contains(&edge.blocker));
