@@ -106,6 +106,8 @@ limits! {
     query_file_bytes: Bytes = 16 << 30, tiny 64 << 20;
     /// Wide queries that may compute at the same time.
     queries: Count = 16, tiny 16;
+    /// Tables and subqueries that one wide query may name.
+    relations: Count = 300, tiny 50;
     /// Values that `IN (SELECT …)` may gather.
     list_values: Count = 1_000_000, tiny 1_000;
     /// Connections of SQL clients.

@@ -16,6 +16,7 @@
 //! Absent: writing, locks (`FOR UPDATE` never comes here), plans kept between executions.
 
 mod aside;
+mod batch;
 mod evaluated;
 mod expr;
 mod failure;
@@ -37,6 +38,7 @@ mod virtual_table;
 
 use aside::{Aside, Places, Stop};
 use base::Env;
+use batch::{BatchRows, RowsSeen};
 use datafusion_execution::TaskContext;
 use datafusion_expr::LogicalPlan;
 use datafusion_physical_plan::display::DisplayableExecutionPlan;
@@ -54,7 +56,6 @@ use sql::wide::{Described, QueryContext, Wide};
 use sqlparser::ast::{Query, Statement};
 use std::path::PathBuf;
 use std::sync::Arc;
-use table::RowsSeen;
 
 /// The engine of wide queries, one for each node. Cheap to clone.
 #[derive(Clone)]
@@ -170,39 +171,45 @@ impl DataFusion {
 impl Asked {
     /// The columns and rows of the answer.
     async fn rows(&self, joins: Joins) -> Result<(Arc<[Column]>, RowStream)> {
-        let (columns, operators) = self.operators(joins).await?;
+        let (columns, operators, batch_rows) = self.operators(joins).await?;
         let types = columns.iter().map(|column| column.ty.clone()).collect();
-        Ok((columns, rows(operators, types, self.task())?))
+        Ok((columns, rows(operators, types, self.task(batch_rows))?))
     }
 
-    fn task(&self) -> Arc<TaskContext> {
+    fn task(&self, batch_rows: usize) -> Arc<TaskContext> {
         let memory = self.cx.engine.env().memory();
-        self.house.setup.task(Share::new(memory, self.cx.view.work_mem_bytes()))
+        let share = Share::new(memory, self.cx.view.work_mem_bytes());
+        self.house.setup.task(share, batch_rows)
     }
 
-    /// What is to be run, and the columns of its answer.
-    async fn operators(&self, joins: Joins) -> Result<(Arc<[Column]>, Arc<dyn ExecutionPlan>)> {
+    /// The columns of the answer, what is to be run, and how many rows its batches have.
+    async fn operators(
+        &self,
+        joins: Joins,
+    ) -> Result<(Arc<[Column]>, Arc<dyn ExecutionPlan>, usize)> {
         if self.cx.reader.is_none() {
             return Err(Error::internal("a query is run without a snapshot"));
         }
         let values = rewrite::Parameters::Values(&self.types, &self.params);
-        let plan = self.house.plan(&self.cx, &self.query, &values).await?;
+        let (plan, batch_rows) = self.house.plan(&self.cx, &self.query, &values).await?;
+        let batch_rows = batch_rows.get();
         let columns: Arc<[Column]> = columns(&plan).into();
         let setup = &*self.house.setup;
         let plan = setup.optimize_whole(plan).map_err(failure::from)?;
-        let operators = physical::plan(&plan, setup, joins).await.map_err(failure::from)?;
+        let operators = physical::plan(&plan, setup, joins, batch_rows).await;
+        let operators = operators.map_err(failure::from)?;
         let operators = interrupt::interruptible(operators, &self.stop).map_err(failure::from)?;
-        Ok((columns, operators))
+        Ok((columns, operators, batch_rows))
     }
 
     async fn explain(&self, analyze: bool) -> Result<Vec<String>> {
-        let (columns, operators) = self.operators(Joins::Hashed).await?;
+        let (columns, operators, batch_rows) = self.operators(Joins::Hashed).await?;
         let mut lines = Vec::new();
         if analyze {
             let env = self.cx.engine.env();
             let begin = env.now();
             let types = columns.iter().map(|column| column.ty.clone()).collect();
-            let mut rows = rows(operators.clone(), types, self.task())?;
+            let mut rows = rows(operators.clone(), types, self.task(batch_rows))?;
             let mut n_rows = 0;
             while let Some(batch) = rows.next().await {
                 n_rows += batch?.len();
@@ -233,7 +240,7 @@ impl House {
         if types.iter().any(Option::is_none) {
             // A plan with holes says what its context wants in them. It may fail for want of types;
             // then they are text, as PostgreSQL's unknown becomes text in the end.
-            if let Ok(plan) = self.plan(cx, query, &rewrite::Parameters::Types(&types)).await {
+            if let Ok((plan, _)) = self.plan(cx, query, &rewrite::Parameters::Types(&types)).await {
                 let found = plan.get_parameter_types().map_err(failure::from)?;
                 for (idx, ty) in types.iter_mut().enumerate() {
                     if let (None, Some(Some(found))) = (&ty, found.get(&format!("${}", idx + 1))) {
@@ -244,7 +251,7 @@ impl House {
         }
         let types: Vec<Type> = types.into_iter().map(|ty| ty.unwrap_or(Type::Text)).collect();
         let nulls = vec![Datum::Null; n];
-        let plan = self.plan(cx, query, &rewrite::Parameters::Values(&types, &nulls)).await?;
+        let (plan, _) = self.plan(cx, query, &rewrite::Parameters::Values(&types, &nulls)).await?;
         Ok((types, columns(&plan)))
     }
 
@@ -254,7 +261,7 @@ impl House {
         cx: &QueryContext,
         query: &Query,
         parameters: &rewrite::Parameters<'_>,
-    ) -> Result<LogicalPlan> {
+    ) -> Result<(LogicalPlan, BatchRows)> {
         let rewritten = rewrite::rewrite(query, parameters, &cx.view)?;
         let snapshot = match (&cx.reader, rewritten.asks_catalog) {
             (Some(reader), true) => views::Snapshot::load(cx, reader).await?,
@@ -268,11 +275,13 @@ impl House {
         let query = Statement::Query(Box::new(rewritten.query));
         let plan = planner.sql_statement_to_plan_with_context(query, &mut PlannerContext::new());
         let plan = plan.map_err(failure::from)?;
+        let batch_rows = names.batch_rows(rewritten.grown_bytes);
         if matches!(parameters, rewrite::Parameters::Types(_)) {
-            return Ok(plan);
+            return Ok((plan, batch_rows));
         }
-        let analyzed = self.setup.analyze(plan);
-        expr::correct(analyzed.map_err(failure::from)?, &cx.view.zone).map_err(failure::from)
+        let analyzed = self.setup.analyze(plan).map_err(failure::from)?;
+        let plan = expr::correct(analyzed, &cx.view.zone).map_err(failure::from)?;
+        Ok((plan, batch_rows))
     }
 }
 

@@ -29,8 +29,6 @@ type Df<T> = Result<T, DataFusionError>;
 
 /// Memory is borrowed in steps of this size.
 const STEP_BYTES: usize = 1 << 20;
-/// An operator with files keeps at least this much, so that its files are not tiny.
-const SHARE_BYTES_MIN: usize = 64 << 10;
 
 /// One query's share of the node's memory.
 #[derive(Debug)]
@@ -55,7 +53,7 @@ impl Share {
     /// What each operator with files may keep.
     fn with_files_max(&self) -> usize {
         let n = self.n_with_files.load(Ordering::Relaxed).max(1);
-        (self.work_mem_bytes / n).max(SHARE_BYTES_MIN)
+        self.work_mem_bytes / n
     }
 }
 
@@ -114,9 +112,8 @@ impl MemoryPool for Share {
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Df<()> {
         let name = reservation.consumer().name();
-        let (can_spill, wanted) =
-            (reservation.consumer().can_spill(), reservation.size().saturating_add(additional));
-        if can_spill && wanted > self.with_files_max() {
+        // Who has less than its part gets what it asks for: a batch of wide rows may be larger than any part.
+        if reservation.consumer().can_spill() && reservation.size() >= self.with_files_max() {
             return Err(exhausted(name, additional, "its part of work_mem is used up"));
         }
         self.used.lock().grow(additional).map_err(|Exhausted { left, .. }| {

@@ -79,8 +79,13 @@ pub enum Joins {
 }
 
 /// The operators for `plan`, optimized and ready to run.
-pub async fn plan(plan: &LogicalPlan, setup: &Setup, joins: Joins) -> Df<Operator> {
-    let mut operators = initial(plan, setup, joins).await?;
+pub async fn plan(
+    plan: &LogicalPlan,
+    setup: &Setup,
+    joins: Joins,
+    batch_rows: usize,
+) -> Df<Operator> {
+    let mut operators = initial(plan, setup, (joins, batch_rows)).await?;
     checked(&operators, InvariantLevel::Always)?;
     let context = Rules { setup };
     for rule in setup.physical_optimizers() {
@@ -129,9 +134,10 @@ fn checked(operators: &Operator, level: InvariantLevel) -> Df<()> {
 fn initial<'a>(
     plan: &'a LogicalPlan,
     setup: &'a Setup,
-    joins: Joins,
+    how: (Joins, usize),
 ) -> BoxFuture<'a, Df<Operator>> {
     Box::pin(async move {
+        let (joins, batch_rows) = how;
         let mut links = Vec::new();
         let mut indexes = datafusion_common::HashMap::new();
         for subquery in scalar_subqueries(plan)? {
@@ -139,17 +145,17 @@ fn initial<'a>(
                 continue;
             }
             let index = SubqueryIndex::new(links.len());
-            let plan = initial(&subquery.subquery, setup, joins).await?;
+            let plan = initial(&subquery.subquery, setup, how).await?;
             links.push(ScalarSubqueryLink { plan, index });
             indexes.insert(subquery, index);
         }
         if links.is_empty() {
             let subqueries = PhysicalPlanningContext::default();
-            return Planner { setup, subqueries, joins }.tree(plan).await;
+            return Planner { setup, subqueries, joins, batch_rows }.tree(plan).await;
         }
         let results = ScalarSubqueryResults::new(links.len());
         let subqueries = PhysicalPlanningContext::new(indexes, results.clone());
-        let operators = Planner { setup, subqueries, joins }.tree(plan).await?;
+        let operators = Planner { setup, subqueries, joins, batch_rows }.tree(plan).await?;
         Ok(Arc::new(ScalarSubqueryExec::new(operators, links, results)) as Operator)
     })
 }
@@ -178,6 +184,7 @@ struct Planner<'a> {
     /// Where the results of subqueries will be found.
     subqueries: PhysicalPlanningContext,
     joins: Joins,
+    batch_rows: usize,
 }
 
 enum Step<'a> {
@@ -235,7 +242,7 @@ impl Planner<'_> {
                 let config = self.setup.config();
                 let selectivity = config.options().optimizer.default_filter_selectivity;
                 let filter = FilterExecBuilder::new(predicate, input()?)
-                    .with_batch_size(config.batch_size())
+                    .with_batch_size(self.batch_rows)
                     .build()?;
                 Arc::new(filter.with_default_selectivity(selectivity)?)
             }

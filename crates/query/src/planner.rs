@@ -8,6 +8,7 @@
 //! - `date - date` is a number of days, `date ± integer` a date, and `date ± interval` a
 //!   timestamp.
 
+use super::batch::BatchRows;
 use super::expr::call;
 use super::numeric::{self, Op, is_decimal, is_float, is_integer};
 use super::series::Series;
@@ -40,6 +41,7 @@ use sql::wide::QueryContext;
 use sqlparser::ast::{self, BinaryOperator};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Df<T> = Result<T, DataFusionError>;
 
@@ -52,6 +54,9 @@ pub struct Names<'a> {
     snapshot: Arc<views::Snapshot>,
     planners: Vec<Arc<dyn ExprPlanner>>,
     functions: HashMap<String, Arc<ScalarUDF>>,
+    batch_rows: BatchRows,
+    /// What a row of all tables together takes, about.
+    row_bytes: AtomicUsize,
 }
 
 impl<'a> Names<'a> {
@@ -70,14 +75,32 @@ impl<'a> Names<'a> {
         })];
         planners.extend(setup.planners().iter().cloned());
         let functions = functions::of(cx, setup, &snapshot);
-        Names { cx, house, setup: setup.clone(), snapshot, planners, functions }
+        Names {
+            cx,
+            house,
+            setup: setup.clone(),
+            snapshot,
+            planners,
+            functions,
+            batch_rows: BatchRows::default(),
+            row_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// The size of the query's batches, once all its names were asked for. Expressions add `grown_bytes` to a row.
+    pub fn batch_rows(&self, grown_bytes: usize) -> BatchRows {
+        let row_bytes = self.row_bytes.load(Ordering::Relaxed).saturating_add(grown_bytes);
+        self.batch_rows.fit(row_bytes);
+        self.batch_rows.clone()
     }
 
     fn table(&self, schema: Option<&str>, name: &str) -> Df<Arc<dyn TableSource>> {
         let view = &self.cx.view;
         if let Some(table) = view.table(schema, name) {
             let seen = self.house.seen.clone();
-            let stored = table::Stored::new(table, self.cx.reader.clone(), seen);
+            self.row_bytes.fetch_add(seen.row_bytes(table.relation), Ordering::Relaxed);
+            let (reader, batch_rows) = (self.cx.reader.clone(), self.batch_rows.clone());
+            let stored = table::Stored::new(table, reader, seen, batch_rows);
             return Ok(source(stored));
         }
         match views::find(schema, name) {
@@ -114,7 +137,8 @@ impl ContextProvider for Names<'_> {
             }
         };
         let args = args.into_iter().map(value).collect::<Df<Vec<_>>>()?;
-        let series = Series::new(&args, self.cx.view.zone).map_err(failure::through)?;
+        let series = Series::new(&args, self.cx.view.zone, self.batch_rows.clone());
+        let series = series.map_err(failure::through)?;
         Ok(source(series))
     }
 

@@ -38,6 +38,35 @@ pub struct Rewritten {
     pub query: Query,
     /// It names tables or functions that describe the catalog.
     pub asks_catalog: bool,
+    /// What expressions that make long texts add to a row, about.
+    pub grown_bytes: usize,
+}
+
+/// How long a text a call makes of a short one, about.
+fn grown_bytes(function: &ast::Function) -> usize {
+    const UNKNOWN_BYTES: usize = 16 << 10;
+    let name = parse::last_part(&function.name).unwrap_or_default();
+    let FunctionArguments::List(list) = &function.args else { return 0 };
+    let mut literals = list.args.iter().map(|arg| match arg {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(ast::Expr::Value(literal))) => {
+            Some(&literal.value)
+        }
+        _ => None,
+    });
+    let (text, n) = (literals.next().flatten(), literals.next().flatten());
+    let n = match n {
+        Some(Value::Number(digits, _)) => digits.parse().ok(),
+        _ => None,
+    };
+    let length = match text {
+        Some(Value::SingleQuotedString(text)) => text.len(),
+        _ => 16,
+    };
+    match name.as_str() {
+        "repeat" => n.map_or(UNKNOWN_BYTES, |n: usize| n.saturating_mul(length)),
+        "lpad" | "rpad" => n.unwrap_or(UNKNOWN_BYTES),
+        _ => 0,
+    }
 }
 
 /// Parts a column's name from what makes it unique. No name that can be typed contains it.
@@ -143,10 +172,21 @@ impl Visitor for Inference<'_> {
 
 pub fn rewrite(query: &Query, parameters: &Parameters<'_>, view: &View) -> Result<Rewritten> {
     let mut query = query.clone();
-    let mut rewriter = Rewriter { parameters, view, depth: 0, n_marks: 0, asks_catalog: false };
+    let mut rewriter = Rewriter {
+        parameters,
+        view,
+        depth: 0,
+        n_marks: 0,
+        n_relations: 0,
+        grown_bytes: 0,
+        asks_catalog: false,
+    };
     match VisitMut::visit(&mut query, &mut rewriter) {
         ControlFlow::Break(error) => Err(error),
-        ControlFlow::Continue(()) => Ok(Rewritten { query, asks_catalog: rewriter.asks_catalog }),
+        ControlFlow::Continue(()) => {
+            let Rewriter { asks_catalog, grown_bytes, .. } = rewriter;
+            Ok(Rewritten { query, asks_catalog, grown_bytes })
+        }
     }
 }
 
@@ -163,7 +203,23 @@ struct Rewriter<'a> {
     view: &'a View,
     depth: usize,
     n_marks: usize,
+    n_relations: usize,
+    grown_bytes: usize,
     asks_catalog: bool,
+}
+
+impl Rewriter<'_> {
+    /// Plans take a time that grows with the square of their relations, and more.
+    fn one_relation_more(&mut self) -> ControlFlow<Error> {
+        self.n_relations += 1;
+        let max = self.view.env.limits().relations;
+        if self.n_relations <= max {
+            return ControlFlow::Continue(());
+        }
+        let message = format!("a query names more than {max} tables and subqueries");
+        let hint = "Put a part of it into a table first. The limit is relations in atoll.settings.";
+        ControlFlow::Break(Error::new(state::LIMIT_EXCEEDED, message).hint(hint))
+    }
 }
 
 impl VisitorMut for Rewriter<'_> {
@@ -215,6 +271,7 @@ impl VisitorMut for Rewriter<'_> {
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<Error> {
+        self.one_relation_more()?;
         self.name_columns(select);
         inline_laterals(select);
         if select.from.iter().any(|from| self.is_always_empty(&from.relation)) {
@@ -277,6 +334,7 @@ impl VisitorMut for Rewriter<'_> {
     }
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<Error> {
+        self.one_relation_more()?;
         if let TableFactor::Table { name, alias, args: Some(args), with_ordinality, .. } = factor
             && parse::last_part(name).is_ok_and(|name| name == "unnest")
         {
@@ -403,6 +461,9 @@ impl Rewriter<'_> {
 
     fn rewrite_expr(&mut self, expr: &mut ast::Expr) -> Result<()> {
         use ast::Expr::*;
+        if let Function(function) = expr {
+            self.grown_bytes = self.grown_bytes.saturating_add(grown_bytes(function));
+        }
         match expr {
             Value(ValueWithSpan { value: ast::Value::Placeholder(name), .. }) => {
                 let idx = parameter_idx(name)?;

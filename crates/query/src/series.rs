@@ -3,6 +3,7 @@
 //! Rows are made a batch at a time, as they are asked for, so that a series has no length that costs
 //! memory. A timestamptz walks by the session's calendar: a day across a change of clocks is one of 23 or 25 hours.
 
+use super::batch::BatchRows;
 use super::{failure, shape};
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Schema, SchemaRef};
@@ -20,14 +21,13 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-const BATCH_ROWS: usize = 8192;
-
 /// A series as a table of one column.
 #[derive(Debug)]
 pub struct Series {
     ty: Type,
     schema: SchemaRef,
     walk: Walk,
+    batch_rows: BatchRows,
 }
 
 /// From here to there.
@@ -43,7 +43,7 @@ struct Walk {
 
 impl Series {
     /// `args` are the values in parentheses.
-    pub fn new(args: &[ScalarValue], zone: Zone) -> Result<Series> {
+    pub fn new(args: &[ScalarValue], zone: Zone, batch_rows: BatchRows) -> Result<Series> {
         let mut values = Vec::with_capacity(args.len());
         for arg in args {
             let ty = match arg.data_type() {
@@ -73,7 +73,7 @@ impl Series {
         let next = (!is_null).then_some(start);
         let field = shape::field("generate_series", &ty, true, None);
         let schema = Arc::new(Schema::new(vec![field]));
-        Ok(Series { ty, schema, walk: Walk { next, stop, step, falls, zone } })
+        Ok(Series { ty, schema, walk: Walk { next, stop, step, falls, zone }, batch_rows })
     }
 }
 
@@ -163,6 +163,7 @@ impl TableProvider for Series {
         _: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
         let rows = Rows {
+            batch_rows: self.batch_rows.clone(),
             ty: self.ty.clone(),
             schema: self.schema.clone(),
             whole: self.walk.clone(),
@@ -177,6 +178,7 @@ impl TableProvider for Series {
 /// A walk under way.
 #[derive(Debug)]
 struct Rows {
+    batch_rows: BatchRows,
     ty: Type,
     schema: SchemaRef,
     whole: Walk,
@@ -195,9 +197,10 @@ impl LazyBatchGenerator for Rows {
     }
 
     fn generate_next_batch(&mut self) -> Result<Option<RecordBatch>, DataFusionError> {
-        let mut column = shape::Builder::new(&self.ty, BATCH_ROWS);
+        let most = self.batch_rows.get();
+        let mut column = shape::Builder::new(&self.ty, most);
         let mut n_rows = 0;
-        while n_rows < BATCH_ROWS {
+        while n_rows < most {
             let Some(value) = self.walk.step().map_err(failure::through)? else { break };
             column.push(&value).map_err(failure::through)?;
             n_rows += 1;
@@ -213,6 +216,7 @@ impl LazyBatchGenerator for Rows {
 
     fn reset_state(&self) -> Arc<RwLock<dyn LazyBatchGenerator>> {
         let rows = Rows {
+            batch_rows: self.batch_rows.clone(),
             ty: self.ty.clone(),
             schema: self.schema.clone(),
             whole: self.whole.clone(),

@@ -5,6 +5,7 @@
 //!
 //! Absent: catalogs, file formats, object stores, settings that a client may change.
 
+use super::batch::BATCH_ROWS;
 use super::memory::Share;
 use super::physical::{self, Joins};
 use base::Budget;
@@ -38,6 +39,8 @@ use std::sync::{Arc, LazyLock};
 
 type Df<T> = Result<T, DataFusionError>;
 
+/// What each sort keeps aside to merge its files with.
+const MERGE_BYTES: usize = 1 << 20;
 const N_PARTITIONS: usize = 2;
 
 /// Names of the functions over many rows.
@@ -75,6 +78,7 @@ impl Setup {
         let options = config.options_mut();
         options.sql_parser.parse_float_as_decimal = true;
         options.sql_parser.map_string_types_to_utf8view = false;
+        options.execution.sort_spill_reservation_bytes = MERGE_BYTES;
         // A constant that cannot be computed is the user's error, at the user's time: not a rule's.
         options.optimizer.skip_failed_rules = false;
         let disk = DiskManagerBuilder::default()
@@ -118,13 +122,13 @@ impl Setup {
     }
 
     /// What a query is run with: its own share of the memory. The functions are in the plan by then.
-    pub fn task(&self, share: Share) -> Arc<TaskContext> {
+    pub fn task(&self, share: Share, batch_rows: usize) -> Arc<TaskContext> {
         let runtime =
             RuntimeEnv { memory_pool: Arc::new(share), ..RuntimeEnv::clone(&self.runtime) };
         Arc::new(TaskContext::new(
             None,
             String::new(),
-            self.config.clone(),
+            self.config.clone().with_batch_size(batch_rows),
             HashMap::new(),
             HashMap::new(),
             HashMap::new(),
@@ -248,7 +252,7 @@ impl Session for Setup {
     }
 
     async fn create_physical_plan(&self, plan: &LogicalPlan) -> Df<Arc<dyn ExecutionPlan>> {
-        physical::plan(plan, self, Joins::Hashed).await
+        physical::plan(plan, self, Joins::Hashed, BATCH_ROWS).await
     }
 
     fn create_physical_expr(&self, expr: Expr, schema: &DFSchema) -> Df<Arc<dyn PhysicalExpr>> {
@@ -296,6 +300,6 @@ impl Session for Setup {
     }
 
     fn task_ctx(&self) -> Arc<TaskContext> {
-        self.task(Share::new(&Budget::new(0), 0))
+        self.task(Share::new(&Budget::new(0), 0), BATCH_ROWS)
     }
 }

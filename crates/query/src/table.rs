@@ -11,6 +11,7 @@
 //!
 //! Absent: sorted output, several partitions of one table, limits on index access.
 
+use super::batch::{BATCH_BYTES, BATCH_ROWS, BatchRows, RowsSeen};
 use super::{failure, shape};
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Schema, SchemaRef};
@@ -36,56 +37,37 @@ use sql::codec::{self, RowReader};
 use sql::error::{Error, Result};
 use sql::run::rows::row_key_of_entry;
 use sql::types::{Datum, Type};
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 type Df<T> = Result<T, DataFusionError>;
 
-/// Rows of a batch handed to the operators above.
-const BATCH_ROWS: usize = 8192;
 /// Rows looked up at once by an index.
 const LOOKUP_ROWS: usize = 1024;
-
-const N_RELATIONS_REMEMBERED: usize = 10_000;
-
-/// How many rows each relation had when it was last read whole. Only the order of work depends on
-/// it, never an answer.
-#[derive(Debug, Default)]
-pub struct RowsSeen(Mutex<HashMap<RelationId, usize>>);
-
-impl RowsSeen {
-    fn of(&self, relation: RelationId) -> Option<usize> {
-        self.0.lock().get(&relation).copied()
-    }
-
-    fn note(&self, relation: RelationId, n_rows: usize) {
-        let mut seen = self.0.lock();
-        if seen.len() < N_RELATIONS_REMEMBERED || seen.contains_key(&relation) {
-            seen.insert(relation, n_rows);
-        }
-    }
-}
 
 /// A table at a snapshot.
 pub struct Stored {
     table: Arc<Table>,
     reader: Option<txn::Reader>,
     seen: Arc<RowsSeen>,
+    batch_rows: BatchRows,
     schema: SchemaRef,
 }
 
 impl Stored {
-    pub fn new(table: Arc<Table>, reader: Option<txn::Reader>, seen: Arc<RowsSeen>) -> Stored {
+    pub fn new(
+        table: Arc<Table>,
+        reader: Option<txn::Reader>,
+        seen: Arc<RowsSeen>,
+        batch_rows: BatchRows,
+    ) -> Stored {
         let field = |column: &sql::catalog::Column| {
             let attnum = i16::try_from(column.id).unwrap_or_default();
             // Nullable even where it is not: DataFusion forgets that a subquery without rows is NULL.
             shape::field(&column.name, &column.ty, true, Some((table.id, attnum)))
         };
         let schema = Arc::new(Schema::new(table.columns.iter().map(field).collect::<Vec<_>>()));
-        Stored { table, reader, seen, schema }
+        Stored { table, reader, seen, batch_rows, schema }
     }
 }
 
@@ -133,8 +115,16 @@ impl TableProvider for Stored {
         let access = Access::choose(&self.table, &bounds);
         // A filter above may drop rows, so that more are needed than asked for: DataFusion sends no
         // limit then.
-        let seen = self.seen.clone();
-        Ok(Arc::new(Scan::new(self.table.clone(), reader, seen, access, projection, schema, limit)))
+        let sizes = (self.seen.clone(), self.batch_rows.clone());
+        Ok(Arc::new(Scan::new(
+            self.table.clone(),
+            reader,
+            sizes,
+            access,
+            projection,
+            schema,
+            limit,
+        )))
     }
 }
 
@@ -244,6 +234,7 @@ struct Scan {
     table: Arc<Table>,
     reader: txn::Reader,
     seen: Arc<RowsSeen>,
+    batch_rows: BatchRows,
     access: Access,
     /// Positions in the table's columns, as asked for.
     projection: Vec<usize>,
@@ -257,7 +248,7 @@ impl Scan {
     fn new(
         table: Arc<Table>,
         reader: txn::Reader,
-        seen: Arc<RowsSeen>,
+        (seen, batch_rows): (Arc<RowsSeen>, BatchRows),
         access: Access,
         projection: Vec<usize>,
         schema: SchemaRef,
@@ -271,7 +262,18 @@ impl Scan {
         );
         let metrics = ExecutionPlanMetricsSet::new();
         let properties = Arc::new(properties);
-        Scan { table, reader, seen, access, projection, schema, limit, properties, metrics }
+        Scan {
+            table,
+            reader,
+            seen,
+            batch_rows,
+            access,
+            projection,
+            schema,
+            limit,
+            properties,
+            metrics,
+        }
     }
 
     fn is_whole(&self) -> bool {
@@ -279,7 +281,7 @@ impl Scan {
     }
 
     fn estimate(&self) -> Precision<usize> {
-        let n_rows = self.seen.of(self.table.relation);
+        let n_rows = self.seen.n_rows(self.table.relation);
         match (n_rows, &self.access) {
             (None, _) => Precision::Absent,
             (Some(n), _) if self.is_whole() => {
@@ -370,7 +372,11 @@ impl ExecutionPlan for Scan {
             decoder,
             left: self.limit.unwrap_or(usize::MAX),
             n_rows: 0,
-            remember: self.is_whole().then(|| (self.seen.clone(), self.table.relation)),
+            batch_rows: self.batch_rows.get(),
+            relation: self.table.relation,
+            seen: self.seen.clone(),
+            is_whole: self.is_whole(),
+            n_bytes: 0,
             metrics,
         };
         let batches = futures::stream::try_unfold(state, |mut state| async move {
@@ -391,7 +397,13 @@ struct Reading {
     /// Rows still wanted.
     left: usize,
     n_rows: usize,
-    remember: Option<(Arc<RowsSeen>, RelationId)>,
+    /// What all of them took so far.
+    n_bytes: usize,
+    batch_rows: usize,
+    relation: RelationId,
+    seen: Arc<RowsSeen>,
+    /// The whole relation is read.
+    is_whole: bool,
     metrics: BaselineMetrics,
 }
 
@@ -400,8 +412,8 @@ impl Reading {
         while self.left > 0 {
             let rows = self.scan.next_batch().await?;
             if rows.is_empty() {
-                if let Some((seen, relation)) = &self.remember {
-                    seen.note(*relation, self.n_rows);
+                if self.is_whole {
+                    self.seen.note_rows(self.relation, self.n_rows);
                 }
                 break;
             }
@@ -409,9 +421,15 @@ impl Reading {
                 let table = &self.decoder.table;
                 let keys: Vec<base::Key> =
                     rows.iter().map(|(_, entry)| row_key_of_entry(table, &entry.value)).collect();
-                for keys in keys.chunks(LOOKUP_ROWS) {
+                let mut keys = &keys[..];
+                while !keys.is_empty() {
+                    // Wide rows are looked up few at a time.
+                    let row_bytes = self.n_bytes / self.n_rows.max(1);
+                    let n = (BATCH_BYTES / row_bytes.max(1)).clamp(1, LOOKUP_ROWS);
+                    let (now, later) = keys.split_at(n.min(keys.len()));
+                    keys = later;
                     // An entry whose row is gone at the same snapshot would be a bug of the writer.
-                    for row in self.reader.get(keys).await?.into_iter().flatten() {
+                    for row in self.reader.get(now).await?.into_iter().flatten() {
                         self.take(&row.value)?;
                     }
                 }
@@ -420,7 +438,8 @@ impl Reading {
                     self.take(&row.value)?;
                 }
             }
-            if self.decoder.n_rows >= BATCH_ROWS {
+            let full = self.decoder.n_bytes >= BATCH_BYTES;
+            if full || self.decoder.n_rows >= self.batch_rows {
                 return self.emit().map(Some);
             }
         }
@@ -433,11 +452,13 @@ impl Reading {
             self.decoder.push(row)?;
             self.left -= 1;
             self.n_rows += 1;
+            self.n_bytes += row.len();
         }
         Ok(())
     }
 
     fn emit(&mut self) -> Result<RecordBatch> {
+        self.seen.note_width(self.relation, self.n_bytes / self.n_rows.max(1));
         let batch = self.decoder.finish()?;
         self.metrics.record_output(batch.num_rows());
         Ok(batch)
@@ -452,6 +473,7 @@ struct Decoder {
     wanted: Vec<(usize, usize)>,
     builders: Vec<shape::Builder>,
     n_rows: usize,
+    n_bytes: usize,
 }
 
 impl Decoder {
@@ -459,7 +481,8 @@ impl Decoder {
         let mut wanted: Vec<(usize, usize)> =
             projection.iter().enumerate().map(|(out, &idx)| (idx, out)).collect();
         wanted.sort_by_key(|&(idx, _)| table.columns[idx].id);
-        let mut decoder = Decoder { table, schema, wanted, builders: Vec::new(), n_rows: 0 };
+        let mut decoder =
+            Decoder { table, schema, wanted, builders: Vec::new(), n_rows: 0, n_bytes: 0 };
         decoder.renew();
         decoder
     }
@@ -472,9 +495,11 @@ impl Decoder {
             .map(|(idx, _)| shape::Builder::new(&self.table.columns[idx].ty, BATCH_ROWS))
             .collect();
         self.n_rows = 0;
+        self.n_bytes = 0;
     }
 
     fn push(&mut self, row: &[u8]) -> Result<()> {
+        self.n_bytes += row.len();
         let mut reader = RowReader::new(row);
         let mut pending = None;
         for &(idx, out) in &self.wanted {

@@ -540,7 +540,7 @@ async fn what_a_client_may_make_the_node_keep_is_limited() {
     // A message that is longer than any may be ends its connection, and no other.
     let mut other = Raw::login(&served).await;
     other.send(&[b'Q', 0, 2, 0, 0]).await;
-    assert_eq!(other.until_closed().await, ["E 54000"]);
+    assert_eq!(other.until_closed().await, ["E 08P01"]);
     raw.send(&simple("SELECT 1")).await;
     assert_eq!(raw.until(b'Z').await.last().unwrap(), "Z I");
     drop((raw, other));
@@ -550,7 +550,7 @@ async fn what_a_client_may_make_the_node_keep_is_limited() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statements_keep_what_they_may_and_go_on_where_there_are_files() {
     let limits = Limits {
-        memory_bytes: 6 << 20,
+        memory_bytes: 12 << 20,
         write_memory_bytes: 1 << 20,
         transaction_memory_bytes: 64 << 10,
         statement_memory_bytes: 1 << 20,
@@ -621,5 +621,47 @@ async fn an_idle_transaction_is_ended_when_the_session_asks_for_it() {
     other.send(&simple("INSERT INTO t VALUES (1)")).await;
     assert_eq!(other.until(b'Z').await, ["C INSERT 0 1", "Z I"]);
     drop(other);
+    served.stop.send(true).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_cancelled_while_it_waits_and_while_it_works() {
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
+    let mut raw = Raw::connect(&served).await;
+    raw.send(&startup(b"user\0atoll\0database\0atoll\0")).await;
+    let key = raw.key().await;
+    raw.send(&simple("CREATE TABLE t (id int PRIMARY KEY)")).await;
+    raw.until(b'Z').await;
+    let cancel = async || {
+        let mut other = Raw::connect(&served).await;
+        let code = 80_877_102_u32.to_be_bytes();
+        other.send(&[&16_u32.to_be_bytes()[..], &code, &key].concat()).await;
+        other.until_closed().await;
+    };
+    // It waits for its client.
+    raw.send(&simple("COPY t FROM STDIN")).await;
+    raw.until(b'G').await;
+    raw.send(&message(b'd', b"1\n")).await;
+    cancel().await;
+    assert_eq!(raw.until(b'Z').await, ["E 57014", "Z I"]);
+    // It waits for a lock.
+    let mut holder = Raw::login(&served).await;
+    holder.send(&simple("BEGIN; INSERT INTO t VALUES (7)")).await;
+    holder.until(b'Z').await;
+    raw.send(&simple("COPY t FROM STDIN")).await;
+    raw.until(b'G').await;
+    raw.send(&[message(b'd', b"7\n"), message(b'c', b"")].concat()).await;
+    assert!(raw.is_quiet().await);
+    cancel().await;
+    assert_eq!(raw.until(b'Z').await, ["E 57014", "Z I"]);
+    // And a time ends it.
+    raw.send(&simple("SET statement_timeout = '100ms'")).await;
+    raw.until(b'Z').await;
+    raw.send(&simple("COPY t FROM STDIN")).await;
+    raw.until(b'G').await;
+    assert_eq!(raw.until(b'Z').await, ["E 57014", "Z I"]);
+    raw.send(&simple("SELECT count(*) FROM t")).await;
+    assert_eq!(raw.until(b'Z').await, ["T", "D 0", "C SELECT 1", "Z I"]);
+    drop((raw, holder));
     served.stop.send(true).unwrap();
 }

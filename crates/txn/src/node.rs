@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use storage::{Batch, Store};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use transport::{MessageKind, Transport};
 
 /// How long a request looks for a leader before its asker is told.
@@ -69,6 +69,8 @@ pub struct Node {
     /// The nodes of the cluster, as the topology says.
     members: watch::Receiver<BTreeSet<NodeId>>,
     dead: RwLock<HashSet<NodeId>>,
+    /// A death, or a leadership that began with prepared transactions.
+    sweep_soon: Arc<Notify>,
     scn_asks: mpsc::Sender<ScnAsk>,
     suspects: Mutex<deadlock::Suspects>,
     refreshing: tokio::sync::Mutex<()>,
@@ -130,6 +132,7 @@ impl Node {
                 active: Mutex::default(),
                 members,
                 dead: RwLock::default(),
+                sweep_soon: Arc::default(),
                 scn_asks,
                 suspects: Mutex::default(),
                 refreshing: tokio::sync::Mutex::default(),
@@ -306,6 +309,8 @@ impl Node {
     /// A supervisor has reported the death: a fact. The caller has heard from no later start of the node.
     pub fn report_death(&self, node: NodeId) {
         self.dead.write().insert(node);
+        // Its transactions hold locks here that nobody will ask to be freed.
+        self.sweep_soon.notify_one();
     }
 
     pub(crate) fn routes_changed(&self, tablet: &Tablet) {

@@ -428,10 +428,15 @@ impl consensus::Machine for Tablet {
             *self.allocator.lock() = lead.is_some().then(|| self.ceiling()).map(Allocator::new);
         }
         // The old leadership is dropped with its wakers, which ends every wait in it.
+        let in_doubt = lead.as_ref().is_some_and(|lead| !lead.prepared.is_empty());
         *self.lead.lock() = lead;
         self.bump();
         if let Some(home) = self.home.upgrade() {
             home.routes_changed(self);
+            if in_doubt {
+                // Their coordinators may have died with the leader before.
+                home.sweep_soon();
+            }
         }
     }
 }

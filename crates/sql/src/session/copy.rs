@@ -1,5 +1,6 @@
 //! COPY between a client and a table.
 
+use super::execute::Patience;
 use super::transaction::Open;
 use super::{Outcome, RowStream, Session};
 use crate::catalog::Table;
@@ -40,6 +41,8 @@ pub struct CopyIn {
     row: Option<(Vec<Expr>, Plan)>,
     fields: Chunk,
     n_rows: u64,
+    /// Set where the statement is run for a client.
+    pub(super) patience: Option<Patience>,
 }
 
 /// COPY … TO STDOUT. The stream's chunks hold whole lines; `n_rows` is right once it has ended.
@@ -50,8 +53,25 @@ pub struct CopyOut {
 }
 
 impl CopyIn {
+    /// Waits until nobody waits for the COPY any more: a request to cancel it, or its time.
+    pub async fn over(&self) -> Error {
+        match &self.patience {
+            Some(patience) => patience.over().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Bytes as they came from the client, cut anywhere.
     pub async fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        let patience = self.patience.clone();
+        let work = self.take(bytes);
+        match patience {
+            Some(patience) => patience.bound(work).await,
+            None => work.await,
+        }
+    }
+
+    async fn take(&mut self, bytes: &[u8]) -> Result<()> {
         let mut fields = Vec::new();
         self.reader.feed(bytes, &mut fields)?;
         for row in fields {
@@ -159,6 +179,7 @@ impl Session {
             row: row.map(|row| (row, plan)),
             fields: Chunk::new(n_rows_max),
             n_rows: 0,
+            patience: None,
         })))
     }
 
@@ -167,8 +188,12 @@ impl Session {
         let mut chunk = copy.fields.take();
         let mut outcome = copy.reader.finish(&mut chunk);
         if outcome.is_ok() {
+            let patience = copy.patience.clone();
             let work: BoxFuture<'_, Result<()>> = Box::pin(copy.write(chunk));
-            outcome = work.await;
+            outcome = match patience {
+                Some(patience) => patience.bound(work).await,
+                None => work.await,
+            };
         }
         let n_rows = copy.n_rows;
         self.take_back(copy);

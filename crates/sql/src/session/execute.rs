@@ -181,6 +181,10 @@ impl Session {
                 copy.lines = patience.guard(copy.lines);
                 Ok(Outcome::CopyOut(copy))
             }
+            Ok(Outcome::CopyIn(mut copy)) => {
+                copy.patience = Some(patience);
+                Ok(Outcome::CopyIn(copy))
+            }
             Ok(outcome) => Ok(outcome),
             Err(error) => {
                 self.fail_with(&error).await;
@@ -563,7 +567,7 @@ impl Session {
 /// The end of a client's patience: a request to cancel, or a time. It is looked at before the work each
 /// time, so that work which is always ready ends as well.
 #[derive(Clone)]
-struct Patience {
+pub(super) struct Patience {
     env: base::Env,
     cancel: Canceler,
     /// None: no statement_timeout.
@@ -571,7 +575,7 @@ struct Patience {
 }
 
 impl Patience {
-    async fn over(&self) -> Error {
+    pub(super) async fn over(&self) -> Error {
         let expired = async {
             match self.until {
                 Some(until) => self.env.sleep_until(until).await,
@@ -589,7 +593,7 @@ impl Patience {
         }
     }
 
-    async fn bound<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn bound<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             biased;
             error = self.over() => Err(error),

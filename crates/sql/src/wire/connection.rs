@@ -533,10 +533,21 @@ impl Connection {
         reply::copy_response(&mut self.pipe.output, b'G', copy.n_columns);
         self.pipe.flush().await?;
         loop {
-            let (tag, body) = self.pipe.next().await?;
+            let next = tokio::select! {
+                biased;
+                error = copy.over() => Err(error),
+                next = self.pipe.next() => Ok(next?),
+            };
+            let (tag, body) = match next {
+                Ok(next) => next,
+                Err(error) => {
+                    self.session.copy_fail(copy, &error.message).await;
+                    return Err(error.into());
+                }
+            };
             match Request::parse(tag, body).map_err(Gone::Refused)? {
                 Request::CopyData(data) => {
-                    if let Err(error) = copy.data(&data).await {
+                    if let Err(error) = self.pipe.attend(copy.data(&data)).await? {
                         let message = error.message.clone();
                         self.session.copy_fail(copy, &message).await;
                         return Err(error.into());

@@ -17,6 +17,10 @@ impl Home for Node {
         self.dead.read().contains(&node)
     }
 
+    fn sweep_soon(&self) {
+        self.sweep_soon.notify_one();
+    }
+
     fn routes_changed(&self, tablet: &Tablet) {
         Node::routes_changed(self, tablet);
     }

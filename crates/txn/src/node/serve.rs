@@ -190,10 +190,11 @@ impl Node {
 
 pub(super) fn run_housekeeping(node: &Arc<Node>) {
     let weak = Arc::downgrade(node);
-    let env = node.env.clone();
+    let (env, soon) = (node.env.clone(), node.sweep_soon.clone());
     node.env.spawn("sweep", async move {
         loop {
-            env.sleep(SWEEP_EVERY).await;
+            // Each second, and as soon as somebody calls.
+            drop(env.timeout(SWEEP_EVERY, soon.notified()).await);
             let Some(node) = weak.upgrade() else { return };
             for tablet in node.local() {
                 if tablet.is_leader() {

@@ -17,6 +17,9 @@ pub(crate) trait Home: Send + Sync {
     /// A supervisor said that `node` is dead, and it was not heard from since.
     fn is_dead(&self, node: NodeId) -> bool;
 
+    /// There may be something to sweep: do not wait for the next round.
+    fn sweep_soon(&self);
+
     /// The replica's leader, members or borders changed.
     fn routes_changed(&self, tablet: &Tablet);
 

@@ -73,7 +73,9 @@ impl Lead {
                 prepared.changes.writes.iter().map(|(key, _)| key.clone()).collect();
             lead.locks.restore(now, txn, &keys);
             lead.marks.add(txn, &keys, &prepared.changes.barriers);
-            lead.is_prepared(txn, prepared.anchor, now);
+            // Prepared for who knows how long: the first sweep asks for it.
+            let since = now.checked_sub(super::sweep::PREPARED_PATIENCE).unwrap_or(now);
+            lead.is_prepared(txn, prepared.anchor, since);
             // The tablet may have promised, and a number may have been drawn: this leader does not know which.
             lead.marks.promise(txn, Scn::ZERO);
         }

@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A prepared transaction is left to its coordinator for this long.
-const PREPARED_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PREPARED_PATIENCE: Duration = Duration::from_secs(1);
 /// A coordinator that does not answer for this long is taken for dead. Correctness does not rest on
 /// that: if it lives, its transaction finds its locks gone and aborts.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -52,8 +52,9 @@ impl Tablet {
         let (holders, in_doubt, doomed) = self.with_lead(epoch, |lead| {
             let mut holders = lead.locks.transactions();
             holders.retain(|txn| !lead.marks.contains(*txn));
-            let old = lead.prepared.iter().filter(|(_, waiting)| {
-                now.saturating_duration_since(waiting.since) > PREPARED_PATIENCE
+            let old = lead.prepared.iter().filter(|(txn, waiting)| {
+                now.saturating_duration_since(waiting.since) >= PREPARED_PATIENCE
+                    || home.is_dead(txn.node())
             });
             let in_doubt: Vec<(TxnId, TabletId)> =
                 old.map(|(txn, waiting)| (*txn, waiting.anchor)).collect();
