@@ -93,6 +93,17 @@ pub(crate) struct Inner {
     silent_until: Option<Instant>,
     /// What it found on disk when it started binds it no more.
     is_freed: AtomicBool,
+    /// Rounds of questions to a quorum that have begun.
+    n_rounds: AtomicU64,
+    last_round: tokio::sync::Mutex<Round>,
+}
+
+/// A quorum was asked whether this replica leads in `term`.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    number: u64,
+    term: u64,
+    confirmed: bool,
 }
 
 /// How often it is looked whether a successor has caught up.
@@ -165,6 +176,8 @@ impl Group {
                 patience,
                 silent_until,
                 is_freed: AtomicBool::new(false),
+                n_rounds: AtomicU64::new(0),
+                last_round: tokio::sync::Mutex::default(),
             }),
         }
     }
@@ -269,6 +282,21 @@ impl Group {
         let asked = Box::pin(self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex));
         let confirmed = matches!(self.inner.env.timeout(CONFIRM, asked).await, Some(Ok(_)));
         confirmed && self.leads(term) && !self.inner.lease.is_given_up(term)
+    }
+
+    /// As [`Group::confirm`], and no lease is asked: a quorum's word since the call began. For what must hold
+    /// even where clocks stood still for a while, which is when a lease looks good that is none. Who comes
+    /// while somebody asks waits for the next round, which is one for all.
+    pub async fn confirm_anew(&self, term: u64) -> bool {
+        let n_begun = self.inner.n_rounds.load(Ordering::Acquire);
+        let mut last = self.inner.last_round.lock().await;
+        if last.number > n_begun && last.term == term {
+            return last.confirmed;
+        }
+        let number = self.inner.n_rounds.fetch_add(1, Ordering::AcqRel) + 1;
+        let confirmed = self.confirm(term).await;
+        *last = Round { number, term, confirmed };
+        confirmed
     }
 
     /// Hands the leadership to `to`: proposes nothing more, waits until `to` has caught up, and

@@ -3,8 +3,9 @@
 //! It runs at the leader of the root tablet. Numbers come from memory; what the log holds is a
 //! ceiling that no number handed out exceeds, raised in steps long before it is reached. A new
 //! leader starts above the ceiling it finds, so it never repeats a number of its predecessor.
-//! That the predecessor does not go on handing out smaller ones is what the lease is for: it is
-//! checked after the numbers were taken, and an unsure leader hands out nothing.
+//! That the predecessor does not go on handing out smaller ones is what a quorum is asked for, after the
+//! numbers were taken. A lease would not do: its clock may have stood still, and a commit under a smaller
+//! number changes what others have read, for ever. For the newest number, which a snapshot is, it does.
 
 use base::Scn;
 

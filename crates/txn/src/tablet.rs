@@ -117,10 +117,6 @@ impl Tablet {
         self.closed.lock().scn
     }
 
-    pub(crate) fn applied_index(&self) -> u64 {
-        self.applied_index.load(Ordering::Acquire)
-    }
-
     pub(crate) fn is_leader(&self) -> bool {
         self.lead.lock().is_some()
     }
@@ -193,7 +189,11 @@ impl Tablet {
                     Ok(())
                 })?;
                 let outcome = machine::outcome(&self.store, self.id, txn)?;
-                self.vouch(epoch.term).await?;
+                match fence {
+                    // Whoever asks so tells a client for good.
+                    true => self.vouch_anew(epoch.term).await?,
+                    false => self.vouch(epoch.term).await?,
+                }
                 Ok(Response::Outcome(outcome))
             }
             Request::WaitsFor { txns, only_these } => self.waits_for(txns, only_these),
@@ -266,6 +266,14 @@ impl Tablet {
             return Ok(());
         }
         Err(self.not_leader())
+    }
+
+    /// The same by a quorum's word, whatever the clock says of the lease.
+    async fn vouch_anew(&self, term: u64) -> Result<(), Fault> {
+        match self.group()?.confirm_anew(term).await {
+            true => Ok(()),
+            false => Err(self.not_leader()),
+        }
     }
 
     fn check_range(&self, range: &KeyRange) -> Result<(), Fault> {
@@ -466,7 +474,13 @@ impl Tablet {
                 });
             }
             if let Some(grant) = grant {
-                self.vouch(epoch.term).await?;
+                match n {
+                    // What is read at an old number is old, and no more than that.
+                    0 => self.vouch(epoch.term).await?,
+                    // A commit under a number smaller than a successor has handed out would change what
+                    // was read: no clock is trusted with that.
+                    _ => self.vouch_anew(epoch.term).await?,
+                }
                 return Ok(grant);
             }
             self.with_lead(epoch, |_| Ok(()))?;
