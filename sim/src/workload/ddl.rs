@@ -45,8 +45,8 @@ const N_BULK_ROWS: i64 = 1_200;
 const BULK_MARK: &str = "a row of the dropped table";
 /// A minute's retention, and the look for such tables, which comes twice a minute and may fail once.
 const BULK_GONE: Duration = Duration::from_secs(140);
-/// After the storm there is one such look at least.
-const BULK_LOOK: Duration = Duration::from_secs(40);
+/// After the storm there are two such looks at least: the first may find a replica that has just started.
+const BULK_LOOK: Duration = Duration::from_secs(75);
 /// Later it is not begun, so that the judge need not wait long.
 const BULK_BEGUN: Duration = Duration::from_secs(45);
 
