@@ -5,10 +5,10 @@
 //! means to act: where the real one kills and waits for a child, this one does it to a process.
 
 use crate::machine::disk::{self, Disk};
-use crate::machine::threads::{self, Host, Process};
+use crate::machine::threads::{self, Host, Mishap, Process};
 use crate::net::SimNet;
 use crate::task;
-use base::{Env, Limits, NodeId, TabletId, Zone};
+use base::{Env, KeyRange, Limits, NodeId, TabletId, Zone};
 use cluster::supervision::{Action, EXIT_MISUSED, End, Event, Supervision};
 use cluster::{DeathReport, NodeRow, Topology};
 use node::config::{AuthMethod, Config};
@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use storage::Options;
+use storage::{At, Options, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -27,7 +27,10 @@ pub const SQL_PORT: u16 = 5433;
 const CLUSTER: u64 = 7;
 const TICK: Duration = Duration::from_millis(250);
 const BEAT: Duration = Duration::from_millis(500);
+const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
+/// How often a supervisor on a host that stands still looks whether it goes on.
+const THAW: Duration = Duration::from_millis(20);
 /// Deeply nested statements are planned by recursion.
 const STACK_BYTES: usize = 16 << 20;
 
@@ -52,6 +55,13 @@ pub enum Ask {
     Stop,
     /// Hand the leadership of a group that it leads to another member, drawn by the number.
     Transfer(u64),
+    /// Hand the leadership of this tablet to that member.
+    HandOver {
+        tablet: TabletId,
+        to: NodeId,
+    },
+    /// How many rows it holds whose value contains this.
+    Holds(Vec<u8>, oneshot::Sender<usize>),
     /// How its groups stand.
     Groups(oneshot::Sender<Vec<Standing>>),
 }
@@ -81,6 +91,7 @@ struct Slot {
     exited: Option<i32>,
     is_dark: bool,
     is_paused: bool,
+    is_frozen: bool,
     was_started: bool,
 }
 
@@ -96,6 +107,8 @@ struct Worker {
 pub enum Health {
     Up,
     Paused,
+    /// Its host stands still, clocks included.
+    Frozen,
     /// Its supervisor ended, with this code.
     Exited(i32),
     /// Supervisor and worker are dead, or were never there.
@@ -140,6 +153,7 @@ impl Node {
         let slot = self.slot.lock();
         match (&slot.supervisor, slot.exited) {
             _ if slot.is_dark => Health::Dark,
+            _ if slot.is_frozen => Health::Frozen,
             (_, Some(code)) => Health::Exited(code),
             (None, None) => Health::Down,
             _ if slot.is_paused => Health::Paused,
@@ -284,6 +298,14 @@ impl Cluster {
                 Some(event) = hears.recv() => event,
                 () = env.sleep(TICK) => Event::Tick,
             };
+            // It is on the same host. What it has not heard meanwhile is no silence of its worker's: for
+            // both no time has passed.
+            if self.is_frozen(number) {
+                while self.is_frozen(number) {
+                    env.sleep(THAW).await;
+                }
+                supervision.step(env.now(), Event::Beat);
+            }
         }
     }
 
@@ -358,6 +380,8 @@ impl Cluster {
         let node = &self.nodes[number];
         self.net.set_power(node.ip, false);
         self.kill_node(number);
+        // What comes back is a fresh start.
+        self.freeze(number, false);
         node.slot.lock().is_dark = true;
         if let Err(error) = disk::cut_power(node.host) {
             self.note(format!("the disk of node {} cannot lose its power: {error}", number + 1));
@@ -379,6 +403,54 @@ impl Cluster {
         }
     }
 
+    /// The host stands still, its supervisor and its clocks too, or goes on from where it stood. False:
+    /// it does already.
+    pub fn freeze(&self, number: usize, is_frozen: bool) -> bool {
+        let node = &self.nodes[number];
+        let mut slot = node.slot.lock();
+        if slot.is_frozen == is_frozen {
+            return false;
+        }
+        slot.is_frozen = is_frozen;
+        drop(slot);
+        threads::freeze(node.host, is_frozen);
+        true
+    }
+
+    fn is_frozen(&self, number: usize) -> bool {
+        self.nodes[number].slot.lock().is_frozen
+    }
+
+    /// Lets a bug happen in the worker, or takes the order back. False: there is none.
+    pub fn set_mishap(&self, number: usize, mishap: Option<Mishap>) -> bool {
+        let slot = self.nodes[number].slot.lock();
+        let Some(worker) = &slot.worker else { return false };
+        threads::set_mishap(worker.process, mishap);
+        true
+    }
+
+    /// Which life of the worker it is: another number after each start.
+    pub fn life(&self, number: usize) -> Option<Process> {
+        self.nodes[number].slot.lock().worker.as_ref().map(|worker| worker.process)
+    }
+
+    /// Whose worker the calling thread belongs to.
+    pub fn here(&self) -> Option<usize> {
+        let process = threads::my_process();
+        (0..self.nodes.len()).find(|number| self.life(*number) == Some(process))
+    }
+
+    /// Ends the calling worker as SIGABRT would, which is how a panic ends that no statement pays for.
+    /// Returns only to who is no worker.
+    pub fn end_by_bug(&self) {
+        let Some(number) = self.here() else { return };
+        if let Some(worker) = &self.nodes[number].slot.lock().worker {
+            // A supervisor that is full of news finds out by the worker's silence.
+            worker.heard.try_send(Event::Ended(End::Signal(SIGABRT))).ok();
+        }
+        threads::exit();
+    }
+
     /// The data of a node that does not run is gone; it will join anew.
     pub fn wipe(&self, number: usize) -> std::io::Result<()> {
         self.kill_node(number);
@@ -392,6 +464,15 @@ impl Cluster {
             return None;
         }
         tokio::time::timeout(Duration::from_millis(100), answered).await.ok()?.ok()
+    }
+
+    /// How many rows with `marker` in their value a node has on its disk; none if it does not say soon.
+    pub async fn n_holding(&self, number: usize, marker: &[u8]) -> Option<usize> {
+        let (answer, answered) = oneshot::channel();
+        if !self.ask(number, Ask::Holds(marker.to_vec(), answer)) {
+            return None;
+        }
+        tokio::time::timeout(Duration::from_secs(1), answered).await.ok()?.ok()
     }
 
     /// Who the node of this host is in the cluster, once it has joined.
@@ -472,6 +553,17 @@ fn work(
                 }
                 ask = asked.recv() => match ask {
                     Some(Ask::Transfer(draw)) => transfer(&running, draw).await,
+                    Some(Ask::HandOver { tablet, to }) => {
+                        if let Some(group) = running.groups().get(tablet)
+                            && let Err(error) = group.transfer(to).await
+                        {
+                            tracing::debug!(%tablet, %error, "no hand-over");
+                        }
+                    }
+                    Some(Ask::Holds(marker, answer)) => {
+                        // As below.
+                        answer.send(n_holding(running.store(), &marker)).ok();
+                    }
                     Some(Ask::Groups(answer)) => {
                         // Who asked may have lost patience.
                         answer.send(standings(&running)).ok();
@@ -484,6 +576,13 @@ fn work(
             }
         }
     })
+}
+
+/// A row that cannot be read counts: it is there.
+fn n_holding(store: &Store, marker: &[u8]) -> usize {
+    let holds = |value: &[u8]| value.windows(marker.len()).any(|part| part == marker);
+    let rows = store.scan(&KeyRange::all(), At::Newest, false);
+    rows.filter(|row| row.as_ref().map_or(true, |(_, _, value)| holds(value))).count()
 }
 
 fn standings(running: &node::worker::Running) -> Vec<Standing> {

@@ -5,7 +5,8 @@
 //! * [`cluster`]: hosts with nodes on them
 //! * [`world`], [`workload`], [`nemesis`]: who works, and who breaks things
 //! * [`check`], [`replicas`]: what must hold
-//! * [`scenario`], [`run`], [`suite`]: one run, and many; [`year`]: a long one
+//! * [`scenario`], [`run`], [`suite`]: one run, and many; [`year`]: a long one; [`script`]: one that
+//!   is written down
 
 mod check;
 mod cluster;
@@ -15,6 +16,7 @@ mod net;
 mod replicas;
 mod run;
 mod scenario;
+mod script;
 mod suite;
 mod task;
 mod timeline;
@@ -24,6 +26,7 @@ mod year;
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use nemesis::Fault;
 use scenario::Scenario;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,6 +49,9 @@ struct Sim {
     /// Only these workloads, such as `bank,ddl`, instead of those that the seed draws.
     #[arg(long, value_delimiter = ',')]
     workloads: Vec<String>,
+    /// Only these faults, such as `panic,frozen host`, instead of the scenario's.
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<String>,
     /// Seeds for each scenario: by default some four minutes on two cores.
     #[arg(long, default_value_t = 20)]
     seeds: u64,
@@ -101,6 +107,12 @@ impl Sim {
                 bail!("there is no workload {name:?}; there are {}", workload::all().join(", "));
             }
         }
+        for name in &self.faults {
+            if !Fault::ALL.iter().any(|fault| fault.name() == *name) {
+                let all: Vec<String> = Fault::ALL.iter().map(|fault| fault.name()).collect();
+                bail!("there is no fault {name:?}; there are {}", all.join(", "));
+            }
+        }
         if let Some(seed) = self.seed {
             let Some(scenario) = scenario else {
                 bail!("a seed is replayed in a scenario: give --scenario too");
@@ -121,6 +133,7 @@ impl Sim {
             first_seed: self.from.unwrap_or(if self.hours.is_some() { fresh_seed() } else { 1 }),
             scenario,
             workloads: self.workloads.clone(),
+            faults: self.faults.clone(),
             n_jobs: self.jobs.unwrap_or(n_cores),
             twice: self.twice,
             stop_at_failure: self.stop_at_failure,
@@ -140,6 +153,11 @@ impl Sim {
         if !self.workloads.is_empty() {
             let all = workload::all().into_iter();
             plan.workloads = all.filter(|name| self.workloads.iter().any(|w| w == name)).collect();
+        }
+        if !self.faults.is_empty() {
+            let all = Fault::ALL.into_iter();
+            let chosen = all.filter(|fault| self.faults.contains(&fault.name()));
+            plan.faults = chosen.map(|fault| (fault, 1)).collect();
         }
         std::env::set_current_dir(&root)?;
         HEAP.begin_run();

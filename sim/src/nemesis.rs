@@ -42,11 +42,20 @@ pub enum Fault {
     ResetConnections,
     /// SIGSTOP, then SIGCONT.
     Pause,
+    /// A host stands still with all its clocks, as a virtual machine is paused: when it goes on, its
+    /// leases look good to it.
+    FrozenHost,
+    /// Every turn of every thread of a host takes its time, one after the other.
+    SlowHost,
+    /// A bug: a task or a thread of a worker panics.
+    Panic,
     WallClockJump,
     ClockDrift,
     SlowDisk,
     FailedSync,
     FullDisk,
+    /// No space left in the middle of writing the state or the log.
+    FullDiskInFlush,
     /// A disk is replaced by an empty one.
     WipedDisk,
     /// One bit of one stored file.
@@ -59,7 +68,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 24] = [
+    pub const ALL: [Fault; 28] = [
         Fault::KillWorker,
         Fault::KillNode,
         Fault::PowerCut,
@@ -74,11 +83,15 @@ impl Fault {
         Fault::DamagedFrames,
         Fault::ResetConnections,
         Fault::Pause,
+        Fault::FrozenHost,
+        Fault::SlowHost,
+        Fault::Panic,
         Fault::WallClockJump,
         Fault::ClockDrift,
         Fault::SlowDisk,
         Fault::FailedSync,
         Fault::FullDisk,
+        Fault::FullDiskInFlush,
         Fault::WipedDisk,
         Fault::FlippedBit,
         Fault::TransferLeaders,
@@ -278,6 +291,16 @@ impl Nemesis {
                 cluster.pause(node, true);
                 self.later(long, move |world| world.cluster().pause(node, false));
             }
+            Fault::FrozenHost => self.freeze(node, &told).await,
+            Fault::SlowHost => {
+                // From a busy processor to one that others have for themselves nearly all the time.
+                let us = 500 << self.dice.below(10);
+                let us = us + self.dice.below(us);
+                told(format!("{here}, {us} us a turn for {long:?}"));
+                threads::set_turn(host, us * 1_000);
+                self.later(long, move |_| threads::set_turn(host, 0));
+            }
+            Fault::Panic => self.panic(node, &told),
             Fault::WallClockJump => {
                 let minutes = self.dice.below(121) as i64 - 60;
                 told(format!("{here} to {minutes} minutes off"));
@@ -306,6 +329,7 @@ impl Nemesis {
                 self.later(long, move |_| disk::set_faults(host, |faults| faults.is_full = false));
                 self.revive(node);
             }
+            Fault::FullDiskInFlush => self.fill_disk_in_flush(node, long, &told),
             Fault::WipedDisk => self.lose_disk(node, &told),
             Fault::FlippedBit => self.flip_bit(node, &told),
             Fault::TransferLeaders => {

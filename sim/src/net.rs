@@ -73,6 +73,16 @@ struct State {
     /// Ports where peers speak in checked frames.
     framed_ports: BTreeSet<u16>,
     counts: Counts,
+    watched: Option<Watched>,
+}
+
+/// Frames of one kind that were sent from one host to another since somebody looks.
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    from: IpAddr,
+    to: IpAddr,
+    kind: MessageKind,
+    n: u64,
 }
 
 #[derive(Clone)]
@@ -156,6 +166,12 @@ impl State {
         if is_snapshot(&frame) {
             self.counts.n_snapshot_bytes += frame.len() as u64;
         }
+        if let Some(watched) = &mut self.watched
+            && (watched.from, watched.to) == (pipe.from, pipe.to)
+            && kind_of(&frame) == Some(watched.kind.number())
+        {
+            watched.n += 1;
+        }
         let n_damaged = self.link(pipe.from, pipe.to).n_damaged;
         if n_damaged == 0 || self.rng.random_range(0..10_000) >= n_damaged {
             self.send(pipe, frame);
@@ -217,6 +233,7 @@ impl SimNet {
                 dark: BTreeSet::new(),
                 framed_ports: BTreeSet::new(),
                 counts: Counts::default(),
+                watched: None,
             })),
         }
     }
@@ -242,6 +259,15 @@ impl SimNet {
         change(&mut link);
         state.links.insert((from, to), link);
         resend(&mut state);
+    }
+
+    /// From now on counts questions and answers of this kind on their way from one host to another.
+    pub fn watch(&self, from: IpAddr, to: IpAddr, kind: MessageKind) {
+        self.state.lock().watched = Some(Watched { from, to, kind, n: 0 });
+    }
+
+    pub fn n_watched(&self) -> u64 {
+        self.state.lock().watched.map_or(0, |watched| watched.n)
     }
 
     /// Everything as on the first day.
@@ -597,9 +623,18 @@ fn frame_len(bytes: &[u8]) -> Option<usize> {
     Some(transport::frame::PREFIX_BYTES + length as usize)
 }
 
+/// Where a frame says what it is; its kind follows.
+const SHAPE_AT: usize = transport::frame::PREFIX_BYTES + 8;
+
+/// The number of the kind of message in a question or an answer. Greetings have none.
+fn kind_of(frame: &[u8]) -> Option<u8> {
+    let shape = *frame.get(SHAPE_AT)?;
+    let is_message = shape == Shape::Request as u8 || shape == Shape::Reply as u8;
+    frame.get(SHAPE_AT + 1).copied().filter(|_| is_message)
+}
+
 /// Whether a frame asks its receiver to take a piece of a replica's state.
 fn is_snapshot(frame: &[u8]) -> bool {
-    const SHAPE_AT: usize = transport::frame::PREFIX_BYTES + 8;
     let asked = [Shape::Request as u8, MessageKind::RaftSnapshot.number()];
     frame.get(SHAPE_AT..SHAPE_AT + 2) == Some(&asked)
 }

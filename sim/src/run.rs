@@ -93,6 +93,7 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
     let notes = telling.clone();
     let cluster = Cluster::create(plan.shape, seed, net, move |text| notes.note(text))?;
     let world = World::new(seed, cluster.clone(), telling.clone());
+    judge_panics(&world);
     world.note(format!("workloads: {}, storm: {:?}", plan.workloads.join(", "), plan.storm));
     let n_first = plan.shape.n_zones * plan.shape.n_per_zone;
     (0..n_first).for_each(|number| cluster.start(number));
@@ -121,7 +122,12 @@ async fn play(seed: u64, plan: Plan, telling: &Telling) -> anyhow::Result<()> {
             clients.push(task::spawn(life));
         }
     }
-    if plan.is_year {
+    if let Some(script) = plan.script {
+        if let Err(what) = script.play(&world).await {
+            world.wrong(format!("{script:?}: {what}"));
+        }
+        world.end_storm();
+    } else if plan.is_year {
         year::live(&world, &mut world.dice("year", 0)).await;
         world.end_storm();
     } else {
@@ -242,7 +248,37 @@ fn end_faults(world: &World) {
             *faults = crate::machine::disk::Faults::NONE;
         });
         cluster.pause(node.number, false);
+        world.thaw(node.number);
+        cluster.set_mishap(node.number, None);
+        threads::set_turn(node.host, 0);
     }
+}
+
+/// A panic in a worker ends it as the product's own hook would; one that nobody ordered is a bug that
+/// the run has found.
+fn judge_panics(world: &World) {
+    let cluster = world.cluster().clone();
+    threads::on_bug(move || cluster.end_by_bug());
+    base::panics::rehearse(threads::is_mishap_due);
+    let (world, as_usual) = (world.clone(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |panic| {
+        let cluster = world.cluster();
+        let Some(number) = cluster.here() else { return as_usual(panic) };
+        let ordered = panic.payload().downcast_ref::<&str>() == Some(&base::panics::ON_PURPOSE);
+        let costs = base::panics::costs_the_process();
+        world.note(format!("node {}: {panic}", number + 1));
+        world.count(
+            if costs { "panics that cost a process" } else { "panics that cost a statement" },
+            1,
+        );
+        if !ordered {
+            world.wrong(format!("a bug in node {}: {panic}", number + 1));
+        }
+        if costs {
+            cluster.end_by_bug();
+        }
+        world.lose_statement();
+    }));
 }
 
 /// The operator after the storm: gives power back, starts what is down, and wipes a node that
@@ -269,7 +305,7 @@ async fn keep_up(world: &World) -> std::convert::Infallible {
                     }
                     cluster.start(number);
                 }
-                Health::Up | Health::Paused => {}
+                Health::Up | Health::Paused | Health::Frozen => {}
             }
         }
         world.sleep(Duration::from_secs(1)).await;

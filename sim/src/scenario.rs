@@ -2,6 +2,7 @@
 
 use crate::cluster::Shape;
 use crate::nemesis::{Fault, Pace};
+use crate::script::Script;
 use crate::world::Dice;
 use std::time::Duration;
 
@@ -25,13 +26,15 @@ pub struct Plan {
     pub workloads: Vec<&'static str>,
     /// The year's events come instead of faults.
     pub is_year: bool,
+    /// What happens is written down, and comes instead of faults.
+    pub script: Option<Script>,
     /// One way between zones, in nanoseconds.
     pub latency_ns: (u64, u64),
 }
 
 use Fault::*;
 
-pub const SCENARIOS: [Scenario; 11] = [
+pub const SCENARIOS: [Scenario; 12] = [
     Scenario {
         name: "calm",
         about: "no faults: what fails here fails everywhere",
@@ -43,7 +46,7 @@ pub const SCENARIOS: [Scenario; 11] = [
     },
     Scenario {
         name: "crash",
-        about: "processes, hosts and zones die and come back",
+        about: "processes, hosts and zones die and come back; bugs",
         faults: &[
             (KillWorker, 4),
             (KillNode, 3),
@@ -51,6 +54,7 @@ pub const SCENARIOS: [Scenario; 11] = [
             (ZonePowerCut, 2),
             (Blackout, 2),
             (PowerCutInFlush, 2),
+            (Panic, 3),
             (TransferLeaders, 1),
         ],
         pace_s: (2, 12),
@@ -87,9 +91,11 @@ pub const SCENARIOS: [Scenario; 11] = [
     },
     Scenario {
         name: "time",
-        about: "paused processes, clocks that jump and drift, slow disks and links",
+        about: "paused processes, frozen and slow hosts, clocks that jump and drift, slow disks and links",
         faults: &[
-            (Pause, 5),
+            (Pause, 4),
+            (FrozenHost, 4),
+            (SlowHost, 3),
             (WallClockJump, 2),
             (ClockDrift, 3),
             (SlowDisk, 2),
@@ -111,7 +117,8 @@ pub const SCENARIOS: [Scenario; 11] = [
             (Blackout, 1),
             (SlowDisk, 2),
             (FailedSync, 2),
-            (FullDisk, 2),
+            (FullDisk, 1),
+            (FullDiskInFlush, 4),
             (WipedDisk, 2),
             (FlippedBit, 2),
         ],
@@ -178,7 +185,19 @@ pub const SCENARIOS: [Scenario; 11] = [
         n_per_zone: 3,
         n_spare: 0,
     },
+    Scenario {
+        name: "late-commit",
+        about: "a script: a commit that waits while its coordinator tells its client \"aborted\"",
+        faults: &[],
+        pace_s: (1, 1),
+        n_zones: 3,
+        n_per_zone: 1,
+        n_spare: 0,
+    },
 ];
+
+/// Scripts, and the seeds that the suite plays them with.
+pub const SCRIPTS: [(u64, &str); 1] = [(1, "late-commit")];
 
 /// Seeds that found a bug, the oldest first.
 pub const REGRESSIONS: [(u64, &str); 19] = [
@@ -220,7 +239,14 @@ pub const REGRESSIONS: [(u64, &str); 19] = [
 impl Scenario {
     /// Played by the suite, and not only by its name.
     pub fn is_in_suite(&self) -> bool {
-        self.name != "google-year"
+        self.name != "google-year" && self.script().is_none()
+    }
+
+    fn script(&self) -> Option<Script> {
+        match self.name {
+            "late-commit" => Some(Script::LateCommit),
+            _ => None,
+        }
     }
 
     pub fn find(name: &str) -> Result<&'static Scenario, String> {
@@ -255,6 +281,9 @@ impl Scenario {
         if is_year {
             workloads = vec!["bank", "unique"];
         }
+        if self.script().is_some() {
+            workloads.clear();
+        }
         workloads.sort_unstable();
         workloads.dedup();
         let far = 500_000 * (1 + dice.below(6));
@@ -269,6 +298,7 @@ impl Scenario {
             pace,
             workloads,
             is_year,
+            script: self.script(),
             latency_ns: (far / 2, far),
         }
     }

@@ -8,7 +8,7 @@
 //! prints the line that replays it.
 
 use crate::run::Verdict;
-use crate::scenario::{REGRESSIONS, SCENARIOS, Scenario};
+use crate::scenario::{REGRESSIONS, SCENARIOS, SCRIPTS, Scenario};
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -39,6 +39,8 @@ pub struct Options {
     pub scenario: Option<&'static Scenario>,
     /// Instead of those that the seeds draw.
     pub workloads: Vec<String>,
+    /// Instead of the scenarios'.
+    pub faults: Vec<String>,
     pub n_jobs: usize,
     /// Each seed twice: both must tell the same.
     pub twice: bool,
@@ -66,9 +68,9 @@ pub fn run(options: &Options) -> Result<bool> {
     };
     let n_scenarios = scenarios.len() as u64;
     // A scenario by name, or a soak, is after something else.
-    let known: &[(u64, &str)] = match (options.scenario, options.budget) {
-        (None, Budget::Seeds(_)) => &REGRESSIONS,
-        _ => &[],
+    let known: Vec<(u64, &str)> = match (options.scenario, options.budget) {
+        (None, Budget::Seeds(_)) => SCRIPTS.iter().chain(&REGRESSIONS).copied().collect(),
+        _ => Vec::new(),
     };
     let n_known = known.len() as u64;
     let goes_on = |n: u64| {
@@ -84,6 +86,7 @@ pub fn run(options: &Options) -> Result<bool> {
     std::thread::scope(|scope| {
         for job in 0..options.n_jobs {
             let (sum, next, scenarios, goes_on) = (&sum, &next, &scenarios, &goes_on);
+            let known = &known;
             scope.spawn(move || {
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
@@ -175,9 +178,9 @@ fn judged(seed: u64, scenario: &Scenario, job: usize, options: &Options, twice: 
         trace: 0,
         counts: BTreeMap::new(),
     };
-    let mut verdict = child(seed, scenario, job, &options.workloads).unwrap_or_else(failed);
+    let mut verdict = child(seed, scenario, job, options).unwrap_or_else(failed);
     if twice {
-        let again = child(seed, scenario, job, &options.workloads).unwrap_or_else(failed);
+        let again = child(seed, scenario, job, options).unwrap_or_else(failed);
         let told = |v: &Verdict| (v.n_events, v.trace, v.violations.clone());
         if told(&again) != told(&verdict) {
             verdict.violations.push(format!(
@@ -189,12 +192,14 @@ fn judged(seed: u64, scenario: &Scenario, job: usize, options: &Options, twice: 
     verdict
 }
 
-fn child(seed: u64, scenario: &Scenario, job: usize, workloads: &[String]) -> Result<Verdict> {
+fn child(seed: u64, scenario: &Scenario, job: usize, options: &Options) -> Result<Verdict> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--seed", &seed.to_string(), "--scenario", scenario.name, "--as-child"]);
     command.args(["--core", &job.to_string()]);
-    if !workloads.is_empty() {
-        command.args(["--workloads", &workloads.join(",")]);
+    for (option, names) in [("--workloads", &options.workloads), ("--faults", &options.faults)] {
+        if !names.is_empty() {
+            command.args([option, &names.join(",")]);
+        }
     }
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (out, err) = (child.stdout.take(), child.stderr.take());

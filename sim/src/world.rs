@@ -32,6 +32,10 @@ struct Inner {
     storming: AtomicBool,
     /// The node one of whose stored bits was flipped.
     damaged: Mutex<Option<usize>>,
+    /// A panic that was ordered has cost a statement.
+    has_lost_statements: AtomicBool,
+    /// When hosts that had stood still, clocks included, went on.
+    thawed: Mutex<Vec<Duration>>,
 }
 
 /// What a run tells.
@@ -135,7 +139,46 @@ impl Dice {
 impl World {
     pub fn new(seed: u64, cluster: Arc<Cluster>, telling: Telling) -> World {
         let (storming, damaged) = (AtomicBool::new(true), Mutex::default());
-        World { inner: Arc::new(Inner { seed, cluster, telling, storming, damaged }) }
+        let (thawed, has_lost_statements) = (Mutex::default(), AtomicBool::new(false));
+        World {
+            inner: Arc::new(Inner {
+                seed,
+                cluster,
+                telling,
+                storming,
+                damaged,
+                has_lost_statements,
+                thawed,
+            }),
+        }
+    }
+
+    /// From now on a session's transaction may have failed by a bug of which its client was not told: in
+    /// the closing of a statement, say, whose answer nobody reads.
+    pub fn lose_statement(&self) {
+        self.inner.has_lost_statements.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_lost_statements(&self) -> bool {
+        self.inner.has_lost_statements.load(Ordering::Relaxed)
+    }
+
+    /// A host goes on from where it stood, and takes its leases for good as long as they last.
+    pub fn thaw(&self, number: usize) {
+        if self.cluster().freeze(number, false) {
+            self.inner.thawed.lock().push(self.now());
+            self.note(format!("node {} goes on from where it stood", number + 1));
+        }
+    }
+
+    /// Whether what was read between `begun` and now may be as old as a host that stood still: what
+    /// leases promise does not hold until those that it woke with have run out. Everything else does.
+    pub fn is_doubtful(&self, begun: Duration) -> bool {
+        let lease = consensus::Config::default().lease;
+        // Clocks drift, and the answer takes its way.
+        let lasts = lease + lease / 10;
+        let now = self.now();
+        self.inner.thawed.lock().iter().any(|at| begun <= *at + lasts && *at <= now)
     }
 
     /// Whoever reads this node's files may find damage from now on.

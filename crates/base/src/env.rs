@@ -15,7 +15,7 @@ pub use faulty::{FaultyHost, FaultyNet};
 pub use net::{Duplex, Listener, MemoryNet, Net, Pending, Stream, TcpNet};
 pub use runtime::{Runtime, Runtimes};
 
-use crate::{Budget, Limits};
+use crate::{Budget, Limits, panics};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -188,10 +188,14 @@ impl Env {
     {
         let guard = PanicHalts::new(self, "task", name);
         // Boxed at once: it would be moved several times on its way, and is often large.
-        let future = Box::pin(future);
+        let mut future = Box::pin(future);
         let task = async move {
             let guard = guard;
-            future.await;
+            poll_fn(|cx| {
+                panics::rehearsal();
+                future.as_mut().poll(cx)
+            })
+            .await;
             drop(guard);
         };
         match &self.inner.runtimes {

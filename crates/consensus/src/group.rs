@@ -82,6 +82,17 @@ pub(crate) struct Inner {
     silent_until: Option<Instant>,
     /// The promise that it found on disk when it started no longer binds it.
     is_freed: AtomicBool,
+    /// Rounds of questions to a quorum that have begun.
+    n_rounds: AtomicU64,
+    last_round: tokio::sync::Mutex<Round>,
+}
+
+/// A quorum was asked whether this replica leads in `term`.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    number: u64,
+    term: u64,
+    confirmed: bool,
 }
 
 /// How often the leader looks whether a successor has caught up.
@@ -154,6 +165,8 @@ impl Group {
                 patience,
                 silent_until,
                 is_freed: AtomicBool::new(false),
+                n_rounds: AtomicU64::new(0),
+                last_round: tokio::sync::Mutex::default(),
             }),
         }
     }
@@ -248,6 +261,25 @@ impl Group {
         now < until && !self.inner.lease.is_given_up(term)
     }
 
+    /// True if a quorum has answered what this replica, as leader of `term`, asked after `at`. So it led at some moment
+    /// after `at`, whatever its clock did meanwhile.
+    pub fn led_after(&self, term: u64, at: Instant) -> bool {
+        if self.inner.lease.is_given_up(term) || !self.leads(term) {
+            return false;
+        }
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.current_term != term || metrics.state != ServerState::Leader {
+            return false;
+        }
+        let asked = |acked| self.inner.env.now().checked_sub(age(acked));
+        alone(&metrics, self.inner.me)
+            || metrics
+                .last_quorum_acked
+                .and_then(|acked| asked(*acked))
+                .is_some_and(|asked| asked > at)
+    }
+
     /// As [`Group::lease`], but asks a quorum before it answers no.
     pub async fn confirm(&self, term: u64) -> bool {
         if self.inner.lease.is_given_up(term) || !self.leads(term) {
@@ -258,6 +290,21 @@ impl Group {
         let asked = Box::pin(self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex));
         let confirmed = matches!(self.inner.env.timeout(CONFIRM, asked).await, Some(Ok(_)));
         confirmed && self.leads(term) && !self.inner.lease.is_given_up(term)
+    }
+
+    /// As [`Group::confirm`], and no lease is asked: a quorum's word since the call began. For what must hold
+    /// even where clocks stood still for a while, which is when a lease looks good that is none. Who comes
+    /// while somebody asks waits for the next round, which is one for all.
+    pub async fn confirm_anew(&self, term: u64) -> bool {
+        let n_begun = self.inner.n_rounds.load(Ordering::Acquire);
+        let mut last = self.inner.last_round.lock().await;
+        if last.number > n_begun && last.term == term {
+            return last.confirmed;
+        }
+        let number = self.inner.n_rounds.fetch_add(1, Ordering::AcqRel) + 1;
+        let confirmed = self.confirm(term).await;
+        *last = Round { number, term, confirmed };
+        confirmed
     }
 
     /// Hands the leadership to `to`: proposes nothing more, waits until `to` has caught up, and lets it

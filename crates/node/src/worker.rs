@@ -163,6 +163,10 @@ impl Running {
         &self.groups
     }
 
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Ends it politely. Nothing depends on that.
     pub async fn stop(self) {
         self.shutdown.send_replace(true);

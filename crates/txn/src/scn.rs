@@ -7,8 +7,10 @@
 //! Example: the ceiling is 2,000,000 and the leader has handed out 1,400,000 when it dies. The new
 //! leader hands out 2,000,001 first.
 //!
-//! The lease keeps the predecessor from handing out smaller numbers meanwhile: it is asked after the
-//! numbers were taken, and a leader that is not sure of its lease hands out nothing.
+//! The predecessor must not hand out smaller numbers meanwhile. So the leader asks a quorum after it took the
+//! numbers, and a leader that a quorum does not confirm hands out nothing. A lease would not do: the leader's clock
+//! may have stood still, and a commit under a smaller number changes for ever what others have read. For the newest
+//! number, which a snapshot is, the lease is enough.
 
 use base::Scn;
 

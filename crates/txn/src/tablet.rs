@@ -33,6 +33,7 @@ use crate::machine::{self, Effect, State};
 use crate::message::{Epoch, Fault, Request, Response, TxnState};
 use crate::scn::Allocator;
 use crate::{Error, keyspace};
+use base::env::Instant;
 use base::{Env, KeyRange, Scn, TabletId, TxnId, panics};
 use bytes::Bytes;
 use consensus::{Entry, Group, Position, Role};
@@ -63,6 +64,7 @@ pub(crate) struct Tablet {
     effects: Mutex<Vec<Effect>>,
     applied_index: AtomicU64,
     closed: Mutex<Closed>,
+    closing: Mutex<Option<Closing>>,
     /// The SCN counter, at the root tablet's leader.
     allocator: Mutex<Option<Allocator>>,
 }
@@ -73,6 +75,14 @@ pub(crate) struct Tablet {
 struct Closed {
     scn: Scn,
     index: u64,
+}
+
+/// What the leader will close once a quorum has answered something that it asked later.
+#[derive(Clone, Copy, Debug)]
+struct Closing {
+    closed: Closed,
+    term: u64,
+    since: Instant,
 }
 
 impl Tablet {
@@ -98,6 +108,7 @@ impl Tablet {
             effects: Mutex::default(),
             applied_index: AtomicU64::new(0),
             closed: Mutex::default(),
+            closing: Mutex::default(),
             allocator: Mutex::new(None),
         }))
     }
@@ -124,10 +135,6 @@ impl Tablet {
 
     pub(crate) fn closed_scn(&self) -> Scn {
         self.closed.lock().scn
-    }
-
-    pub(crate) fn applied_index(&self) -> u64 {
-        self.applied_index.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_leader(&self) -> bool {
@@ -202,7 +209,11 @@ impl Tablet {
                     Ok(())
                 })?;
                 let outcome = machine::outcome(&self.store, self.id, txn)?;
-                self.vouch(epoch.term).await?;
+                match fence {
+                    // Whoever asks so tells a client for good.
+                    true => self.vouch_anew(epoch.term).await?,
+                    false => self.vouch(epoch.term).await?,
+                }
                 Ok(Response::Outcome(outcome))
             }
             Request::WaitsFor { txns, only_these } => self.waits_for(txns, only_these),
@@ -279,6 +290,14 @@ impl Tablet {
             return Ok(());
         }
         Err(self.not_leader())
+    }
+
+    /// The same by a quorum's word, whatever the clock says of the lease.
+    async fn vouch_anew(&self, term: u64) -> Result<(), Fault> {
+        match self.group()?.confirm_anew(term).await {
+            true => Ok(()),
+            false => Err(self.not_leader()),
+        }
     }
 
     fn check_range(&self, range: &KeyRange) -> Result<(), Fault> {
@@ -490,7 +509,13 @@ impl Tablet {
                 });
             }
             if let Some(grant) = grant {
-                self.vouch(epoch.term).await?;
+                match n {
+                    // What is read at an old number is old, and no more than that.
+                    0 => self.vouch(epoch.term).await?,
+                    // A commit under a number smaller than a successor has handed out would change what
+                    // was read: no clock is trusted with that.
+                    _ => self.vouch_anew(epoch.term).await?,
+                }
                 return Ok(grant);
             }
             self.with_lead(epoch, |_| Ok(()))?;

@@ -31,13 +31,23 @@ pub struct Clock {
     /// Where the present drift began: true time, and what the monotonic clock showed then.
     since_ns: u64,
     shown_ns: u64,
+    /// Stands still, and will go on from where it stands.
+    is_frozen: bool,
 }
 
 impl Clock {
-    pub const RIGHT: Clock =
-        Clock { drift_ppm: 0, wall_offset_ns: 0, since_ns: 0, shown_ns: MONOTONIC_START_NS };
+    pub const RIGHT: Clock = Clock {
+        drift_ppm: 0,
+        wall_offset_ns: 0,
+        since_ns: 0,
+        shown_ns: MONOTONIC_START_NS,
+        is_frozen: false,
+    };
 
     pub fn monotonic_ns(&self, now_ns: u64) -> u64 {
+        if self.is_frozen {
+            return self.shown_ns;
+        }
         let passed = i128::from(now_ns - self.since_ns);
         let gained = passed * i128::from(self.drift_ppm) / 1_000_000;
         (i128::from(self.shown_ns) + passed + gained) as u64
@@ -62,6 +72,13 @@ impl Clock {
         self.shown_ns = self.monotonic_ns(now_ns);
         self.since_ns = now_ns;
         self.drift_ppm = drift_ppm;
+    }
+
+    /// Stops, or goes on as if no time had passed.
+    pub fn set_frozen(&mut self, now_ns: u64, is_frozen: bool) {
+        self.shown_ns = self.monotonic_ns(now_ns);
+        self.since_ns = now_ns;
+        self.is_frozen = is_frozen;
     }
 
     pub fn set_wall_offset_s(&mut self, offset_s: i64) {
@@ -96,5 +113,20 @@ mod tests {
         assert_eq!(clock.monotonic_ns(5_000_000_000), before);
         clock.set_wall_offset_s(-600);
         assert_eq!(clock.monotonic_ns(5_000_000_000), before);
+    }
+
+    #[test]
+    fn a_frozen_clock_goes_on_from_where_it_stood() {
+        let mut clock = Clock::RIGHT;
+        clock.set_drift(0, 100);
+        let (shown, wall) = (clock.monotonic_ns(1_000_000), clock.wall_ns(1_000_000));
+        clock.set_frozen(1_000_000, true);
+        assert_eq!(clock.monotonic_ns(9_000_000_000), shown);
+        clock.set_frozen(9_000_000_000, false);
+        assert_eq!(clock.monotonic_ns(9_000_000_000), shown);
+        assert_eq!(clock.wall_ns(9_000_000_000), wall);
+        assert_eq!(clock.monotonic_ns(9_001_000_000), shown + 1_000_100);
+        let deadline = shown + 5_000_000;
+        assert!(clock.monotonic_ns(clock.true_ns(deadline)) >= deadline);
     }
 }

@@ -54,6 +54,24 @@ pub struct Faults {
     pub n_failing_syncs: u64,
     /// The power fails in the sync of the state that follows after so many others.
     pub power_fails_after: Option<u64>,
+    /// The disk becomes full in this room's write, creation or sync that follows after so many others.
+    pub fills_after: Option<(Room, u64)>,
+}
+
+/// What is written where: the trees' files, or the log's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    State,
+    Log,
+}
+
+impl Room {
+    fn dir(self) -> &'static str {
+        match self {
+            Room::State => "state",
+            Room::Log => "log",
+        }
+    }
 }
 
 impl Faults {
@@ -62,6 +80,7 @@ impl Faults {
         is_full: false,
         n_failing_syncs: 0,
         power_fails_after: None,
+        fills_after: None,
     };
 }
 
@@ -71,6 +90,16 @@ impl Faults {
         let left = self.power_fails_after;
         self.power_fails_after = left.and_then(|n| n.checked_sub(1));
         left == Some(0)
+    }
+
+    /// Counts one use of a room; whether the disk is full now.
+    fn fills(&mut self) -> bool {
+        match &mut self.fills_after {
+            Some((_, 0)) => (self.fills_after, self.is_full) = (None, true),
+            Some((_, left)) => *left -= 1,
+            None => {}
+        }
+        self.is_full
     }
 }
 
@@ -118,6 +147,37 @@ pub fn files(host: Host) -> PathBuf {
 
 pub fn set_faults(host: Host, change: impl FnOnce(&mut Faults)) {
     threads::with_host(host, |state| change(&mut state.disk.faults));
+}
+
+/// Whether the disk is still to become full.
+pub fn awaits_filling(host: Host) -> bool {
+    threads::with_host(host, |state| state.disk.faults.fills_after.is_some())
+}
+
+/// Something of the host is about to take room on its disk: in a file, or under a name. Tells how the
+/// disk refuses, if it does.
+fn take_room(host: Host, path: impl FnOnce() -> Option<PathBuf>) -> Result<(), Errno> {
+    let watched = threads::with_host(host, |state| {
+        let room = state.disk.faults.fills_after.map(|(room, _)| room);
+        room.map(|room| {
+            [&state.disk.root, &state.disk.name].map(|at| at.join("files").join(room.dir()))
+        })
+    });
+    let counts = watched.is_some_and(|dirs| {
+        path().is_some_and(|path| dirs.iter().any(|dir| path.starts_with(dir)))
+    });
+    threads::with_host(host, |state| {
+        let Disk { faults, counts: n, .. } = &mut state.disk;
+        if if counts { faults.fills() } else { faults.is_full } {
+            n.n_refused_writes += 1;
+            return Err(libc::ENOSPC);
+        }
+        Ok(())
+    })
+}
+
+fn path_of(fd: i32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{fd}")).ok()
 }
 
 /// Whether a power failure is still to come.
@@ -184,14 +244,10 @@ pub(super) fn before_write(fd: i32, offset: Option<u64>, len: usize) -> Result<(
         // SAFETY: asks for a position.
         unsafe { raw::call(libc::SYS_lseek, args) }.max(0) as u64
     });
+    take_room(host, || path_of(fd))?;
     let synced_len = threads::with_host(host, |state| {
-        let disk = &mut state.disk;
-        if disk.faults.is_full {
-            disk.counts.n_refused_writes += 1;
-            return Err(libc::ENOSPC);
-        }
-        Ok(disk.files.entry(status.inode).or_default().synced_len)
-    })?;
+        state.disk.files.entry(status.inode).or_default().synced_len
+    });
     let end = (offset + len as u64).min(synced_len);
     let old = if offset < end { old_bytes(fd, offset, end) } else { Vec::new() };
     threads::with_host(host, |state| {
@@ -215,15 +271,9 @@ pub(super) fn before_cut(fd: i32, at: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-pub(super) fn before_create() -> Result<(), Errno> {
+pub(super) fn before_create(path: impl FnOnce() -> Option<PathBuf>) -> Result<(), Errno> {
     let Some(host) = threads::my_host() else { return Ok(()) };
-    threads::with_host(host, |state| {
-        if state.disk.faults.is_full {
-            state.disk.counts.n_refused_writes += 1;
-            return Err(libc::ENOSPC);
-        }
-        Ok(())
-    })
+    take_room(host, path)
 }
 
 /// Takes its time, and makes a file or a directory certain, unless it fails.
@@ -234,7 +284,7 @@ pub(super) fn sync(fd: i32) -> Result<(), Errno> {
     // Before the effect: a power cut in between finds nothing done.
     threads::sleep_until(clock::now_ns() + takes);
     let Some(status) = status(fd) else { return Err(libc::EBADF) };
-    let path = fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+    let path = path_of(fd);
     let root = threads::with_host(host, |state| state.disk.root.clone());
     let files = root.join("files");
     if path.as_ref().is_some_and(|path| path.starts_with(files.join("state")))
@@ -242,6 +292,10 @@ pub(super) fn sync(fd: i32) -> Result<(), Errno> {
     {
         // Whoever runs the world finds a process that has ended, and does the rest.
         threads::exit();
+    }
+    // File systems that give room only as they write back say so late.
+    if threads::with_host(host, |state| state.disk.faults.fills_after.is_some()) {
+        take_room(host, || path.clone())?;
     }
     let fails = threads::with_host(host, |state| {
         let Disk { faults, counts, .. } = &mut state.disk;

@@ -11,6 +11,7 @@ use super::threads::{self, takes_turns};
 use super::{disk, heap};
 use libc::timespec;
 use libc::{c_char, c_int, c_long, c_uint, c_void, clockid_t, off64_t, pthread_t, size_t, ssize_t};
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 const S: u64 = 1_000_000_000;
@@ -356,7 +357,9 @@ unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_uint) -> 
         return open(flags);
     }
     if flags & libc::O_CREAT != 0 {
-        ask!(disk::before_create());
+        // SAFETY: the caller gives a terminated name.
+        let name = unsafe { std::ffi::CStr::from_ptr(path) };
+        ask!(disk::before_create(|| Some(std::ffi::OsStr::from_bytes(name.to_bytes()).into())));
     }
     let fd = open(flags & !libc::O_TRUNC);
     if fd >= 0 && flags & libc::O_TRUNC != 0 {

@@ -12,6 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_void;
+use std::sync::OnceLock;
 
 /// A host: clocks and a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,11 +57,49 @@ struct ProcessState {
     host: Option<Host>,
     is_dead: bool,
     is_paused: bool,
+    mishap: Option<Mishap>,
+}
+
+impl ProcessState {
+    fn new(host: Option<Host>) -> ProcessState {
+        ProcessState { host, is_dead: false, is_paused: false, mishap: None }
+    }
+}
+
+/// A bug that is to happen in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mishap {
+    /// In the task that is polled next after so many other polls.
+    AtPoll(u64),
+    /// In the thread that waits next after so many other waits, a library's own among them.
+    AtWait(u64),
+}
+
+impl Mishap {
+    fn at_poll(&mut self) -> Option<&mut u64> {
+        match self {
+            Mishap::AtPoll(left) => Some(left),
+            Mishap::AtWait(_) => None,
+        }
+    }
+
+    fn at_wait(&mut self) -> Option<&mut u64> {
+        match self {
+            Mishap::AtWait(left) => Some(left),
+            Mishap::AtPoll(_) => None,
+        }
+    }
 }
 
 pub(super) struct HostState {
     pub clock: Clock,
     pub disk: Disk,
+    /// True time at which its threads stopped.
+    frozen_since_ns: Option<u64>,
+    /// What each turn of a thread takes, on the host's one processor; 0 on one that is well.
+    turn_ns: u64,
+    /// The processor is taken until then.
+    busy_until_ns: u64,
 }
 
 struct Machine {
@@ -132,7 +171,36 @@ pub(super) fn stop(reason: &str) -> ! {
 impl Machine {
     fn may_run(&self, thread: usize) -> bool {
         let process = &self.processes[self.threads[thread].process.0];
-        !process.is_paused && !process.is_dead
+        let stands = |host: Host| self.hosts[host.0].frozen_since_ns.is_some();
+        !process.is_paused && !process.is_dead && !process.host.is_some_and(stands)
+    }
+
+    /// Until when the turn that begins now takes on a slow host.
+    fn toll(&mut self, thread: usize) -> Option<u64> {
+        let host = self.processes[self.threads[thread].process.0].host?;
+        let host = &mut self.hosts[host.0];
+        if host.turn_ns == 0 {
+            return None;
+        }
+        host.busy_until_ns = host.busy_until_ns.max(clock::now_ns()) + host.turn_ns;
+        Some(host.busy_until_ns)
+    }
+
+    /// Counts one chance for a mishap of the kind that `left` tells; whether it is its turn.
+    fn mishap(&mut self, left: fn(&mut Mishap) -> Option<&mut u64>) -> bool {
+        let process = self.threads[self.current].process.0;
+        let due = &mut self.processes[process].mishap;
+        match due.as_mut().and_then(left) {
+            Some(0) => {
+                *due = None;
+                true
+            }
+            Some(n) => {
+                *n -= 1;
+                false
+            }
+            None => false,
+        }
     }
 
     /// The next thread to run. Advances the clock if nobody can.
@@ -229,7 +297,7 @@ pub fn begin(seed: u64, trace_file: Option<i32>) {
         live: Vec::new(),
         current: 0,
         leaving: None,
-        processes: vec![ProcessState { host: None, is_dead: false, is_paused: false }],
+        processes: vec![ProcessState::new(None)],
         hosts: Vec::new(),
         trace: Trace { hash: 0xcbf2_9ce4_8422_2325, n_events: 0, file: trace_file },
         turns_since_jump: 0,
@@ -253,8 +321,42 @@ pub fn note(kind: u8, what: u64) {
     with(|m| m.note(kind, what));
 }
 
-/// Waits in `state`; says whether the deadline ended it.
+/// Waits in `state`; says whether the deadline ended it. Where computing takes time, the turn that
+/// follows begins late.
 fn wait(state: State) -> bool {
+    if state != State::Over
+        && with(|m| m.mishap(Mishap::at_wait))
+        && let Some(ended) = ENDED_BY_BUG.get()
+    {
+        ended();
+    }
+    let timed_out = take_turns(state);
+    if let Some(until_ns) = with(|m| m.toll(ME.get())) {
+        take_turns(State::Until(until_ns));
+    }
+    timed_out
+}
+
+/// What ends the calling process as a panic would that no statement pays for. It does not return.
+static ENDED_BY_BUG: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
+
+/// Once, before the first mishap.
+pub fn on_bug(end: impl Fn() + Send + Sync + 'static) {
+    if ENDED_BY_BUG.set(Box::new(end)).is_err() {
+        stop("there are two ways to end by a bug");
+    }
+}
+
+/// Asked by the product's tasks at each poll: whether this one is to panic.
+pub fn is_mishap_due() -> bool {
+    takes_turns() && with(|m| m.mishap(Mishap::at_poll))
+}
+
+pub fn set_mishap(process: Process, mishap: Option<Mishap>) {
+    with(|m| m.processes[process.0].mishap = mishap);
+}
+
+fn take_turns(state: State) -> bool {
     let me = ME.get();
     let (next, contexts) = with(|m| {
         m.threads[me].state = state;
@@ -435,7 +537,13 @@ pub(super) fn with_host<T>(host: Host, work: impl FnOnce(&mut HostState) -> T) -
 
 pub fn add_host(disk: Disk) -> Host {
     with(|m| {
-        m.hosts.push(HostState { clock: Clock::RIGHT, disk });
+        m.hosts.push(HostState {
+            clock: Clock::RIGHT,
+            disk,
+            frozen_since_ns: None,
+            turn_ns: 0,
+            busy_until_ns: 0,
+        });
         Host(m.hosts.len() - 1)
     })
 }
@@ -452,7 +560,7 @@ pub fn start(
     main: impl FnOnce() + Send + 'static,
 ) -> Process {
     let (process, before) = with(|m| {
-        m.processes.push(ProcessState { host: Some(host), is_dead: false, is_paused: false });
+        m.processes.push(ProcessState::new(Some(host)));
         let process = Process(m.processes.len() - 1);
         // A thread belongs where its maker belongs.
         let current = m.current;
@@ -484,6 +592,50 @@ pub fn exit() -> ! {
     kill(with(|m| m.threads[m.current].process));
     wait(State::Over);
     stop("a dead thread got a turn")
+}
+
+/// The process that the calling thread belongs to; the world's where nobody takes turns.
+pub fn my_process() -> Process {
+    if !takes_turns() {
+        return Process::WORLD;
+    }
+    with(|m| m.threads[m.current].process)
+}
+
+/// Stops a host with all that is on it, clocks included, as a virtual machine is paused; or lets it
+/// go on from where it stood. What its threads wait for comes later by as much.
+pub fn freeze(host: Host, is_frozen: bool) {
+    with(|m| {
+        let now_ns = clock::now_ns();
+        let since_ns = m.hosts[host.0].frozen_since_ns;
+        if since_ns.is_some() == is_frozen {
+            return;
+        }
+        m.hosts[host.0].clock.set_frozen(now_ns, is_frozen);
+        m.hosts[host.0].frozen_since_ns = is_frozen.then_some(now_ns);
+        if let Some(since_ns) = since_ns {
+            for &id in &m.live {
+                let thread = &mut m.threads[id];
+                if m.processes[thread.process.0].host != Some(host) {
+                    continue;
+                }
+                if let State::Futex { deadline_ns, .. } | State::Until(deadline_ns) =
+                    &mut thread.state
+                {
+                    *deadline_ns = deadline_ns.saturating_add(now_ns - since_ns);
+                }
+            }
+        }
+        m.note(8, host.0 as u64);
+    });
+}
+
+/// From now on each turn of a thread on the host takes so long, one after the other; 0: no time.
+pub fn set_turn(host: Host, turn_ns: u64) {
+    with(|m| {
+        m.hosts[host.0].turn_ns = turn_ns;
+        m.note(9, turn_ns);
+    });
 }
 
 /// SIGSTOP, and SIGCONT.

@@ -2,7 +2,8 @@
 
 use super::{MS, Nemesis, OPERATOR};
 use crate::cluster::Health;
-use crate::machine::disk::{self, Faults};
+use crate::machine::disk::{self, Faults, Room};
+use crate::machine::threads::Mishap;
 use crate::task;
 use crate::world::{Dice, World};
 use std::time::Duration;
@@ -13,6 +14,14 @@ const N_FADES_MAX: u64 = 4;
 const N_SYNCS_OF_A_FLUSH: u64 = 16;
 /// A flush begins within about this time.
 const FLUSH_COMES: Duration = Duration::from_secs(20);
+/// A flush writes about so often to the trees' files; the log is written to all the time.
+const N_WRITES_OF_A_FLUSH: u64 = 60;
+/// A node whose disk is full has stopped after this long: flushes that fail may be tried again first.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// No lease lasts so long.
+const LEASES: Duration = Duration::from_millis(1_500);
+/// Polls and waits of a worker in a second or so.
+const N_CHANCES: u64 = 4_000;
 
 impl Nemesis {
     pub(super) fn cut_power_in_flush(
@@ -46,6 +55,88 @@ impl Nemesis {
                 world.cluster().restore_power(node);
             }
         });
+    }
+
+    pub(super) fn fill_disk_in_flush(
+        &mut self,
+        node: usize,
+        long: Duration,
+        told: &impl Fn(String),
+    ) {
+        let room = *self.dice.pick(&[Room::State, Room::State, Room::Log]);
+        let n_writes = self.dice.below(N_WRITES_OF_A_FLUSH);
+        let host = self.world.cluster().nodes[node].host;
+        let n_refused = disk::counts(host).n_refused_writes;
+        disk::set_faults(host, |faults| faults.fills_after = Some((room, n_writes)));
+        told(format!("node {} for {long:?}, after {n_writes} writes to the {room:?}", node + 1));
+        let world = self.world.clone();
+        task::spawn(async move {
+            let (end, life) = (world.now() + FLUSH_COMES, world.cluster().life(node));
+            while world.storming() && disk::awaits_filling(host) && world.now() < end {
+                world.sleep(Duration::from_millis(20)).await;
+            }
+            disk::set_faults(host, |faults| faults.fills_after = None);
+            if !world.storming() || disk::counts(host).n_refused_writes == n_refused {
+                return;
+            }
+            world.note(format!("the disk of node {} is full", node + 1));
+            world.count("disks full in a flush", 1);
+            // Whoever goes on acknowledges what it cannot keep.
+            world.sleep(STOPS_WITHIN.max(long)).await;
+            let still_up = |world: &World| {
+                let cluster = world.cluster();
+                cluster.life(node) == life && cluster.nodes[node].health() == Health::Up
+            };
+            if world.storming() && still_up(&world) {
+                world.wrong(format!("node {} goes on with a full disk", node + 1));
+            }
+            if world.storming() {
+                disk::set_faults(host, |faults| faults.is_full = false);
+            }
+        });
+        self.revive(node);
+    }
+
+    /// Stops a host with its clocks, and lets it go on long after its successors were elected, or a
+    /// moment before. Most often one that leads, which is whom it could mislead; and often one of the
+    /// others does not reach it at first, so that it does not hear at once that it leads no more.
+    pub(super) async fn freeze(&mut self, node: usize, told: &impl Fn(String)) {
+        let leading = self.leading().await;
+        let node = if self.dice.one_in(4) { node } else { leading.unwrap_or(node) };
+        let cluster = self.world.cluster();
+        if cluster.nodes[node].health() != Health::Up || !cluster.freeze(node, true) {
+            return;
+        }
+        let long = self.dice.between(Duration::from_millis(300), Duration::from_secs(6));
+        let mut others: Vec<usize> = self.up().into_iter().filter(|up| *up != node).collect();
+        let far = match others.len() {
+            0 | 1 => None,
+            n => Some(others.swap_remove(self.dice.below(n as u64) as usize)),
+        };
+        let far = far.filter(|_| !self.dice.one_in(3));
+        let then = far.map_or(String::new(), |far| format!(", then without node {}", far + 1));
+        told(format!("node {} for {long:?}{then}", node + 1));
+        let cut = move |world: &World, is_cut: bool| {
+            let net = &world.cluster().net;
+            if let Some(far) = far {
+                let (a, b) = (world.cluster().nodes[node].ip, world.cluster().nodes[far].ip);
+                net.set_link(a, b, |link| link.is_cut = is_cut);
+                net.set_link(b, a, |link| link.is_cut = is_cut);
+            }
+        };
+        self.later(long, move |world| {
+            cut(world, true);
+            world.thaw(node);
+        });
+        self.later(long + LEASES, move |world| cut(world, false));
+    }
+
+    pub(super) fn panic(&mut self, node: usize, told: &impl Fn(String)) {
+        let n = self.dice.below(N_CHANCES);
+        let mishap = if self.dice.one_in(3) { Mishap::AtWait(n) } else { Mishap::AtPoll(n) };
+        if self.world.cluster().set_mishap(node, Some(mishap)) {
+            told(format!("node {}, {mishap:?}", node + 1));
+        }
     }
 
     pub(super) async fn black_out(&mut self, told: &impl Fn(String)) {

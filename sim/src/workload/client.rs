@@ -14,6 +14,11 @@
 //! After the last line the connection is dropped: what it still might answer belongs to no
 //! question any more.
 //!
+//! What is read while a host goes on that had stood still with its clocks may be as old as that host
+//! ([`World::is_doubtful`]). It is counted and not shown: outside of a transaction it is as if there had
+//! been no answer, a transaction shows nothing of what its body returns. That something was committed
+//! or refused counts as ever.
+//!
 //! A few states belong to life in a cluster ([`EXPECTED`]). Any other that a workload has not
 //! announced is a violation by itself, because a client would have no idea what to do about it.
 
@@ -27,6 +32,10 @@ use tokio_postgres::{Client, Error, Row, Statement};
 /// Run the transaction again, elsewhere if need be.
 const EXPECTED: [&str; 7] = ["40001", "40P01", "57P01", "08006", "57014", "55P03", "72000"];
 const OUTCOME_UNKNOWN: &str = "08007";
+/// The transaction has failed before.
+const FAILED_BEFORE: &str = "25P02";
+/// What stands for a refusal whose reason is in doubt.
+const DOUBTFUL: &str = "40001";
 /// What aborts are filed under when there was no answer at all.
 const CONNECTION_LOST: &str = "08006";
 /// How long a judge tries a node: long after the faults it must answer.
@@ -140,6 +149,8 @@ pub struct Session {
     prepares: bool,
     n_connections: u64,
     connection: Option<Connection>,
+    /// When the open transaction began.
+    since: Option<Duration>,
 }
 
 impl Session {
@@ -157,7 +168,26 @@ impl Session {
             dice,
             n_connections: 0,
             connection: None,
+            since: None,
         }
+    }
+
+    /// Whether what was seen since `begun`, or since the open transaction began, tells nothing.
+    fn is_doubtful(&self, begun: Duration) -> bool {
+        let is_doubtful = self.world.is_doubtful(self.since.unwrap_or(begun));
+        if is_doubtful {
+            self.world.count("answers in doubt", 1);
+        }
+        is_doubtful
+    }
+
+    /// The answer to what should be otherwise, if it is certain.
+    fn odd(&self, begun: Duration, text: impl FnOnce() -> String) -> Trouble {
+        if self.is_doubtful(begun) {
+            return if self.since.is_some() { Trouble::Withdrawn } else { Trouble::Lost };
+        }
+        self.wrong(text());
+        Trouble::Withdrawn
     }
 
     /// One that talks to this node only.
@@ -225,7 +255,11 @@ impl Session {
 
     /// Rows of a query.
     pub async fn read<R: Decode>(&mut self, text: &str, params: Params<'_>) -> Answer<Vec<R>> {
+        let begun = self.world.now();
         let Reply { rows, .. } = self.run(Ask::Rows(params), text, self.patience).await?;
+        if self.since.is_none() && self.is_doubtful(begun) {
+            return Err(Trouble::Lost);
+        }
         let mut decoded = Vec::with_capacity(rows.len());
         for row in &rows {
             match R::decode(row) {
@@ -241,28 +275,34 @@ impl Session {
 
     /// A query of exactly one row.
     pub async fn read_one<R: Decode>(&mut self, text: &str, params: Params<'_>) -> Answer<R> {
+        let begun = self.world.now();
         let mut rows = self.read(text, params).await?;
         match (rows.len(), rows.pop()) {
             (1, Some(row)) => Ok(row),
             (n, _) => {
-                self.wrong(format!("{text} with {params:?} answered {n} rows, not one"));
-                Err(Trouble::Withdrawn)
+                Err(self
+                    .odd(begun, || format!("{text} with {params:?} answered {n} rows, not one")))
             }
         }
     }
 
     /// A change; how many rows it changed.
     pub async fn execute(&mut self, text: &str, params: Params<'_>) -> Answer<u64> {
-        Ok(self.run(Ask::Change(params), text, self.patience).await?.n_changed)
+        let begun = self.world.now();
+        let n_changed = self.run(Ask::Change(params), text, self.patience).await?.n_changed;
+        if n_changed == 0 && self.since.is_none() && self.is_doubtful(begun) {
+            return Err(Trouble::Lost);
+        }
+        Ok(n_changed)
     }
 
     /// A change of exactly one row.
     pub async fn execute_one(&mut self, text: &str, params: Params<'_>) -> Answer<()> {
+        let begun = self.world.now();
         match self.execute(text, params).await? {
             1 => Ok(()),
             n => {
-                self.wrong(format!("{text} with {params:?} changed {n} rows, not one"));
-                Err(Trouble::Withdrawn)
+                Err(self.odd(begun, || format!("{text} with {params:?} changed {n} rows, not one")))
             }
         }
     }
@@ -282,13 +322,14 @@ impl Session {
     }
 
     /// Runs a transaction: BEGIN, what `body` does, and COMMIT unless that failed. What `body`
-    /// returns comes along unless it is known to have been undone.
+    /// returns comes along unless it is known to have been undone, or is in doubt.
     pub async fn transaction<T>(
         &mut self,
         level: Level,
         body: impl AsyncFnOnce(&mut Session) -> Answer<T>,
     ) -> (Outcome, Option<T>) {
         let begun = self.world.now();
+        self.since = Some(begun);
         let worked = match self.command(level.begin()).await {
             Ok(()) => body(self).await,
             Err(trouble) => Err(trouble),
@@ -304,6 +345,8 @@ impl Session {
                 (aborted(trouble), None)
             }
         };
+        self.since = None;
+        let value = value.filter(|_| !self.is_doubtful(begun));
         let took_ms = (self.world.now() - begun).as_millis();
         let (owner, number, node) = (self.owner, self.number, self.node());
         self.world
@@ -364,6 +407,7 @@ impl Session {
 
     /// Every statement goes through here: with bounded patience, its error judged.
     async fn run(&mut self, ask: Ask<'_>, text: &str, patience: Duration) -> Answer<Reply> {
+        let begun = self.world.now();
         let Some(connection) = &mut self.connection else { return Err(Trouble::Lost) };
         let asked = connection.ask(ask, text, self.prepares);
         let error = match self.world.within(patience, asked).await {
@@ -387,7 +431,13 @@ impl Session {
         let known = EXPECTED.contains(&state) || state == OUTCOME_UNKNOWN;
         // A node that has read a flipped bit stops, and may be heard saying so.
         let is_damage = state == "XX000" && self.world.damaged().is_some();
-        if !known && !is_damage && !self.expected.contains(&state) {
+        // A bug in the statement, which the nemesis has ordered.
+        let is_ordered = state == "XX000" && refusal.message().contains(base::panics::ON_PURPOSE)
+            || state == FAILED_BEFORE && self.world.has_lost_statements();
+        // By definitions and numbers that are as old as the host's sleep.
+        let is_of_old = state != "XX000" && self.is_doubtful(begun);
+        let is_announced = self.expected.contains(&state) || is_of_old;
+        if !known && !is_damage && !is_ordered && !is_announced {
             let what = format!("{state} {} ({:?})", refusal.message(), refusal.detail());
             self.wrong(format!("{text} was refused by {} with {what}", self.node()));
         }
@@ -395,7 +445,9 @@ impl Session {
             self.leave();
             return Err(Trouble::Lost);
         }
-        Err(Trouble::Refused(state.to_owned()))
+        // That it was refused is certain; why, was perhaps read.
+        let is_known = !is_announced || !self.is_doubtful(begun);
+        Err(Trouble::Refused(if is_known { state.to_owned() } else { DOUBTFUL.to_owned() }))
     }
 
     pub fn wrong(&self, text: impl AsRef<str>) {

@@ -18,6 +18,10 @@
 //! * A row that was acknowledged to the table that is there in the end is in it, with the default
 //!   in every column that was added before or after. No row is there that was refused.
 //!
+//! * Some runs fill a larger table and drop it at once. When no snapshot can read it any more, every
+//!   replica takes its rows out of its own files; none is left with any, and what else is there stays
+//!   the same everywhere, which the comparison of the replicas tells.
+//!
 //! A name whose CREATE or DROP has an unknown outcome is left alone from then on, by everybody:
 //! that statement may take effect at any time. Left out: indexes (`index` builds some), sequences
 //! behind columns, DROP COLUMN, types.
@@ -35,9 +39,22 @@ const N_COLUMNS_MAX: usize = 4;
 /// Tablets stay when their table goes, and each costs something.
 const N_SPLITS_MAX: u64 = 4;
 const DEFINER_PATIENCE: Duration = Duration::from_secs(20);
+/// More rows than a transaction deletes.
+const N_BULK_ROWS: i64 = 1_200;
+/// In all their values, and in no others.
+const BULK_MARK: &str = "a row of the dropped table";
+/// A minute's retention, and the look for such tables, which comes twice a minute and may fail once.
+const BULK_GONE: Duration = Duration::from_secs(140);
+/// After the storm there are two such looks at least: the first may find a replica that has just started.
+const BULK_LOOK: Duration = Duration::from_secs(75);
+/// Later it is not begun, so that the judge need not wait long.
+const BULK_BEGUN: Duration = Duration::from_secs(45);
 
 pub struct Ddl {
     n_inserters: usize,
+    has_bulk: bool,
+    /// When the larger table was dropped.
+    bulk_dropped: Mutex<Option<Duration>>,
     pace: Pace,
     known: Mutex<Known>,
 }
@@ -171,9 +188,62 @@ impl Ddl {
         }
         Ddl {
             n_inserters: 2 + dice.below(2) as usize,
+            has_bulk: dice.one_in(3),
+            bulk_dropped: Mutex::default(),
             pace: Pace::new(dice),
             known: Mutex::new(known),
         }
+    }
+
+    // ---- the larger table
+
+    /// A statement of unknown outcome is asked again until it is certain.
+    async fn fill_and_drop(&self, world: &World, session: &mut Session) {
+        let steps = [
+            "CREATE TABLE IF NOT EXISTS bulk (id bigint PRIMARY KEY, t text NOT NULL)".to_owned(),
+            format!(
+                "INSERT INTO bulk SELECT n, '{BULK_MARK}' FROM generate_series(1, {N_BULK_ROWS}) AS s(n) \
+                 ON CONFLICT DO NOTHING"
+            ),
+            "DROP TABLE IF EXISTS bulk".to_owned(),
+        ];
+        for step in steps {
+            loop {
+                if !world.storming() || world.now() > BULK_BEGUN {
+                    return;
+                }
+                if session.ready().await && session.command(&step).await.is_ok() {
+                    break;
+                }
+                world.sleep(Duration::from_millis(200)).await;
+            }
+        }
+        world.note("ddl: the larger table is dropped");
+        *self.bulk_dropped.lock() = Some(world.now());
+        let world = world.clone();
+        crate::task::spawn(async move { follow(&world).await });
+    }
+
+    async fn check_bulk(&self, world: &World) -> Result<(), String> {
+        let Some(dropped) = *self.bulk_dropped.lock() else { return Ok(()) };
+        let cluster = world.cluster();
+        let end = (dropped + BULK_GONE).max(world.now() + BULK_LOOK);
+        let mut left = Vec::new();
+        while world.now() < end {
+            left.clear();
+            for node in 0..cluster.nodes.len() {
+                match cluster.n_holding(node, BULK_MARK.as_bytes()).await {
+                    Some(0) => {}
+                    n => left.push((node + 1, n)),
+                }
+            }
+            if left.is_empty() {
+                world.count("dropped tables taken out", 1);
+                return Ok(());
+            }
+            world.sleep(Duration::from_secs(2)).await;
+        }
+        Err(format!("{BULK_GONE:?} after its DROP rows of a table are left on nodes {left:?}"))
     }
 
     // ---- the definer
@@ -181,6 +251,10 @@ impl Ddl {
     async fn definer(&self, world: &World) {
         let mut dice = world.dice("ddl", 0);
         let mut session = Session::new(world, "ddl", 0).patience(DEFINER_PATIENCE);
+        // Who was left out of a tablet keeps what there was: where nodes are added, it may be there for ever.
+        if self.has_bulk && world.cluster().shape.n_spare == 0 {
+            self.fill_and_drop(world, &mut session).await;
+        }
         while world.storming() {
             self.pace.rest(world, &mut dice).await;
             // Definitions are rare next to rows.
@@ -423,6 +497,21 @@ impl Ddl {
     }
 }
 
+/// Tells people who replay when each node's rows of the dropped table go, or come back.
+async fn follow(world: &World) {
+    let cluster = world.cluster();
+    let mut known: BTreeMap<usize, usize> = BTreeMap::new();
+    loop {
+        for node in 0..cluster.nodes.len() {
+            let Some(n) = cluster.n_holding(node, BULK_MARK.as_bytes()).await else { continue };
+            if known.insert(node, n) != Some(n) {
+                world.note(format!("ddl: node {} holds {n} rows of the dropped table", node + 1));
+            }
+        }
+        world.sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Those acknowledged are there, and no others than those tried.
 fn check_columns(name: &str, table: &Table, there: &BTreeSet<String>) -> Result<(), String> {
     let base = ["id".to_owned(), "v".to_owned()];
@@ -505,6 +594,6 @@ impl super::Workload for Ddl {
                 }
             }
         }
-        Ok(())
+        self.check_bulk(world).await
     }
 }

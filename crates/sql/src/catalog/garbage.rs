@@ -5,7 +5,8 @@
 //! that transaction are refused as too old, a sweep removes the rows and deletes the note. Few rows go
 //! by a transaction. Of many, every replica takes out its own, whole files at a time
 //! ([`txn::Client::discard`]); the note goes when all have done it. That takes as long for a billion rows
-//! as for a thousand: seconds. A relation that a rebuild is filling is noted too, until the rebuild commits; the
+//! as for a thousand: seconds. Which way it goes is noted before the first replica begins: what the leader has
+//! then says nothing any more of what the others have. A relation that a rebuild is filling is noted too, until the rebuild commits; the
 //! rebuild holds the note's lock, which keeps sweeps away.
 
 use super::{Catalog, RelationId, rows};
@@ -15,6 +16,11 @@ use txn::{Isolation, LockMode, Locked, Txn, Wait};
 
 /// A relation of no more rows is emptied by a transaction.
 const FEW_ROWS: usize = 1_000;
+
+/// Whether a note says that the replicas take the rows out. One that is new names the relation only.
+fn is_for_replicas(note: &[u8]) -> bool {
+    rows::decode::<(RelationId, bool)>(note).is_ok_and(|(_, is_so)| is_so)
+}
 
 /// What a sweep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,27 +47,42 @@ impl Catalog {
                 sweep.n_waiting += 1;
                 continue;
             }
-            let mut txn = self.client().begin(Isolation::ReadCommitted);
-            // Locked: a table is being rebuilt into this relation, or somebody else sweeps it. Gone:
-            // it is in use now.
-            let note = rows::garbage_key(relation);
-            let locked = txn.lock(&[note.clone()], LockMode::Exclusive, Wait::Skip).await?;
-            if !matches!(locked[..], [Locked::Held { row: Some(_) }])
-                || !self.remove(&mut txn, relation).await?
-            {
-                sweep.n_waiting += 1;
-                continue;
+            match self.sweep_one(relation).await? {
+                true => sweep.n_relations += 1,
+                false => sweep.n_waiting += 1,
             }
-            txn.delete(note)?;
-            txn.commit().await?;
-            sweep.n_relations += 1;
         }
         Ok(sweep)
     }
 
     /// Few rows are deleted in the transaction itself; many are taken out by the replicas. False: a replica has not
-    /// done it yet.
-    async fn remove(&self, txn: &mut Txn, relation: RelationId) -> Result<bool> {
+    /// done it yet, or the relation is not to be swept now.
+    async fn sweep_one(&self, relation: RelationId) -> Result<bool> {
+        let note = rows::garbage_key(relation);
+        loop {
+            let mut txn = self.client().begin(Isolation::ReadCommitted);
+            // Locked: a table is being rebuilt into this relation, or somebody else sweeps it. Gone:
+            // it is in use now.
+            let locked =
+                txn.lock(std::slice::from_ref(&note), LockMode::Exclusive, Wait::Skip).await?;
+            let [Locked::Held { row: Some(row) }] = &locked[..] else { return Ok(false) };
+            if is_for_replicas(&row.value) {
+                if !self.client().discard(relation.range()).await? {
+                    return Ok(false);
+                }
+            } else if !self.delete_few(&mut txn, relation).await? {
+                txn.put(note.clone(), rows::encode(&(relation, true))?)?;
+                txn.commit().await?;
+                continue;
+            }
+            txn.delete(note)?;
+            txn.commit().await?;
+            return Ok(true);
+        }
+    }
+
+    /// False: there are too many.
+    async fn delete_few(&self, txn: &mut Txn, relation: RelationId) -> Result<bool> {
         let mut scan = txn.reader().await?.scan(relation.range(), false, Some(FEW_ROWS + 1));
         let mut keys: Vec<Key> = Vec::new();
         loop {
@@ -72,7 +93,7 @@ impl Catalog {
             }
             keys.extend(batch.into_iter().map(|(key, _)| key));
             if keys.len() > FEW_ROWS {
-                return Ok(self.client().discard(relation.range()).await?);
+                return Ok(false);
             }
         }
         txn.lock(&keys, LockMode::Exclusive, Wait::Block).await?;

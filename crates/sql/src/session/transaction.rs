@@ -194,6 +194,7 @@ impl Session {
 
     /// After a panic in a statement: what it left half done is not to be gone back to.
     pub(crate) async fn failed_by_bug(&mut self) {
+        self.cancel.set_committing(None);
         if let Some(txn) = self.fail(true) {
             txn.rollback().await;
         }
@@ -268,11 +269,11 @@ impl Session {
         let Open { txn, overlay, before, kept, .. } = open;
         self.cancel.set_committing(txn.has_writes().then(|| txn.id()));
         let outcome = txn.commit().await;
-        self.cancel.set_committing(None);
         // Also when the outcome is unknown: forgetting too much costs a look-up.
         if !overlay.is_empty() {
             self.engine.redefined(&overlay.changed()).await;
         }
+        self.cancel.set_committing(None);
         match outcome {
             Ok(_) => {
                 self.go_back_to(kept);

@@ -168,8 +168,10 @@ impl Connection {
                 Ok(step) => step,
                 Err(panicked) => {
                     self.pipe.take_back();
+                    // A commit goes on to its end, whoever waited for it.
+                    let unfinished = self.session.unfinished_commit();
                     panics::contained(self.session.failed_by_bug()).await.ok();
-                    Err(Failure::Statement(bug(&panicked)))
+                    Err(Failure::Statement(unfinished.unwrap_or_else(|| bug(&panicked))))
                 }
             };
             match step {

@@ -142,20 +142,31 @@ impl Tablet {
     /// handed out, asked for before this call. Example: `current` is 50, and one mark has floor 40: 40 is
     /// closed.
     pub(crate) fn close(&self, current: base::Scn) -> Option<(base::Scn, u64)> {
-        let mut guard = self.lead.lock();
-        let lead = guard.as_mut().filter(|lead| !lead.cutting)?;
-        let scn = lead.marks.lowest_floor().map_or(current, |floor| floor.min(current));
-        lead.floor = lead.floor.max(current);
-        let index = self.applied_index.load(Ordering::Acquire);
-        let term = lead.epoch.term;
-        drop(guard);
-        self.group.get()?.lease(term).then_some(())?;
+        let group = self.group.get()?;
+        let mut closing = self.closing.lock();
+        let term = {
+            let mut guard = self.lead.lock();
+            let lead = guard.as_mut().filter(|lead| !lead.cutting)?;
+            let term = lead.epoch.term;
+            if closing.as_ref().is_none_or(|closing| closing.term != term) {
+                let scn = lead.marks.lowest_floor().map_or(current, |floor| floor.min(current));
+                lead.floor = lead.floor.max(current);
+                let index = self.applied_index.load(Ordering::Acquire);
+                let closed = super::Closed { scn, index };
+                *closing = Some(super::Closing { closed, term, since: self.env.now() });
+            }
+            term
+        };
+        let super::Closing { closed: next, since, .. } = (*closing)?;
+        // A lease would not do: where the clock has stood still, a successor may have committed below `scn`.
+        group.led_after(term, since).then_some(())?;
+        *closing = None;
         let mut closed = self.closed.lock();
-        if closed.scn >= scn {
+        if closed.scn >= next.scn {
             return None;
         }
-        *closed = super::Closed { scn, index };
-        Some((scn, index))
+        *closed = next;
+        Some((next.scn, next.index))
     }
 
     /// As follower: the leader has closed `scn`, with all commits in the entries up to `index`.
