@@ -15,7 +15,8 @@ pub use faulty::{FaultyHost, FaultyNet};
 pub use net::{Duplex, Listener, MemoryNet, Net, Pending, Stream, TcpNet};
 pub use runtime::{Runtime, Runtimes};
 
-use crate::{Budget, Limits, panics};
+use crate::rehearsal::rehearsal;
+use crate::{Budget, Limits};
 use futures::FutureExt;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -192,7 +193,7 @@ impl Env {
         let task = async move {
             let guard = guard;
             poll_fn(|cx| {
-                panics::rehearsal();
+                rehearsal();
                 future.as_mut().poll(cx)
             })
             .await;

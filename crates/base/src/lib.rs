@@ -11,6 +11,7 @@ pub mod id;
 pub mod key;
 pub mod limits;
 pub mod panics;
+pub mod rehearsal;
 pub mod scn;
 
 pub use budget::{Budget, Loan};

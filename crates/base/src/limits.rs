@@ -87,7 +87,7 @@ limits! {
     /// A row's value, which must fit into one entry of the log.
     row_bytes: Bytes = 16 << 20, tiny 16 << 20;
     /// What one entry of the log carries of a large transaction.
-    part_bytes: Bytes = 2 << 20, tiny 512;
+    part_bytes: Bytes = 512 << 10, tiny 512;
     /// Rows of one answer to a scan.
     scan_rows: Count = 4_096, tiny 5;
     /// Bytes of one answer to a scan or a read, its last row aside.

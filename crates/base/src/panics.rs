@@ -18,19 +18,18 @@
 //! hook that [`install`] sets asks for the price. Without the hook (tests, the simulator) a panic inside
 //! [`fatal`] halts the [`Env`] instead, and the owner of the process ends it.
 //!
-//! A simulator rehearses all that: [`rehearse`] lets it order a panic at any poll of a task or of a
-//! statement's work, and its own hook asks [`costs_the_process`].
+//! A simulator rehearses all that ([`crate::rehearsal`]), and its own hook asks [`costs_the_process`].
 //!
 //! Absent: nothing here logs to a file, and nothing is retried.
 
 use crate::Env;
+use crate::rehearsal::rehearsal;
 use futures::FutureExt;
 use std::backtrace::Backtrace;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Panics whose backtrace is written: making one costs a tenth of a second.
@@ -48,12 +47,6 @@ thread_local! {
 
 /// Panics that have cost a statement since the process began.
 static N_CONTAINED: AtomicU64 = AtomicU64::new(0);
-
-/// What an ordered panic says.
-pub const ON_PURPOSE: &str = "a panic on purpose";
-
-/// Asked at each poll; nobody is there to be asked in the product.
-static IS_DUE: OnceLock<fn() -> bool> = OnceLock::new();
 
 /// What the caller gets of work that panicked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,21 +78,6 @@ pub fn install() {
 /// Whether a panic on this thread would cost the process at this moment: for who has a hook of its own.
 pub fn costs_the_process() -> bool {
     PRICE.get() == Price::Process
-}
-
-/// From now on whatever is polled asks `is_due` whether it is to panic. Once a process.
-pub fn rehearse(is_due: fn() -> bool) {
-    // A second rehearsal would be the same one.
-    IS_DUE.get_or_init(|| is_due);
-}
-
-/// At the beginning of each poll of a task, and of work that has a price of its own.
-pub(crate) fn rehearsal() {
-    if let Some(is_due) = IS_DUE.get()
-        && is_due()
-    {
-        std::panic::panic_any(ON_PURPOSE);
-    }
 }
 
 /// Sets the price for as long as this value lives.

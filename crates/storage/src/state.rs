@@ -47,7 +47,7 @@ pub use read::{MetaIter, Scan};
 pub use segments::{Pin, SegmentInfo};
 
 use crate::{Error, Options, Result};
-use base::{Env, Key, KeyRange, Scn, TabletId};
+use base::{Env, Key, KeyRange, Scn, TabletId, panics};
 use bytes::Bytes;
 use keys::{GONE, MARK, META, ROW};
 use lsm_tree::config::{Config, PinningPolicy};
@@ -486,13 +486,20 @@ fn check_key(key: &[u8]) -> Result<()> {
 pub(crate) fn open_tree(dir: &Path, trees: &OpenTrees<'_>) -> Result<AnyTree> {
     // The counter by which the tree publishes is not used: views have a counter of their own.
     let unheard = SequenceNumberCounter::default();
-    Config::new(dir, trees.seqno.clone(), unheard)
+    let config = Config::new(dir, trees.seqno.clone(), unheard)
         .use_cache(trees.cache.clone())
         .use_descriptor_table(Some(trees.descriptors.clone()))
         .index_block_pinning_policy(PinningPolicy::all(false))
-        .filter_block_pinning_policy(PinningPolicy::new([true, false]))
-        .open()
-        .map_err(|error| tree_error(error, dir, trees.data_dir))
+        .filter_block_pinning_policy(PinningPolicy::new([true, false]));
+    // The library asserts where a few of its bytes are damaged. Nothing of the tree is in use yet.
+    match panics::contained_call(|| config.open()) {
+        Ok(opened) => opened.map_err(|error| tree_error(error, dir, trees.data_dir)),
+        Err(panicked) => Err(Error::Damaged {
+            file: dir.to_path_buf(),
+            dir: trees.data_dir.to_path_buf(),
+            what: panicked.message,
+        }),
+    }
 }
 
 /// The trees say what is wrong and not in which file: the error names the directory.

@@ -520,3 +520,43 @@ fn a_flush_that_fails_halts_the_process() {
     batch.put(bytes("k"), Scn(2), bytes("v"));
     assert!(matches!(store.apply(batch), Err(Error::Halted(_))));
 }
+
+/// The library that reads the trees asserts here and there instead of saying that a file is damaged.
+#[test]
+fn a_flipped_bit_in_a_tree_s_own_files_is_refused_and_not_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    put(&store, "k", 1, "v");
+    store.flush().unwrap();
+    drop(store);
+    let tree = dir.path().join("state/current");
+    let files = || {
+        let entries = std::fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_file()).collect::<Vec<_>>()
+    };
+    let whole: Vec<_> =
+        files().into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect();
+    assert!(whole.len() >= 2, "{whole:?}");
+    // What is opened may clear up.
+    let restore = || {
+        files().iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        whole.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+    };
+    let mut n_refused = 0;
+    for (path, bytes) in &whole {
+        for at in (0..bytes.len()).step_by(1 + bytes.len() / 200) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x20;
+            restore();
+            std::fs::write(path, &flipped).unwrap();
+            // Some bytes are of no consequence; none may do more than to be refused.
+            if let Err(error) = Store::open(&env(), dir.path(), Options::default()) {
+                assert_eq!(error.disposition(), Disposition::Halt, "{path:?} {at}: {error}");
+                n_refused += 1;
+            }
+        }
+    }
+    restore();
+    assert!(n_refused > 20, "{n_refused} were refused");
+    assert_eq!(value_at(&open(dir.path()), "k", 1).as_deref(), Some("v"));
+}

@@ -260,6 +260,19 @@ pub fn parts(store: &Store, tablet: TabletId, txn: TxnId) -> storage::MetaIter {
     store.meta_scan(&KeyRange::new(first, end))
 }
 
+/// The first prepared part of `txn` here with the number `from` or a higher one.
+pub fn part_from(
+    store: &Store,
+    tablet: TabletId,
+    txn: TxnId,
+    from: u32,
+) -> Result<Option<u32>, Error> {
+    let (first, end) =
+        (keyspace::prepared(tablet, txn, from), keyspace::prepared(tablet, txn, u32::MAX));
+    let Some(row) = store.meta_scan(&KeyRange::new(first, end)).next() else { return Ok(None) };
+    Ok(row?.0.last_chunk().map(|part| u32::from_be_bytes(*part)))
+}
+
 /// How `txn` was decided here, whether its record still stands or has moved to the outcomes.
 pub fn outcome(store: &Store, tablet: TabletId, txn: TxnId) -> Result<Option<Outcome>, Error> {
     if let Some(bytes) = store.meta_get(&keyspace::record(tablet, txn))? {

@@ -4,7 +4,7 @@
 use crate::ids::Blocks;
 use crate::{Client, Error, Node, Parts};
 use base::env::{FaultyNet, MemoryNet};
-use base::{Env, NodeId, Scn, TabletId};
+use base::{Env, Limits, NodeId, Scn, TabletId};
 use consensus::{Config, Groups, Role};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -28,7 +28,12 @@ pub struct TestNode {
 
 /// Starts a cluster of one node on `dir`.
 pub async fn solo(dir: &Path) -> Result<TestNode, Error> {
-    let env = Env::seeded(1, Arc::new(MemoryNet::default()));
+    solo_within(dir, Limits::default()).await
+}
+
+/// The same with other limits.
+pub async fn solo_within(dir: &Path, limits: Limits) -> Result<TestNode, Error> {
+    let env = Env::seeded(1, Arc::new(MemoryNet::default())).limited(limits);
     let me = NodeId(1);
     let transport = Transport::new(env.clone(), Identity { node: me, cluster: 1, boot: 1 }, None);
     let me = BTreeSet::from([me]);

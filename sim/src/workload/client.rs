@@ -432,7 +432,8 @@ impl Session {
         // A node that has read a flipped bit stops, and may be heard saying so.
         let is_damage = state == "XX000" && self.world.damaged().is_some();
         // A bug in the statement, which the nemesis has ordered.
-        let is_ordered = state == "XX000" && refusal.message().contains(base::panics::ON_PURPOSE)
+        let is_ordered = state == "XX000"
+            && refusal.message().contains(base::rehearsal::ON_PURPOSE)
             || state == FAILED_BEFORE && self.world.has_lost_statements();
         // By definitions and numbers that are as old as the host's sleep.
         let is_of_old = state != "XX000" && self.is_doubtful(begun);

@@ -194,7 +194,10 @@ pub(super) fn run_housekeeping(node: &Arc<Node>) {
     node.env.spawn("sweep", async move {
         loop {
             // Each second, and as soon as somebody calls.
-            drop(env.timeout(SWEEP_EVERY, soon.notified()).await);
+            tokio::select! {
+                () = env.sleep(SWEEP_EVERY) => {}
+                () = soon.notified() => {}
+            }
             let Some(node) = weak.upgrade() else { return };
             for tablet in node.local() {
                 if tablet.is_leader() {
