@@ -1,14 +1,14 @@
 //! What one query may keep in memory, and where it puts the rest.
 //!
 //! DataFusion's operators ask before they grow. Those that have files for what they cannot keep (sorts, groupings,
-//! sort-merge joins) share the session's `work_mem`: each gets an equal part, and writes to files when that is used up.
+//! sort-merge joins) keep the session's `work_mem` each, as PostgreSQL's do, and write to files when that is used up.
 //! Those that have none (hash joins, products) take what the node's budget has. All of it is borrowed from that
 //! budget, so a query that cannot get more ends with 53200 and takes nothing from what others hold.
 //!
 //! ```text
 //! node's budget (memory_bytes)
-//!   └─ a query ─┬─ sort      ≤ work_mem / 2 ── more: a file
-//!               ├─ grouping  ≤ work_mem / 2 ── more: a file
+//!   └─ a query ─┬─ sort      ≤ work_mem ── more: a file
+//!               ├─ grouping  ≤ work_mem ── more: a file
 //!               └─ hash join ≤ what is left ── more: the query is planned anew with sort-merge joins
 //! ```
 //!
@@ -20,10 +20,9 @@
 use base::budget::Exhausted;
 use base::{Budget, Loan};
 use datafusion_common::DataFusionError;
-use datafusion_execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
+use datafusion_execution::memory_pool::{MemoryPool, MemoryReservation};
 use parking_lot::Mutex;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Df<T> = Result<T, DataFusionError>;
 
@@ -34,7 +33,6 @@ const STEP_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Share {
     work_mem_bytes: usize,
-    n_with_files: AtomicUsize,
     used: Mutex<Used>,
 }
 
@@ -47,13 +45,7 @@ struct Used {
 impl Share {
     pub fn new(memory: &Budget, work_mem_bytes: usize) -> Share {
         let used = Mutex::new(Used { bytes: 0, loan: memory.open() });
-        Share { work_mem_bytes, n_with_files: AtomicUsize::new(0), used }
-    }
-
-    /// What each operator with files may keep.
-    fn with_files_max(&self) -> usize {
-        let n = self.n_with_files.load(Ordering::Relaxed).max(1);
-        self.work_mem_bytes / n
+        Share { work_mem_bytes, used }
     }
 }
 
@@ -80,18 +72,6 @@ impl MemoryPool for Share {
         "share"
     }
 
-    fn register(&self, consumer: &MemoryConsumer) {
-        if consumer.can_spill() {
-            self.n_with_files.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn unregister(&self, consumer: &MemoryConsumer) {
-        if consumer.can_spill() {
-            self.n_with_files.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
     /// For operators that have the memory already.
     fn grow(&self, _: &MemoryReservation, additional: usize) {
         let mut used = self.used.lock();
@@ -112,9 +92,9 @@ impl MemoryPool for Share {
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Df<()> {
         let name = reservation.consumer().name();
-        // Who has less than its part gets what it asks for: a batch of wide rows may be larger than any part.
-        if reservation.consumer().can_spill() && reservation.size() >= self.with_files_max() {
-            return Err(exhausted(name, additional, "its part of work_mem is used up"));
+        // Who has less gets what it asks for: a batch of wide rows may be larger than work_mem.
+        if reservation.consumer().can_spill() && reservation.size() >= self.work_mem_bytes {
+            return Err(exhausted(name, additional, "work_mem is used up"));
         }
         self.used.lock().grow(additional).map_err(|Exhausted { left, .. }| {
             exhausted(name, additional, &format!("this node has {left} bytes left for all queries"))
@@ -133,6 +113,7 @@ fn exhausted(name: &str, wanted: usize, why: &str) -> DataFusionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use datafusion_execution::memory_pool::MemoryConsumer;
     use std::sync::Arc;
 
     fn share(memory: &Budget, work_mem_bytes: usize) -> Arc<dyn MemoryPool> {
@@ -140,16 +121,16 @@ mod tests {
     }
 
     #[test]
-    fn operators_with_files_share_work_mem_and_the_others_take_what_there_is() {
+    fn operators_with_files_keep_work_mem_and_the_others_take_what_there_is() {
         let memory = Budget::new(40 << 20);
-        let pool = share(&memory, 8 << 20);
+        let pool = share(&memory, 4 << 20);
         let sort = MemoryConsumer::new("sort").with_can_spill(true).register(&pool);
-        sort.try_grow(8 << 20).unwrap();
-        assert!(sort.try_grow(1).is_err());
-        sort.shrink(5 << 20);
+        sort.try_grow(3 << 20).unwrap();
+        sort.try_grow(2 << 20).expect("a batch that goes beyond");
+        let refused = sort.try_grow(1).unwrap_err().to_string();
+        assert!(refused.contains("work_mem is used up"), "{refused}");
         let grouping = MemoryConsumer::new("grouping").with_can_spill(true).register(&pool);
-        grouping.try_grow(4 << 20).unwrap();
-        assert!(grouping.try_grow(1).is_err(), "half of it is the sort's");
+        grouping.try_grow(4 << 20).expect("as much for each");
         let join = MemoryConsumer::new("join").register(&pool);
         join.try_grow(30 << 20).unwrap();
         let refused = join.try_grow(9 << 20).unwrap_err().to_string();

@@ -285,7 +285,8 @@ mod tests {
 
     /// Even keys; each tenth is deleted.
     fn writes(range: std::ops::Range<usize>) -> BTreeMap<Key, Option<Bytes>> {
-        let value = |n: usize| (n % 10 != 0).then(|| Bytes::from(format!("value {n}").repeat(9)));
+        let value =
+            |n: usize| (!n.is_multiple_of(10)).then(|| Bytes::from(format!("value {n}").repeat(9)));
         range.filter(|n| n % 2 == 0).map(|n| (key(n), value(n))).collect()
     }
 
