@@ -107,6 +107,14 @@ impl Loan {
         Ok(())
     }
 
+    /// Gives back what is more than `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        if let Some(less) = self.bytes.checked_sub(bytes) {
+            self.budget.give_back(less);
+            self.bytes = bytes;
+        }
+    }
+
     /// Borrows `more` beside what it has.
     pub fn grow(&mut self, more: usize) -> Result<(), Exhausted> {
         self.set(self.bytes.saturating_add(more))
@@ -150,6 +158,11 @@ mod tests {
         drop(one);
         let mut more = b.open();
         more.grow(50).unwrap();
+        more.shrink_to(60);
+        assert_eq!((more.bytes(), all.borrowed()), (50, 80));
+        more.shrink_to(40);
+        assert_eq!((more.bytes(), all.borrowed()), (40, 70));
+        more.grow(10).unwrap();
         assert!(more.grow(1).is_err());
         drop((two, more));
         assert_eq!((a.borrowed(), b.borrowed(), all.borrowed()), (0, 0, 0));

@@ -243,41 +243,32 @@ impl Group {
 
     /// Computes the lease of `term` anew from what openraft knows.
     fn renew_lease(&self, term: u64, now: Instant) -> bool {
-        if self.inner.lease.is_given_up(term) || !self.leads(term) {
-            return false;
-        }
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        if metrics.current_term != term || metrics.state != ServerState::Leader {
-            return false;
-        }
-        let from = if alone(&metrics, self.inner.me) {
-            Some(now)
-        } else {
-            metrics.last_quorum_acked.and_then(|acked| now.checked_sub(age(*acked)))
-        };
-        let Some(until) = from.map(|from| from + self.inner.lease_max) else { return false };
+        let Some(asked) = self.asked(term, now) else { return false };
+        let until = asked + self.inner.lease_max;
         self.inner.lease.renew(term, since_us(self.inner.epoch, until));
         now < until && !self.inner.lease.is_given_up(term)
     }
 
-    /// True if a quorum has answered what this replica, as leader of `term`, asked after `at`. So it led at some moment
-    /// after `at`, whatever its clock did meanwhile.
+    /// True if a quorum has answered what this replica, as leader of `term`, asked after `at`. So it led at some
+    /// moment after `at`, whatever its clock did meanwhile.
     pub fn led_after(&self, term: u64, at: Instant) -> bool {
+        self.asked(term, self.inner.env.now()).is_some_and(|asked| asked > at)
+    }
+
+    /// When this replica, as leader of `term`, asked what a quorum has answered last.
+    fn asked(&self, term: u64, now: Instant) -> Option<Instant> {
         if self.inner.lease.is_given_up(term) || !self.leads(term) {
-            return false;
+            return None;
         }
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         if metrics.current_term != term || metrics.state != ServerState::Leader {
-            return false;
+            return None;
         }
-        let asked = |acked| self.inner.env.now().checked_sub(age(acked));
-        alone(&metrics, self.inner.me)
-            || metrics
-                .last_quorum_acked
-                .and_then(|acked| asked(*acked))
-                .is_some_and(|asked| asked > at)
+        match alone(&metrics, self.inner.me) {
+            true => Some(now),
+            false => metrics.last_quorum_acked.and_then(|acked| now.checked_sub(age(*acked))),
+        }
     }
 
     /// As [`Group::lease`], but asks a quorum before it answers no.

@@ -85,8 +85,7 @@ impl MemoryPool for Share {
         used.bytes = used.bytes.saturating_sub(shrink);
         let kept = used.bytes.next_multiple_of(STEP_BYTES);
         if kept + STEP_BYTES < used.loan.bytes() {
-            // To borrow less is never refused.
-            used.loan.set(kept).unwrap_or_default();
+            used.loan.shrink_to(kept);
         }
     }
 

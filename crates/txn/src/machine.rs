@@ -254,7 +254,7 @@ fn split(
 }
 
 /// The parts of `txn` that are prepared here.
-pub fn parts(store: &Store, tablet: TabletId, txn: TxnId) -> storage::MetaIter {
+fn parts(store: &Store, tablet: TabletId, txn: TxnId) -> storage::MetaIter {
     let (first, end) =
         (keyspace::prepared(tablet, txn, 0), keyspace::prepared(tablet, txn, u32::MAX));
     store.meta_scan(&KeyRange::new(first, end))
@@ -304,6 +304,40 @@ mod tests {
         let resolve = |part| encode(&Command::Resolve { txn, part, outcome: Outcome::Aborted });
         assert!(takes_long(&resolve(3)) && !takes_long(&resolve(0)));
         assert!(!takes_long(&encode(&Command::Forget { txn })) && !takes_long(&[]));
+    }
+
+    /// Locks of term 3 are gone in term 4, whatever way the entry took into its log.
+    #[test]
+    fn what_was_locked_in_another_term_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = base::Env::seeded(1, std::sync::Arc::new(base::env::MemoryNet::default()));
+        let store = Store::open(&env, dir.path(), storage::Options::default()).unwrap();
+        let tablet = TabletId(7);
+        let descriptor = Descriptor { tablet, range: KeyRange::all(), generation: 1 };
+        let mut state = Some(State { descriptor, barriers: HashMap::new() });
+        let key = Key::from_static(b"k");
+        let write = (key.clone(), Some(bytes::Bytes::from_static(b"v")));
+        let changes = Changes { writes: vec![write], ..Changes::default() };
+        for (term, expected) in [(3, Applied::Rejected(Reject::Term)), (4, Applied::Done)] {
+            let (one, two, scn) = (TxnId(1), TxnId(2), Scn(5));
+            let (anchor, part, changes) = (tablet, 0, changes.clone());
+            let commands = [
+                Command::Commit { txn: one, term, scn, changes: changes.clone() },
+                Command::Prepare { txn: two, term, anchor, part, changes },
+            ];
+            for command in commands {
+                let (command, mut batch) = (encode(&command), Batch::default());
+                let position = consensus::Position { term: 4, index: 9 };
+                let entry = Entry { position, command: &command, members: &[] };
+                let applied = apply(&store, tablet, &mut state, &entry, &mut batch).unwrap();
+                assert_eq!(applied, (expected.clone(), None), "{term}");
+                batch.applied(tablet, 9, bytes::Bytes::from_static(b"mark"));
+                store.apply(batch).unwrap();
+            }
+            let row = store.get(&key, storage::At::Newest).unwrap();
+            let n_parts = parts(&store, tablet, two).count();
+            assert_eq!((row.is_some(), n_parts), (term == 4, usize::from(term == 4)));
+        }
     }
 
     #[test]

@@ -356,9 +356,7 @@ impl Buffer {
     fn count_anew(&mut self) {
         self.recent_bytes = 0;
         self.resident_bytes = self.writes.runs.iter().map(|layer| layer.run.resident_bytes()).sum();
-        let wanted = self.resident_bytes.next_multiple_of(LOAN_STEP_BYTES);
-        // To borrow less is never refused.
-        self.loan.set(wanted.min(self.loan.bytes())).unwrap_or_default();
+        self.loan.shrink_to(self.resident_bytes.next_multiple_of(LOAN_STEP_BYTES));
     }
 
     fn forget_undo(&mut self) {
