@@ -579,7 +579,7 @@ async fn statements_keep_what_they_may_and_go_on_where_there_are_files() {
     assert_eq!(run("SELECT count(*), sum(id) FROM t").await[0], "D 10000 50005000");
     // Sorts, groupings and joins too.
     run("SET work_mem = '256kB'").await;
-    let sorted = run("SELECT r, s FROM t ORDER BY r").await;
+    let sorted = run("SELECT r, s FROM t WHERE id > 0 ORDER BY r").await;
     assert_eq!(sorted.len(), 10_001);
     let numbers =
         sorted.iter().filter_map(|line| line.strip_prefix("D ")?.split(' ').next()?.parse().ok());
@@ -590,6 +590,10 @@ async fn statements_keep_what_they_may_and_go_on_where_there_are_files() {
     assert_eq!(run(grouped).await[0], "D 10000 1");
     let joined = "SELECT count(*) FROM t a JOIN t b ON a.s || a.id = b.s || b.id JOIN t c ON c.s || c.r = b.s || b.r";
     assert_eq!(run(joined).await[0], "D 10000");
+    // A sort that may keep more than its statement may goes the same way.
+    run("SET work_mem = '1GB'").await;
+    assert_eq!(run("SELECT r, s FROM t WHERE id > 0 ORDER BY r").await.len(), 10_001);
+    run("SET work_mem = '256kB'").await;
     // What must be in memory is refused, and the session goes on.
     assert_eq!(run("UPDATE t SET r = r RETURNING s, s, s").await, ["E 53200"]);
     assert_eq!(run("SELECT string_agg(repeat(s, 300), ',') FROM t").await, ["E 53200"]);

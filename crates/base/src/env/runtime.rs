@@ -7,8 +7,8 @@
 //!
 //! | runtime | what runs there | its threads |
 //! |---|---|---|
-//! | [`Core`](Runtime::Core) | votes, heartbeats, the log and applying it, the transport, SCNs | as they are |
-//! | [`Serve`](Runtime::Serve) | sessions, requests to tablets | a little less urgent |
+//! | [`Core`](Runtime::Core) | votes, heartbeats, the log and its small entries, the transport, SCNs | as they are |
+//! | [`Serve`](Runtime::Serve) | sessions, requests to tablets, large entries of the log | a little less urgent |
 //! | [`Query`](Runtime::Query) | wide queries: plans, joins, sorts, large scans | least urgent |
 //!
 //! Example: on two processors eight sessions join without an equality. Their threads want all the time

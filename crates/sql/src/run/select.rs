@@ -192,16 +192,16 @@ impl Exec<'_> {
         let hint = if select.is_sorted { window } else { unlimited };
         let mut finder = Finder::new(reader, table, select, ranges, hint);
         let mut kept = Vec::new();
-        let mut n_bytes = 0;
+        let (mut n_bytes, mut refused) = (0, None);
         while let Some(batch) = finder.next().await? {
             for (_, _, row) in batch {
                 if holds(&select.filter, &row, params, slots, self.view)? {
                     n_bytes += memory_bytes(&row);
-                    self.kept.keep_row(&row, "a sort")?;
+                    refused = refused.or(self.kept.keep_row(&row, "a sort").err());
                     kept.push(row);
                 }
             }
-            if n_bytes > self.view.work_mem_bytes()
+            if (n_bytes > self.view.work_mem_bytes() || refused.is_some())
                 && let Statement::Query(query) = &*plan.tree
                 && !plan.draws_per_row()
             {
@@ -209,6 +209,9 @@ impl Exec<'_> {
                 self.kept = Kept::new(self.engine.env());
                 drop(kept);
                 return Ok(self.run_query(query, plan, params).await?.1);
+            }
+            if let Some(refused) = refused {
+                return Err(refused);
             }
             if select.is_sorted && kept.len() >= window.skip.saturating_add(window.take) {
                 break;
