@@ -40,6 +40,7 @@ pub(crate) mod manifest;
 mod read;
 pub(crate) mod segments;
 mod size;
+mod sound;
 pub(crate) mod view;
 
 pub use keys::TabletRanges;
@@ -484,6 +485,7 @@ fn check_key(key: &[u8]) -> Result<()> {
 }
 
 pub(crate) fn open_tree(dir: &Path, trees: &OpenTrees<'_>) -> Result<AnyTree> {
+    sound::check(dir, trees.data_dir)?;
     // The counter by which the tree publishes is not used: views have a counter of their own.
     let unheard = SequenceNumberCounter::default();
     let config = Config::new(dir, trees.seqno.clone(), unheard)

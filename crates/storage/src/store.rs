@@ -69,12 +69,17 @@ impl Drop for Owner {
         self.state.pressure.lock().stop = true;
         self.state.stopped.store(true, Ordering::Release);
         self.state.pressed.notify_all();
-        let me = std::thread::current().id();
-        for thread in self.threads.drain(..) {
-            // A callback on the log's own thread may drop the last handle: that thread ends by itself.
-            if thread.thread().id() != me && thread.join().is_err() {
-                tracing::error!("a thread of the store panicked");
-            }
+        join(std::mem::take(&mut self.threads));
+    }
+}
+
+/// Waits for the threads: until they have ended, the directory is in use.
+fn join(threads: Vec<JoinHandle<()>>) {
+    let me = std::thread::current().id();
+    for thread in threads {
+        // A callback on the log's own thread may drop the last handle: that thread ends by itself.
+        if thread.thread().id() != me && thread.join().is_err() {
+            tracing::error!("a thread of the store panicked");
         }
     }
 }
@@ -90,7 +95,14 @@ impl Store {
             threads.extend(upkeep::start(&state, &log)?);
             Ok((state, installing))
         });
-        let (state, installing) = opened.inspect_err(|_| log.close())?;
+        let (state, installing) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                log.close();
+                join(threads);
+                return Err(error);
+            }
+        };
         let store = Store { owner: Arc::new(Owner { state, log, threads }) };
         if let Some(installing) = &installing {
             tracing::info!(tablet = %installing.tablet, "installing a snapshot again");

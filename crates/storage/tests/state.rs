@@ -4,6 +4,7 @@ mod common;
 
 use base::{Disposition, KeyRange, Scn};
 use common::*;
+use std::path::Path;
 use storage::{At, Batch, Error, Options, Store};
 
 fn put(store: &Store, key: &str, scn: u64, value: &str) {
@@ -521,9 +522,10 @@ fn a_flush_that_fails_halts_the_process() {
     assert!(matches!(store.apply(batch), Err(Error::Halted(_))));
 }
 
-/// The library that reads the trees asserts here and there instead of saying that a file is damaged.
+/// The library that reads the trees believes their lengths, and asserts here and there instead of saying that a file
+/// is damaged.
 #[test]
-fn a_flipped_bit_in_a_tree_s_own_files_is_refused_and_not_a_panic() {
+fn a_flipped_bit_in_a_tree_s_own_files_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     put(&store, "k", 1, "v");
@@ -531,34 +533,46 @@ fn a_flipped_bit_in_a_tree_s_own_files_is_refused_and_not_a_panic() {
     drop(store);
     let tree = dir.path().join("state/current");
     let files = || {
-        let entries = std::fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.is_file()).collect::<Vec<_>>()
+        let in_dir = |dir: &Path| {
+            let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+            entries.filter(|path| path.is_file()).collect::<Vec<_>>()
+        };
+        [in_dir(&tree), in_dir(&tree.join("tables"))].concat()
     };
     let whole: Vec<_> =
         files().into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect();
-    assert!(whole.len() >= 2, "{whole:?}");
+    assert!(whole.len() >= 3, "{whole:?}");
     // What is opened may clear up.
     let restore = || {
         files().iter().for_each(|path| std::fs::remove_file(path).unwrap());
         whole.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
     };
-    let mut n_refused = 0;
-    for (path, bytes) in &whole {
-        // Seven is the number of levels, which the library asserts. Other bytes are lengths, and the library asks for as
-        // much memory as a length says: that ends the process, and no caller can take it for an error.
-        for at in (0..bytes.len()).filter(|at| bytes[*at] == 7) {
+    // A version that is not the current one is read by nobody.
+    let current = std::fs::read(tree.join("current")).unwrap();
+    let version = u64::from_le_bytes(current[..8].try_into().unwrap());
+    let is_read = |path: &Path| {
+        path.ends_with("current")
+            || path.ends_with(format!("v{version}"))
+            || path.parent().is_some_and(|parent| parent.ends_with("tables"))
+    };
+    for (path, bytes) in whole.iter().filter(|(path, _)| is_read(path)) {
+        // Of a table the end: the list of its sections, and where that is. The rest has checksums that reads compare.
+        let is_table = path.parent().is_some_and(|parent| parent.ends_with("tables"));
+        let begin = if is_table { bytes.len() - 100 } else { 0 };
+        // `current` holds the checksum of the version: which of the two is damaged cannot be told.
+        let named = if path.ends_with("current") { &tree } else { path };
+        for at in begin..bytes.len() {
             let mut flipped = bytes.clone();
-            flipped[at] ^= 0x20;
+            flipped[at] ^= 0x80;
             restore();
             std::fs::write(path, &flipped).unwrap();
-            // Some bytes are of no consequence; none may do more than to be refused.
-            if let Err(error) = Store::open(&env(), dir.path(), Options::default()) {
-                assert_eq!(error.disposition(), Disposition::Halt, "{path:?} {at}: {error}");
-                n_refused += 1;
-            }
+            let error = Store::open(&env(), dir.path(), Options::default()).err();
+            let error = error.unwrap_or_else(|| panic!("{path:?} {at}: not seen"));
+            assert_eq!(error.disposition(), Disposition::Halt, "{path:?} {at}: {error}");
+            let told = error.to_string();
+            assert!(told.contains(named.to_str().unwrap()), "{path:?} {at}: {told}");
         }
     }
     restore();
-    assert!(n_refused > 0, "nothing was refused");
     assert_eq!(value_at(&open(dir.path()), "k", 1).as_deref(), Some("v"));
 }
