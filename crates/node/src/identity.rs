@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 /// The format number: the layout that this program reads and writes. A change of keys, log entries, votes or anything
 /// else in the directory raises it: see FORMAT.md. A directory without the number is of layout 0.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {

@@ -5,13 +5,14 @@
 //! [`super::numeric`]. A function of DataFusion's that has PostgreSQL's name and another
 //! meaning is refused rather than run.
 
-use super::{evaluated, failure, numeric, setup::Setup, shape};
+use super::{evaluated, failure, numeric, privileges, setup::Setup, shape};
 use arrow::datatypes::DataType;
 use datafusion_common::DataFusionError;
 use datafusion_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 use datafusion_session::Session;
+use sql::authority::RoleId;
 use sql::error::{Error, Result, state};
 use sql::types::{Datum, Type, Zone};
 use sql::views::{self, Snapshot};
@@ -25,8 +26,8 @@ type Df<T> = Result<T, DataFusionError>;
 
 /// What the functions know.
 pub struct Facts {
-    snapshot: Arc<Snapshot>,
-    view: Arc<sql::session::View>,
+    pub snapshot: Arc<Snapshot>,
+    pub view: Arc<sql::session::View>,
 }
 
 /// Name, fewest and most arguments, the answer's type, and the function. Where `strict`, a NULL
@@ -72,12 +73,17 @@ static DEFINITIONS: &[Definition] = &[
     define("pg_statistics_obj_is_visible", (1, 1), Answer::Bool, yes),
     define("pg_relation_is_publishable", (1, 1), Answer::Bool, no),
     define("pg_is_in_recovery", (0, 0), Answer::Bool, no),
-    define("has_table_privilege", (2, 3), Answer::Bool, yes),
-    define("has_schema_privilege", (2, 3), Answer::Bool, yes),
-    define("has_database_privilege", (2, 3), Answer::Bool, yes),
-    define("has_column_privilege", (3, 4), Answer::Bool, yes),
-    define("has_sequence_privilege", (2, 3), Answer::Bool, yes),
+    define("has_table_privilege", (2, 3), Answer::Bool, privileges::of_table),
+    define("has_schema_privilege", (2, 3), Answer::Bool, privileges::of_schema),
+    define("has_database_privilege", (2, 3), Answer::Bool, privileges::of_database),
+    define("has_column_privilege", (3, 4), Answer::Bool, privileges::of_column),
+    define("has_any_column_privilege", (2, 3), Answer::Bool, privileges::of_any_column),
+    define("has_sequence_privilege", (2, 3), Answer::Bool, privileges::of_sequence),
+    define("pg_has_role", (2, 3), Answer::Bool, privileges::of_role),
+    // Every function may be called by everybody.
     define("has_function_privilege", (2, 3), Answer::Bool, yes),
+    define("has_type_privilege", (2, 3), Answer::Bool, yes),
+    define("has_language_privilege", (2, 3), Answer::Bool, yes),
     define("pg_get_expr", (2, 3), Answer::Text, first),
     define("pg_get_indexdef", (1, 3), Answer::Text, index_definition),
     define("pg_get_constraintdef", (1, 2), Answer::Text, constraint_definition),
@@ -91,9 +97,9 @@ static DEFINITIONS: &[Definition] = &[
     define("pg_get_function_identity_arguments", (1, 1), Answer::Text, nothing),
     define("pg_get_partkeydef", (1, 1), Answer::Text, nothing),
     define("pg_get_statisticsobjdef_columns", (1, 1), Answer::Text, nothing),
-    define("obj_description", (1, 2), Answer::Text, nothing),
-    define("col_description", (2, 2), Answer::Text, nothing),
-    define("shobj_description", (2, 2), Answer::Text, nothing),
+    define("obj_description", (1, 2), Answer::Text, privileges::object_description),
+    define("col_description", (2, 2), Answer::Text, privileges::column_description),
+    define("shobj_description", (2, 2), Answer::Text, privileges::object_description),
     define("pg_tablespace_location", (1, 1), Answer::Text, nothing),
     define("pg_encoding_to_char", (1, 1), Answer::Name, |_, _| Ok(Datum::text("UTF8"))),
     define("pg_client_encoding", (0, 0), Answer::Name, |_, _| Ok(Datum::text("UTF8"))),
@@ -121,7 +127,10 @@ static ALIASES: &[(&str, &str)] = &[("gen_random_uuid", "uuid"), ("array_upper",
 
 /// Whether a function needs the catalog to answer.
 pub fn asks_catalog(name: &str) -> bool {
-    name.starts_with("pg_") || name.contains("regclass")
+    name.starts_with("pg_")
+        || name.starts_with("has_")
+        || name.contains("regclass")
+        || name.ends_with("_description")
 }
 
 /// The functions of one query, by name.
@@ -297,14 +306,14 @@ fn first(_: &Facts, args: &[Datum]) -> Result<Datum> {
     Ok(args[0].clone())
 }
 
-fn oid(datum: &Datum) -> Option<u32> {
+pub fn oid(datum: &Datum) -> Option<u32> {
     match datum {
         Datum::Text(text) => text.parse().ok(),
         datum => datum.as_i64().and_then(|value| u32::try_from(value).ok()),
     }
 }
 
-fn text_of(datum: &Datum) -> &str {
+pub fn text_of(datum: &Datum) -> &str {
     datum.as_str().unwrap_or_default()
 }
 
@@ -329,8 +338,8 @@ fn format_type(_: &Facts, args: &[Datum]) -> Result<Datum> {
 
 fn user_by_id(facts: &Facts, args: &[Datum]) -> Result<Datum> {
     let Some(id) = oid(&args[0]) else { return Ok(Datum::Null) };
-    Ok(match facts.snapshot.users.iter().find(|user| user.id == id) {
-        Some(user) => Datum::text(&user.name),
+    Ok(match facts.snapshot.authority.roles.get(RoleId(id)) {
+        Some(role) => Datum::text(&role.name),
         None => Datum::text(format!("unknown (OID={id})")),
     })
 }
@@ -433,7 +442,7 @@ fn current_schemas(facts: &Facts, args: &[Datum]) -> Result<Datum> {
     Ok(Datum::Array(names.map(Datum::text).collect()))
 }
 
-fn find_relation(facts: &Facts, name: &str) -> Option<u32> {
+pub fn find_relation(facts: &Facts, name: &str) -> Option<u32> {
     let unquoted = |part: &str| match part.strip_prefix('"').and_then(|p| p.strip_suffix('"')) {
         Some(exact) => exact.replace("\"\"", "\""),
         None => part.to_lowercase(),

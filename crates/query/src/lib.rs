@@ -27,6 +27,7 @@ mod numeric;
 mod operator;
 mod physical;
 mod planner;
+mod privileges;
 mod rewrite;
 mod series;
 mod setup;

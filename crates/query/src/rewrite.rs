@@ -653,7 +653,6 @@ impl Rewriter<'_> {
             literal(&datum, ty).map(Some)
         };
         let local = || view.zone.to_local(view.now_us);
-        let user = || Ok(Some(string(&view.user)));
         match name.as_str() {
             "now"
             | "current_timestamp"
@@ -663,7 +662,8 @@ impl Rewriter<'_> {
             "localtimestamp" => timestamp(&Type::Timestamp, local()),
             "current_date" => timestamp(&Type::Date, local()),
             "localtime" | "current_time" => timestamp(&Type::Time, local()),
-            "current_user" | "session_user" | "user" | "current_role" => user(),
+            "current_user" | "user" | "current_role" => Ok(Some(string(view.user()))),
+            "session_user" => Ok(Some(string(&view.session_user))),
             "current_database" | "current_catalog" => Ok(Some(string(&view.database))),
             "current_schema" => {
                 let schema = view.search_path.iter().find(|name| *name != "$user");

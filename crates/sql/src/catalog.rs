@@ -1,4 +1,4 @@
-//! The catalog: which tables, indexes, sequences, schemas and users there are.
+//! The catalog: which tables, indexes, sequences and schemas there are in which database.
 //!
 //! Its truth is rows of system relations in the root tablet, changed inside the users' own
 //! transactions, so a schema change commits or vanishes with everything else the transaction did.
@@ -30,7 +30,7 @@
 //! write at once. An index under construction thus needs one intermediate state only (kept up by
 //! writers, not read yet), where designs with leases need two.
 //!
-//! Invariants: a name is a row keyed (schema, name) and locked by whoever creates, renames or drops
+//! Invariants: a name is a row keyed (database, schema, name) and locked by whoever creates, renames or drops
 //! it; a table's row is locked by whoever changes it; a version only grows.
 
 pub mod descriptor;
@@ -39,11 +39,11 @@ pub mod rows;
 
 pub use descriptor::{
     Check, Column, ColumnDefault, Identity, Index, IndexState, RelationId, Schema, Sequence, Table,
-    User,
 };
 pub use garbage::Sweep;
 pub use rows::{Kind, Name};
 
+use crate::authority::{Class, Database, ObjectAcl, Role};
 use crate::error::{Error, Result, state};
 use base::Scn;
 use parking_lot::RwLock;
@@ -53,12 +53,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use txn::{Isolation, LockMode, Locked, Txn, Wait};
 
+/// The database that a fresh cluster has first.
+pub const FIRST_DATABASE: &str = "atoll";
+pub const FIRST_DATABASE_ID: u32 = 5;
+/// The one that tools expect to find.
+pub const SECOND_DATABASE: &str = "postgres";
+pub const SECOND_DATABASE_ID: u32 = 6;
 /// The schema of tables whose name has no other.
 pub const PUBLIC: &str = "public";
 /// Schemas whose tables are computed, not stored.
 pub const VIRTUAL_SCHEMAS: [&str; 3] = ["pg_catalog", "information_schema", "atoll"];
 /// Tries of a short internal transaction before its conflict is reported.
 const TRIES: usize = 50;
+
+/// Where names are: a schema of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    pub database: u32,
+    pub schema: &'a str,
+}
 
 /// What a name stands for.
 #[derive(Clone, Debug)]
@@ -79,29 +92,53 @@ pub struct Catalog {
 
 #[derive(Default)]
 struct Cache {
-    names: HashMap<String, HashMap<String, Object>>,
+    /// By database and schema.
+    schemas: HashMap<u32, HashMap<String, HashMap<String, Object>>>,
+}
+
+impl Cache {
+    fn names(&mut self) -> impl Iterator<Item = &mut HashMap<String, Object>> {
+        self.schemas.values_mut().flat_map(HashMap::values_mut)
+    }
+
+    fn names_of(&mut self, place: Place<'_>) -> Option<&mut HashMap<String, Object>> {
+        self.schemas.get_mut(&place.database)?.get_mut(place.schema)
+    }
 }
 
 /// Definitions that a transaction has changed and not committed: only it sees them.
 #[derive(Clone, Default)]
 pub struct Overlay {
-    names: HashMap<(String, String), Option<Name>>,
+    /// By database, schema and name.
+    names: HashMap<(u32, String, String), Option<Name>>,
     tables: HashMap<u32, Arc<Table>>,
     sequences: HashMap<u32, Arc<Sequence>>,
+    /// Roles, databases, schemas or access lists.
+    authority: bool,
 }
 
 /// Definitions that a transaction has changed: whoever keeps copies of them forgets these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
-    /// Schemas and names.
-    pub names: Vec<(String, String)>,
+    /// Databases, schemas and names.
+    pub names: Vec<(u32, String, String)>,
     pub tables: Vec<u32>,
     pub sequences: Vec<u32>,
+    /// Roles, databases, schemas or access lists.
+    pub authority: bool,
 }
 
 impl Overlay {
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty() && self.tables.is_empty() && self.sequences.is_empty()
+        self.names.is_empty()
+            && self.tables.is_empty()
+            && self.sequences.is_empty()
+            && !self.authority
+    }
+
+    /// Whether the transaction has changed who may do what.
+    pub fn has_authority(&self) -> bool {
+        self.authority
     }
 
     pub fn has_table(&self, id: u32) -> bool {
@@ -122,6 +159,7 @@ impl Overlay {
             names: self.names.keys().cloned().collect(),
             tables: self.tables.keys().copied().collect(),
             sequences: self.sequences.keys().copied().collect(),
+            authority: self.authority,
         }
     }
 
@@ -143,7 +181,7 @@ impl Catalog {
     /// Forgets everything cached under the table's id.
     pub fn forget_table(&self, id: u32) {
         let mut cache = self.cache.write();
-        for names in cache.names.values_mut() {
+        for names in cache.names() {
             names.retain(|_, object| match object {
                 Object::Table(table) | Object::Index(table) => table.id != id,
                 Object::Sequence(_) => true,
@@ -155,14 +193,14 @@ impl Catalog {
     /// Forgets what a committed transaction changed, here or on another node.
     pub fn forget(&self, changed: &Changed) {
         let mut cache = self.cache.write();
-        for names in cache.names.values_mut() {
+        for names in cache.names() {
             names.retain(|_, object| match object {
                 Object::Table(table) | Object::Index(table) => !changed.tables.contains(&table.id),
                 Object::Sequence(sequence) => !changed.sequences.contains(&sequence.id),
             });
         }
-        for (schema, name) in &changed.names {
-            if let Some(names) = cache.names.get_mut(schema) {
+        for (database, schema, name) in &changed.names {
+            if let Some(names) = cache.names_of(Place { database: *database, schema }) {
                 names.remove(name);
             }
         }
@@ -170,22 +208,22 @@ impl Catalog {
     }
 
     /// Forgets one cached name, such as a sequence's that turned out to be gone.
-    pub fn forget_name(&self, schema: &str, name: &str) {
-        if let Some(names) = self.cache.write().names.get_mut(schema) {
+    pub fn forget_name(&self, place: Place<'_>, name: &str) {
+        if let Some(names) = self.cache.write().names_of(place) {
             names.remove(name);
         }
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// What `schema.name` stands for, as far as this transaction sees.
+    /// What a name stands for, as far as this transaction sees.
     pub async fn find(
         &self,
         overlay: &Overlay,
-        schema: &str,
+        place: Place<'_>,
         name: &str,
     ) -> Result<Option<Object>> {
         if !overlay.is_empty() {
-            let key = (schema.to_owned(), name.to_owned());
+            let key = (place.database, place.schema.to_owned(), name.to_owned());
             match overlay.names.get(&key) {
                 Some(None) => return Ok(None),
                 Some(Some(entry)) => {
@@ -196,10 +234,10 @@ impl Catalog {
                 None => {}
             }
         }
-        let cached = self.cached(schema, name);
+        let cached = self.cached(place, name);
         let object = match cached {
             Some(object) => object,
-            None => match Box::pin(self.load(schema, name)).await? {
+            None => match Box::pin(self.load(place, name)).await? {
                 Some(object) => object,
                 None => return Ok(None),
             },
@@ -219,8 +257,9 @@ impl Catalog {
     }
 
     /// A cached name, without any round trip.
-    pub fn cached(&self, schema: &str, name: &str) -> Option<Object> {
-        self.cache.read().names.get(schema)?.get(name).cloned()
+    pub fn cached(&self, place: Place<'_>, name: &str) -> Option<Object> {
+        let cache = self.cache.read();
+        cache.schemas.get(&place.database)?.get(place.schema)?.get(name).cloned()
     }
 
     fn overlaid(&self, overlay: &Overlay, entry: &Name) -> Option<Object> {
@@ -231,27 +270,28 @@ impl Catalog {
         }
     }
 
-    async fn load(&self, schema: &str, name: &str) -> Result<Option<Object>> {
+    async fn load(&self, place: Place<'_>, name: &str) -> Result<Option<Object>> {
         let generation = self.generation();
         let mut txn = self.client.begin(Isolation::ReadCommitted);
-        let loaded = Self::read_object(&mut txn, schema, name).await;
+        let loaded = Self::read_object(&mut txn, place, name).await;
         txn.rollback().await;
         let object = loaded?;
         if let Some(object) = &object {
             let mut cache = self.cache.write();
             // What was forgotten while it was read may be the older one.
             if self.generation() == generation {
-                let names = cache.names.entry(schema.to_owned()).or_default();
+                let schemas = cache.schemas.entry(place.database).or_default();
+                let names = schemas.entry(place.schema.to_owned()).or_default();
                 names.insert(name.to_owned(), object.clone());
             }
         }
         Ok(object)
     }
 
-    async fn read_object(txn: &mut Txn, schema: &str, name: &str) -> Result<Option<Object>> {
+    async fn read_object(txn: &mut Txn, place: Place<'_>, name: &str) -> Result<Option<Object>> {
         // One snapshot for the name and for what it names.
         txn.snapshot().await?;
-        let found = txn.get(&[rows::name_key(schema, name)]).await?;
+        let found = txn.get(&[rows::name_key(place, name)]).await?;
         let Some(Some(row)) = found.into_iter().next() else { return Ok(None) };
         let entry: Name = rows::decode(&row.value)?;
         let key = match entry.kind {
@@ -274,7 +314,7 @@ impl Catalog {
     pub async fn as_of(&self, table: Arc<Table>, at: Scn) -> Result<Arc<Table>> {
         let mut txn = self.client.begin(Isolation::RepeatableRead);
         txn.read_as_of(at).await?;
-        let found = txn.get(&[rows::name_key(&table.schema, &table.name)]).await?;
+        let found = txn.get(&[rows::name_key(table.place(), &table.name)]).await?;
         let named = match found.into_iter().next().flatten() {
             Some(row) => Some(rows::decode::<Name>(&row.value)?),
             None => None,
@@ -299,7 +339,7 @@ impl Catalog {
 
     /// Does a cached sequence's name still stand for it?
     pub async fn is_named(&self, sequence: &Sequence) -> Result<bool> {
-        let key = rows::name_key(&sequence.schema, &sequence.name);
+        let key = rows::name_key(sequence.place(), &sequence.name);
         let named: Option<Name> = self.read_one(key).await?;
         Ok(named.is_some_and(|named| named.id == sequence.id))
     }
@@ -324,48 +364,27 @@ impl Catalog {
 
     // ---- listing, for the views
 
-    async fn list<T: serde::de::DeserializeOwned>(
-        &self,
-        reader: &txn::Reader,
-        relation: RelationId,
-    ) -> Result<Vec<T>> {
-        let mut scan = reader.scan(relation.range(), false, None);
-        let mut all = Vec::new();
-        loop {
-            let batch = scan.next_batch().await?;
-            if batch.is_empty() {
-                return Ok(all);
-            }
-            for (_, row) in batch {
-                all.push(rows::decode(&row.value)?);
-            }
-        }
-    }
-
     /// Every table as of the reader's snapshot.
     pub async fn tables(&self, reader: &txn::Reader) -> Result<Vec<Arc<Table>>> {
-        let tables: Vec<Table> = self.list(reader, rows::TABLES).await?;
+        let tables: Vec<Table> = rows::list(reader, rows::TABLES).await?;
         Ok(tables.into_iter().map(Table::seal).collect())
     }
 
     pub async fn sequences(&self, reader: &txn::Reader) -> Result<Vec<Arc<Sequence>>> {
-        Ok(self.list(reader, rows::SEQUENCES).await?.into_iter().map(Arc::new).collect())
+        Ok(rows::list(reader, rows::SEQUENCES).await?.into_iter().map(Arc::new).collect())
     }
 
-    pub async fn users(&self, reader: &txn::Reader) -> Result<Vec<Arc<User>>> {
-        Ok(self.list(reader, rows::USERS).await?.into_iter().map(Arc::new).collect())
+    pub async fn role(&self, name: &str) -> Result<Option<Role>> {
+        self.read_one(rows::role_key(name)).await
     }
 
-    pub async fn schemas(&self, reader: &txn::Reader) -> Result<Vec<Arc<Schema>>> {
-        Ok(self.list(reader, rows::SCHEMAS).await?.into_iter().map(Arc::new).collect())
+    pub async fn schema(&self, place: Place<'_>) -> Result<Option<Schema>> {
+        self.read_one(rows::schema_key(place)).await
     }
 
-    pub async fn user(&self, name: &str) -> Result<Option<User>> {
-        self.read_one(rows::user_key(name)).await
-    }
-
-    pub async fn schema(&self, name: &str) -> Result<Option<Schema>> {
-        self.read_one(rows::schema_key(name)).await
+    /// How often authority has changed.
+    pub async fn authority_version(&self) -> Result<u64> {
+        Ok(self.read_one(rows::authority_version_key()).await?.unwrap_or_default())
     }
 
     async fn read_one<T: serde::de::DeserializeOwned>(&self, key: base::Key) -> Result<Option<T>> {
@@ -383,8 +402,8 @@ impl Catalog {
     // ---- changing, inside the user's transaction
 
     /// Locks a name against others who would create, rename or drop it.
-    pub async fn lock_name(txn: &mut Txn, schema: &str, name: &str) -> Result<Option<Name>> {
-        Self::lock_one(txn, rows::name_key(schema, name)).await
+    pub async fn lock_name(txn: &mut Txn, place: Place<'_>, name: &str) -> Result<Option<Name>> {
+        Self::lock_one(txn, rows::name_key(place, name)).await
     }
 
     pub async fn lock_table(txn: &mut Txn, id: u32) -> Result<Option<Table>> {
@@ -395,12 +414,33 @@ impl Catalog {
         Self::lock_one(txn, rows::sequence_key(id)).await
     }
 
-    pub async fn lock_user(txn: &mut Txn, name: &str) -> Result<Option<User>> {
-        Self::lock_one(txn, rows::user_key(name)).await
+    pub async fn lock_role(txn: &mut Txn, name: &str) -> Result<Option<Role>> {
+        Self::lock_one(txn, rows::role_key(name)).await
     }
 
-    pub async fn lock_schema(txn: &mut Txn, name: &str) -> Result<Option<Schema>> {
-        Self::lock_one(txn, rows::schema_key(name)).await
+    pub async fn lock_database(txn: &mut Txn, name: &str) -> Result<Option<Database>> {
+        Self::lock_one(txn, rows::database_key(name)).await
+    }
+
+    pub async fn lock_schema(txn: &mut Txn, place: Place<'_>) -> Result<Option<Schema>> {
+        Self::lock_one(txn, rows::schema_key(place)).await
+    }
+
+    pub async fn lock_acl(txn: &mut Txn, class: Class, id: u32) -> Result<ObjectAcl> {
+        let locked = Self::lock_one(txn, rows::acl_key(class, id)).await?;
+        Ok(locked.unwrap_or_else(|| ObjectAcl::new(class, id)))
+    }
+
+    /// Notes that this transaction changes who may do what. Such transactions come one after the other.
+    pub async fn change_authority(txn: &mut Txn, overlay: &mut Overlay) -> Result<()> {
+        if overlay.authority {
+            return Ok(());
+        }
+        let key = rows::authority_version_key();
+        let version: u64 = Self::lock_one(txn, key.clone()).await?.unwrap_or_default();
+        txn.put(key, rows::encode(&(version + 1))?)?;
+        overlay.authority = true;
+        Ok(())
     }
 
     async fn lock_one<T: serde::de::DeserializeOwned>(
@@ -418,16 +458,16 @@ impl Catalog {
     pub fn put_name(
         txn: &mut Txn,
         overlay: &mut Overlay,
-        schema: &str,
+        place: Place<'_>,
         name: &str,
         entry: Option<Name>,
     ) -> Result<()> {
-        let key = rows::name_key(schema, name);
+        let key = rows::name_key(place, name);
         match &entry {
             Some(entry) => txn.put(key, rows::encode(entry)?)?,
             None => txn.delete(key)?,
         }
-        overlay.names.insert((schema.to_owned(), name.to_owned()), entry);
+        overlay.names.insert((place.database, place.schema.to_owned(), name.to_owned()), entry);
         Ok(())
     }
 

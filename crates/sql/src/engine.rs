@@ -4,6 +4,7 @@
 //! and the list of sessions that a cancel request looks in. Everything here is a cache or a
 //! count: losing it costs time, never data.
 
+mod authority;
 mod plans;
 mod sequences;
 mod statistics;
@@ -11,10 +12,17 @@ mod statistics;
 pub use sequences::Sequences;
 pub use statistics::{StatementStat, Stopwatch, normalise};
 
-use crate::catalog::{Catalog, Changed, PUBLIC, Schema, User, retry, rows};
-use crate::error::{Result, state};
-use crate::session::{Canceler, Session};
+use crate::authority::{
+    Authority, Class, Database, Identity, ObjectAcl, Owned, Privileges, Role, RoleId,
+};
+use crate::catalog::{
+    Catalog, Changed, FIRST_DATABASE, FIRST_DATABASE_ID, Overlay, PUBLIC, Place, SECOND_DATABASE,
+    SECOND_DATABASE_ID, Schema, retry, rows,
+};
+use crate::error::{Error, Result, state};
+use crate::session::{Canceler, Session, Start};
 use crate::wide::Wide;
+use authority::Authorities;
 use base::Env;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -35,8 +43,33 @@ pub enum Auth {
     Scram,
 }
 
-/// The user that a fresh cluster has.
+/// The role that a fresh cluster has.
 pub const FIRST_USER: &str = "atoll";
+
+/// The oids of `public` in the databases that a fresh cluster has.
+const FIRST_PUBLIC_ID: u32 = 2200;
+const SECOND_PUBLIC_ID: u32 = 2201;
+
+/// Writes a new database, whose name is locked, with its schema `public`: everybody may use it, and the database's
+/// owner create in it.
+pub(crate) async fn put_database(
+    txn: &mut txn::Txn,
+    database: &Database,
+    public: u32,
+) -> Result<()> {
+    let place = Place { database: database.id, schema: PUBLIC };
+    Catalog::lock_schema(txn, place).await?;
+    Catalog::lock_acl(txn, Class::Schema, public).await?;
+    txn.put(rows::database_key(&database.name), rows::encode(database)?)?;
+    let owner = RoleId::DATABASE_OWNER;
+    let schema = Schema { id: public, database: database.id, name: PUBLIC.into(), owner };
+    txn.put(rows::schema_key(place), rows::encode(&schema)?)?;
+    let mut acl = Class::Schema.default_acl(owner);
+    acl.grant(RoleId::PUBLIC, owner, Privileges::USAGE, false);
+    let list = ObjectAcl { acl: Some(acl), ..ObjectAcl::new(Class::Schema, public) };
+    txn.put(rows::acl_key(Class::Schema, public), rows::encode(&list)?)?;
+    Ok(())
+}
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -49,13 +82,23 @@ struct Inner {
     client: txn::Client,
     wide: Arc<dyn Wide>,
     catalog: Catalog,
+    authorities: Authorities,
     node: Arc<dyn crate::views::Source>,
     auth: Auth,
     sequences: Sequences,
     plans: Plans,
     statistics: Statistics,
-    sessions: Mutex<HashMap<i32, (i32, Canceler)>>,
+    /// By process number.
+    sessions: Mutex<HashMap<i32, Entry>>,
     next_pid: AtomicI32,
+}
+
+/// An open session.
+struct Entry {
+    secret: i32,
+    canceler: Canceler,
+    role: RoleId,
+    database: u32,
 }
 
 impl Engine {
@@ -69,6 +112,7 @@ impl Engine {
         Engine {
             inner: Arc::new(Inner {
                 catalog: Catalog::new(client.clone()),
+                authorities: Authorities::default(),
                 sequences: Sequences::new(client.clone()),
                 plans: Plans::default(),
                 statistics: Statistics::default(),
@@ -83,12 +127,87 @@ impl Engine {
         }
     }
 
-    pub fn session(&self, user: String, database: String) -> Session {
+    /// Opens a session for a role that has proved who it is; refuses one that may not come in here.
+    pub async fn session(&self, role: &str, database: &str) -> Result<Session> {
+        let authority = self.authority().await?;
+        let invalid = |message: String| Error::new(state::INVALID_AUTHORIZATION, message);
+        let Some(known) = authority.roles.named(role) else {
+            return Err(invalid(format!("role \"{role}\" does not exist")));
+        };
+        if !known.login {
+            return Err(invalid(format!("role \"{role}\" is not permitted to log in")));
+        }
+        let Some(place) = authority.database(database) else {
+            let message = format!("database \"{database}\" does not exist");
+            return Err(Error::new(state::NO_SUCH_DATABASE, message));
+        };
+        if !place.allow_connections {
+            let message = format!("database \"{database}\" is not currently accepting connections");
+            return Err(Error::new(state::NOT_IN_PREREQUISITE_STATE, message));
+        }
+        let identity = Identity::new(authority.clone(), known.id, place.id);
+        if !identity.privileges(Owned::database(place)).contains(Privileges::CONNECT) {
+            let message = format!("permission denied for database \"{database}\"");
+            return Err(Error::new(state::INSUFFICIENT_PRIVILEGE, message)
+                .detail("User does not have CONNECT privilege."));
+        }
         let pid = self.inner.next_pid.fetch_add(1, Ordering::Relaxed) & i32::MAX;
         let secret = self.inner.env.random() as i32;
-        let session = Session::new(self.clone(), user, database, pid, secret);
-        self.inner.sessions.lock().insert(pid, (secret, session.canceler()));
-        session
+        let canceler = Canceler::default();
+        {
+            let mut sessions = self.inner.sessions.lock();
+            if !known.superuser {
+                let of = |wanted: fn(&Entry, &Entry) -> bool, own: &Entry| {
+                    sessions.values().filter(|entry| wanted(entry, own)).count()
+                };
+                let own = Entry {
+                    secret,
+                    canceler: canceler.clone(),
+                    role: known.id,
+                    database: place.id,
+                };
+                let limits = [
+                    (known.connection_limit, of(|a, b| a.role == b.role, &own), "role", role),
+                    (
+                        place.connection_limit,
+                        of(|a, b| a.database == b.database, &own),
+                        "database",
+                        database,
+                    ),
+                ];
+                for (limit, n_open, what, name) in limits {
+                    if usize::try_from(limit).is_ok_and(|limit| n_open >= limit) {
+                        let message = format!("too many connections for {what} \"{name}\"");
+                        return Err(Error::new(state::TOO_MANY_CONNECTIONS, message));
+                    }
+                }
+            }
+            let entry =
+                Entry { secret, canceler: canceler.clone(), role: known.id, database: place.id };
+            sessions.insert(pid, entry);
+        }
+        let start = Start {
+            role: known.id,
+            database_id: place.id,
+            database: database.to_owned(),
+            authority: authority.clone(),
+            canceler,
+            pid,
+            secret,
+        };
+        Ok(Session::new(self.clone(), start))
+    }
+
+    /// Sends the sessions of this node away that are in a database.
+    pub(crate) fn end_sessions_in(&self, database: u32) {
+        for entry in self.inner.sessions.lock().values().filter(|e| e.database == database) {
+            entry.canceler.terminate();
+        }
+    }
+
+    /// Sessions of this node in a database.
+    pub(crate) fn n_sessions_in(&self, database: u32) -> usize {
+        self.inner.sessions.lock().values().filter(|entry| entry.database == database).count()
     }
 
     pub(crate) fn forget_session(&self, pid: i32) {
@@ -100,21 +219,38 @@ impl Engine {
         Box::pin(async move {
             retry(|| async {
                 let mut txn = self.inner.client.begin(Isolation::ReadCommitted);
-                let mut is_new = false;
-                if Catalog::lock_schema(&mut txn, PUBLIC).await?.is_none() {
-                    let schema = Schema { id: 2200, name: PUBLIC.into(), owner: FIRST_USER.into() };
-                    txn.put(rows::schema_key(PUBLIC), rows::encode(&schema)?)?;
-                    is_new = true;
+                if Catalog::lock_database(&mut txn, FIRST_DATABASE).await?.is_some() {
+                    txn.rollback().await;
+                    return Ok(());
                 }
-                if Catalog::lock_user(&mut txn, FIRST_USER).await?.is_none() && is_new {
-                    let user = User {
-                        id: 10,
-                        name: FIRST_USER.into(),
-                        verifier: None,
-                        superuser: true,
-                        login: true,
+                let mut overlay = Overlay::default();
+                Catalog::change_authority(&mut txn, &mut overlay).await?;
+                Catalog::lock_role(&mut txn, FIRST_USER).await?;
+                let first = Role {
+                    superuser: true,
+                    createrole: true,
+                    createdb: true,
+                    login: true,
+                    replication: true,
+                    bypassrls: true,
+                    ..Role::new(RoleId::FIRST, FIRST_USER)
+                };
+                txn.put(rows::role_key(FIRST_USER), rows::encode(&first)?)?;
+                let databases = [
+                    (FIRST_DATABASE, FIRST_DATABASE_ID, FIRST_PUBLIC_ID),
+                    (SECOND_DATABASE, SECOND_DATABASE_ID, SECOND_PUBLIC_ID),
+                ];
+                for (name, id, public) in databases {
+                    Catalog::lock_database(&mut txn, name).await?;
+                    let database = Database {
+                        id,
+                        name: name.into(),
+                        owner: RoleId::FIRST,
+                        connection_limit: -1,
+                        allow_connections: true,
+                        is_template: false,
                     };
-                    txn.put(rows::user_key(FIRST_USER), rows::encode(&user)?)?;
+                    put_database(&mut txn, &database, public).await?;
                 }
                 txn.commit().await?;
                 Ok(())
@@ -178,6 +314,9 @@ impl Engine {
     /// Forgets what a committed transaction defined anew, on this node or on another.
     pub fn forget(&self, changed: &Changed) {
         self.inner.catalog.forget(changed);
+        if changed.authority {
+            self.inner.authorities.forget();
+        }
         changed.sequences.iter().for_each(|id| self.inner.sequences.forget(*id));
     }
 
@@ -192,17 +331,22 @@ impl Engine {
         self.inner.statistics.all()
     }
 
-    /// A user's SCRAM verifier and right to log in; none: no such user.
-    pub async fn user(&self, name: &str) -> Result<Option<Arc<User>>> {
-        Ok(self.inner.catalog.user(name).await?.map(Arc::new))
+    /// A role as it is stored, with its SCRAM verifier; none: no such role.
+    pub async fn role(&self, name: &str) -> Result<Option<Arc<Role>>> {
+        Ok(self.inner.catalog.role(name).await?.map(Arc::new))
+    }
+
+    /// Who may do what, as far as is committed.
+    pub async fn authority(&self) -> Result<Arc<Authority>> {
+        self.inner.authorities.current(&self.inner.env, &self.inner.catalog).await
     }
 
     /// Cancels what the session with this process number runs, if the secret is right.
     pub fn cancel(&self, pid: i32, secret: i32) {
-        if let Some((known, canceler)) = self.inner.sessions.lock().get(&pid)
-            && *known == secret
+        if let Some(entry) = self.inner.sessions.lock().get(&pid)
+            && entry.secret == secret
         {
-            canceler.cancel();
+            entry.canceler.cancel();
         }
     }
 }

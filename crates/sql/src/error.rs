@@ -66,7 +66,12 @@ pub mod state {
     pub const INVALID_STATEMENT_NAME: &str = "26000";
     pub const INVALID_AUTHORIZATION: &str = "28000";
     pub const INVALID_PASSWORD: &str = "28P01";
+    pub const INVALID_GRANT_OPERATION: &str = "0LP01";
+    pub const DEPENDENT_OBJECTS: &str = "2BP01";
     pub const NO_SUCH_DATABASE: &str = "3D000";
+    pub const DUPLICATE_DATABASE: &str = "42P04";
+    pub const RESERVED_NAME: &str = "42939";
+    pub const OBJECT_IN_USE: &str = "55006";
     pub const NO_SUCH_SAVEPOINT: &str = "3B001";
     pub const NO_SUCH_SCHEMA: &str = "3F000";
     pub const SERIALIZATION_FAILURE: &str = "40001";

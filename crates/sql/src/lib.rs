@@ -7,6 +7,7 @@
 
 #![recursion_limit = "256"]
 
+pub mod authority;
 pub mod bind;
 pub mod catalog;
 pub mod codec;

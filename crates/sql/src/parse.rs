@@ -8,11 +8,18 @@
 //! A string of several statements is cut by a scanner of its own ([`split`]), so that a single
 //! statement whose plan is cached is never parsed at all.
 
+mod authority;
+mod carried;
 mod dialect;
 mod operators;
 mod types;
 mod utility;
 
+pub use authority::{
+    AlterDefaults, CommentOn, DatabaseOptions, GrantObjects, GrantRoles, GrantTarget, RoleOptions,
+    RoleSpec,
+};
+pub use carried::storage_parameters;
 pub use types::{Serial, serial_of, type_of};
 
 use crate::error::{Error, Result, state};
@@ -91,8 +98,18 @@ pub enum Statement {
         cascade: bool,
     },
     CreateSchema {
-        name: String,
+        /// None: the name of its owner.
+        name: Option<String>,
+        owner: Option<RoleSpec>,
         if_not_exists: bool,
+    },
+    RenameSchema {
+        name: String,
+        to: String,
+    },
+    SchemaOwner {
+        name: String,
+        owner: RoleSpec,
     },
     CreateSequence {
         name: ast::ObjectName,
@@ -108,17 +125,55 @@ pub enum Statement {
         name: ast::ObjectName,
         to: String,
     },
-    CreateUser {
+    CreateRole {
         name: String,
-        options: UserOptions,
+        options: Box<RoleOptions>,
     },
-    AlterUser {
+    AlterRole {
+        role: RoleSpec,
+        options: Box<RoleOptions>,
+    },
+    RenameRole {
         name: String,
-        options: UserOptions,
+        to: String,
     },
-    DropUser {
-        names: Vec<String>,
+    DropRole {
+        roles: Vec<RoleSpec>,
         if_exists: bool,
+    },
+    /// `role` none: back to who logged in.
+    SetRole {
+        role: Option<String>,
+        is_session: bool,
+        local: bool,
+    },
+    ReassignOwned {
+        roles: Vec<RoleSpec>,
+        to: RoleSpec,
+    },
+    DropOwned {
+        roles: Vec<RoleSpec>,
+        cascade: bool,
+    },
+    Grant(Box<GrantObjects>),
+    GrantRoles(Box<GrantRoles>),
+    AlterDefaults(Box<AlterDefaults>),
+    CreateDatabase {
+        name: String,
+        options: Box<DatabaseOptions>,
+    },
+    AlterDatabase {
+        name: String,
+        options: Box<DatabaseOptions>,
+    },
+    DropDatabase {
+        name: String,
+        if_exists: bool,
+        force: bool,
+    },
+    Comment {
+        on: CommentOn,
+        text: Option<String>,
     },
     Split {
         table: ast::ObjectName,
@@ -159,15 +214,7 @@ pub struct SequenceOptions {
     /// `Some(None)` is OWNED BY NONE; else table and column.
     pub owned_by: Option<Option<(Vec<String>, String)>>,
     pub rename: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UserOptions {
-    /// `Some(None)` is PASSWORD NULL.
-    pub password: Option<Option<String>>,
-    pub superuser: Option<bool>,
-    pub login: Option<bool>,
-    pub rename: Option<String>,
+    pub owner: Option<RoleSpec>,
 }
 
 #[derive(Clone, Debug)]
@@ -429,6 +476,7 @@ fn parse_tokens(sql: &str, tokens: Vec<TokenWithSpan>) -> Result<Statement> {
         }
         _ => return Err(near(sql, &rest)),
     }
+    carried::check(&tree)?;
     convert(tree)
 }
 
@@ -528,17 +576,20 @@ fn convert(tree: ast::Statement) -> Result<Statement> {
             Statement::Drop { kind, names, if_exists, cascade }
         }
         ast::Statement::CreateSchema { schema_name, if_not_exists, .. } => {
-            let name = match &schema_name {
-                ast::SchemaName::Simple(name) | ast::SchemaName::NamedAuthorization(name, _) => {
-                    last_part(name)?
-                }
-                ast::SchemaName::UnnamedAuthorization(name) => ident(name),
+            let role = |name: &ast::Ident| match (ident(name).as_str(), name.quote_style) {
+                ("current_user" | "current_role" | "user", None) => RoleSpec::CurrentUser,
+                ("session_user", None) => RoleSpec::SessionUser,
+                (name, _) => RoleSpec::Named(name.to_owned()),
             };
-            Statement::CreateSchema { name, if_not_exists }
+            let (name, owner) = match &schema_name {
+                ast::SchemaName::Simple(name) => (Some(last_part(name)?), None),
+                ast::SchemaName::NamedAuthorization(name, owner) => {
+                    (Some(last_part(name)?), Some(role(owner)))
+                }
+                ast::SchemaName::UnnamedAuthorization(owner) => (None, Some(role(owner))),
+            };
+            Statement::CreateSchema { name, owner, if_not_exists }
         }
-        ast::Statement::Comment { .. } => Statement::Nothing("COMMENT"),
-        ast::Statement::Grant { .. } => Statement::Nothing("GRANT"),
-        ast::Statement::Revoke { .. } => Statement::Nothing("REVOKE"),
         other => {
             let text = other.to_string();
             let words: Vec<&str> = text.split_whitespace().take(2).collect();
@@ -635,7 +686,12 @@ mod tests {
             ("show transaction isolation level", "Show(\"transaction_isolation\")"),
             ("set transaction snapshot '12'", "SetSnapshot(\"12\")"),
             ("vacuum analyze t", "Nothing(\"VACUUM\")"),
-            ("drop role if exists x", "DropUser { names: [\"x\"], if_exists: true }"),
+            ("drop role if exists x", "DropRole { roles: [Named(\"x\")], if_exists: true }"),
+            ("set role none", "SetRole { role: None, is_session: false, local: false }"),
+            (
+                "set local session authorization 'ada'",
+                "SetRole { role: Some(\"ada\"), is_session: true, local: true }",
+            ),
         ] {
             assert_eq!(format!("{:?}", parse(sql).unwrap()), want, "{sql}");
         }

@@ -13,8 +13,9 @@ pub mod select;
 
 pub use access::Access;
 
+use crate::authority::Needs;
 use crate::bind::{Binder, Bound, Params, Scope, Slot, SlotKind, column_name};
-use crate::catalog::{Object, Overlay, PUBLIC, Table, VIRTUAL_SCHEMAS};
+use crate::catalog::{Object, Overlay, Table, VIRTUAL_SCHEMAS};
 use crate::engine::Engine;
 use crate::error::{Error, Result, state};
 use crate::expr::Expr;
@@ -26,7 +27,7 @@ use base::Scn;
 use sqlparser::ast::{self, Visit, Visitor};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub struct Plan {
     pub kind: Kind,
@@ -35,6 +36,8 @@ pub struct Plan {
     pub slots: Vec<Slot>,
     /// Stored tables that the statement goes by, declared to the tablets before it runs.
     pub tables: Vec<Arc<Table>>,
+    /// What it needs to be allowed; read from the tree when somebody asks who is no superuser.
+    pub needs: OnceLock<Needs>,
     /// The catalog's generation that the plan was made at.
     pub generation: u64,
     /// It rests on definitions that only one transaction goes by, uncommitted or as of an older
@@ -135,6 +138,7 @@ impl<'a> Planner<'a> {
             columns: columns.map(Arc::from),
             slots: self.slots,
             tables: self.tables,
+            needs: OnceLock::new(),
             generation,
             is_private,
             tree,
@@ -401,18 +405,15 @@ pub async fn find(
         if VIRTUAL_SCHEMAS.contains(&schema) {
             return Ok(None);
         }
-        return engine.catalog().find(overlay, schema, name).await;
+        return engine.catalog().find(overlay, view.place(schema), name).await;
     }
     for schema in view.search_path.iter() {
         if VIRTUAL_SCHEMAS.contains(&schema.as_str()) {
             continue;
         }
-        if let Some(object) = engine.catalog().find(overlay, schema, name).await? {
+        if let Some(object) = engine.catalog().find(overlay, view.place(schema), name).await? {
             return Ok(Some(object));
         }
-    }
-    if view.search_path.is_empty() {
-        return engine.catalog().find(overlay, PUBLIC, name).await;
     }
     Ok(None)
 }

@@ -23,6 +23,7 @@ pub mod select;
 
 pub use explain::explain;
 
+use crate::authority::{self, Class, Owned, Privileges};
 use crate::bind::{Slot, SlotKind};
 use crate::catalog::{Object, Overlay, Sequence};
 use crate::engine::Engine;
@@ -62,6 +63,9 @@ pub struct Exec<'a> {
     /// The statement may be run again from its beginning, at a newer snapshot.
     pub may_restart: bool,
     pub kept: Kept,
+    pub read_only: bool,
+    /// What a definition has to say beside its answer.
+    pub notices: Vec<String>,
 }
 
 impl Exec<'_> {
@@ -155,13 +159,19 @@ impl Exec<'_> {
             return Ok(Datum::Null);
         }
         Ok(match &slot.kind {
-            SlotKind::NextOf(id) => Datum::Int8(self.next(*id).await?),
+            SlotKind::NextOf(id) => {
+                self.may_draw_default(plan, *id)?;
+                Datum::Int8(self.next(*id).await?)
+            }
             SlotKind::NextVal => {
-                let id = self.sequence(args[0].as_str().unwrap_or_default()).await?.id;
-                Datum::Int8(self.next(id).await?)
+                let sequence = self.sequence(args[0].as_str().unwrap_or_default()).await?;
+                self.refuse_read_only("nextval()")?;
+                self.may(&sequence, &[Privileges::USAGE, Privileges::UPDATE])?;
+                Datum::Int8(self.next(sequence.id).await?)
             }
             SlotKind::CurrVal => {
                 let sequence = self.sequence(args[0].as_str().unwrap_or_default()).await?;
+                self.may(&sequence, &[Privileges::USAGE, Privileges::SELECT])?;
                 let value = self.drawn.by_sequence.get(&sequence.id).copied();
                 Datum::Int8(value.ok_or_else(|| {
                     Error::new(
@@ -180,7 +190,10 @@ impl Exec<'_> {
                 )
             })?),
             SlotKind::SetVal => {
-                let id = self.sequence(args[0].as_str().unwrap_or_default()).await?.id;
+                let sequence = self.sequence(args[0].as_str().unwrap_or_default()).await?;
+                self.refuse_read_only("setval()")?;
+                self.may(&sequence, &[Privileges::UPDATE])?;
+                let id = sequence.id;
                 let value = args[1].as_i64().unwrap_or_default();
                 let is_called = args.get(2).and_then(Datum::as_bool).unwrap_or(true);
                 let engine = self.engine.clone();
@@ -274,6 +287,46 @@ impl Exec<'_> {
 
     // ---- sequences
 
+    fn refuse_read_only(&self, what: &str) -> Result<()> {
+        if !self.read_only {
+            return Ok(());
+        }
+        let message = format!("cannot execute {what} in a read-only transaction");
+        Err(Error::new(state::READ_ONLY_TRANSACTION, message))
+    }
+
+    /// One of the privileges is enough.
+    fn may(&self, sequence: &Sequence, privileges: &[Privileges]) -> Result<()> {
+        let held = self.identity().privileges(Owned::sequence(sequence));
+        match privileges.iter().any(|one| held.contains(*one)) {
+            true => Ok(()),
+            false => Err(authority::denied("sequence", &sequence.name)),
+        }
+    }
+
+    /// A serial column's default draws in the name of whoever inserts; an identity column's in the owner's.
+    fn may_draw_default(&self, plan: &Plan, id: u32) -> Result<()> {
+        if self.identity().is_superuser {
+            return Ok(());
+        }
+        let drawn = plan.tables.iter().find_map(|table| {
+            let is_drawn = |column: &&crate::catalog::Column| {
+                column.default.as_ref().is_some_and(|default| default.owned_sequence == Some(id))
+            };
+            Some((table, table.columns.iter().find(is_drawn)?))
+        });
+        let Some((table, column)) = drawn.filter(|(_, column)| column.identity.is_none()) else {
+            return Ok(());
+        };
+        // The sequence goes with its table to a new owner.
+        let owned = Owned { class: Class::Sequence, id, owner: table.owner };
+        let held = self.identity().privileges(owned);
+        if held.contains(Privileges::USAGE) || held.contains(Privileges::UPDATE) {
+            return Ok(());
+        }
+        Err(authority::denied("sequence", &format!("{}_{}_seq", table.name, column.name)))
+    }
+
     async fn next(&mut self, id: u32) -> Result<i64> {
         let engine = self.engine.clone();
         let value = engine.sequences().next(id, self.txn, self.overlay).await?;
@@ -291,7 +344,7 @@ impl Exec<'_> {
         let engine = self.engine;
         let is_own = self.overlay.sequence(sequence.id).is_some();
         if !is_own && !engine.catalog().is_named(&sequence).await? {
-            engine.catalog().forget_name(&sequence.schema, &sequence.name);
+            engine.catalog().forget_name(sequence.place(), &sequence.name);
             engine.sequences().forget(sequence.id);
             sequence = self.find_sequence(name).await?;
         }

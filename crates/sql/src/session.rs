@@ -25,7 +25,8 @@ pub use crate::parse::ParsedStatement;
 pub use copy::{CopyIn, CopyOut, CopyStream};
 pub use settings::Settings;
 
-use crate::catalog::Table;
+use crate::authority::{Authority, Identity, RoleId};
+use crate::catalog::{FIRST_DATABASE, FIRST_DATABASE_ID, Place, Table};
 use crate::engine::{Engine, Stopwatch};
 use crate::error::{Error, Result, state};
 use crate::parse;
@@ -147,6 +148,8 @@ pub struct Canceler {
 #[derive(Default)]
 struct CancelState {
     requested: AtomicBool,
+    /// The session is to end.
+    terminated: AtomicBool,
     /// The transaction whose commit is under way. It goes on whatever becomes of the session, so
     /// nothing that the session itself decides breaks off the wait for its outcome.
     committing: Mutex<Option<TxnId>>,
@@ -158,6 +161,23 @@ impl Canceler {
     pub fn cancel(&self) {
         self.inner.requested.store(true, Ordering::Release);
         self.inner.notify.notify_waiters();
+    }
+
+    /// The statement that runs now is canceled, and the session ends.
+    pub fn terminate(&self) {
+        self.inner.terminated.store(true, Ordering::Release);
+        self.cancel();
+    }
+
+    /// Returns once the session is to end.
+    pub async fn terminated(&self) {
+        loop {
+            let notified = self.inner.notify.notified();
+            if self.inner.terminated.load(Ordering::Acquire) {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// A new statement begins: an older request is not meant for it.
@@ -193,8 +213,11 @@ fn canceled() -> Error {
 /// What a statement may know of the session that asks: see [`crate::wide::QueryContext`].
 #[derive(Clone)]
 pub struct View {
-    pub user: Arc<str>,
+    /// The current role, with all that it may do.
+    pub identity: Arc<Identity>,
+    pub session_user: Arc<str>,
     pub database: Arc<str>,
+    /// The schemas that names are looked for in: those of the setting that are there and open to the role.
     pub search_path: Arc<[String]>,
     pub zone: Zone,
     /// The transaction's start, microseconds since 1970.
@@ -226,7 +249,20 @@ impl View {
     }
 
     pub fn setting(&self, name: &str) -> Option<String> {
-        self.settings.get(name)
+        match own_setting(name, &self.settings, &self.identity, &self.session_user) {
+            Some(value) => Some(value),
+            None => self.settings.get(name),
+        }
+    }
+
+    /// The current role's name.
+    pub fn user(&self) -> &Arc<str> {
+        &self.identity.name
+    }
+
+    /// A schema of this session's database.
+    pub fn place<'a>(&self, schema: &'a str) -> Place<'a> {
+        Place { database: self.identity.database, schema }
     }
 
     /// Name, value and description of all settings.
@@ -238,16 +274,22 @@ impl View {
         View { tables, ..self.clone() }
     }
 
-    /// For work that no session asked for.
+    /// For work that no session asked for, in the first database.
     pub fn internal(engine: &Engine) -> View {
-        View::of(engine.env().clone(), Arc::from(crate::engine::FIRST_USER))
+        View::of(engine.env().clone(), FIRST_DATABASE_ID)
     }
 
-    fn of(env: Env, user: Arc<str>) -> View {
-        let settings = Arc::new(Settings::new(user.clone()));
+    /// For work on a table of any database.
+    pub fn internal_for(engine: &Engine, table: &Table) -> View {
+        View::of(engine.env().clone(), table.database)
+    }
+
+    fn of(env: Env, database: u32) -> View {
+        let settings = Arc::new(Settings::new(Arc::from(crate::engine::FIRST_USER)));
         View {
-            user,
-            database: Arc::from("atoll"),
+            identity: Arc::new(Identity::of_the_system(database)),
+            session_user: Arc::from(crate::engine::FIRST_USER),
+            database: Arc::from(FIRST_DATABASE),
             search_path: settings.search_path.clone(),
             zone: settings.zone,
             now_us: env.wall_us(),
@@ -262,13 +304,47 @@ impl View {
     #[cfg(test)]
     pub(crate) fn for_tests() -> View {
         let net = Arc::new(base::env::MemoryNet::default());
-        View::of(Env::seeded(1, net), Arc::from("ada"))
+        View { session_user: Arc::from("ada"), ..View::of(Env::seeded(1, net), FIRST_DATABASE_ID) }
     }
+}
+
+/// Settings whose value is not stored as such.
+fn own_setting(
+    name: &str,
+    settings: &Settings,
+    identity: &Identity,
+    session_user: &str,
+) -> Option<String> {
+    let on = |on: bool| (if on { "on" } else { "off" }).to_owned();
+    Some(match name.to_ascii_lowercase().as_str() {
+        "is_superuser" => on(identity.is_superuser),
+        "session_authorization" => session_user.to_owned(),
+        "role" if settings.role.is_none() => "none".to_owned(),
+        "role" => identity.name.to_string(),
+        _ => return None,
+    })
+}
+
+/// What a session begins with: who was let in, and where.
+pub(crate) struct Start {
+    pub authority: Arc<Authority>,
+    pub role: RoleId,
+    pub database_id: u32,
+    pub database: String,
+    pub canceler: Canceler,
+    pub pid: i32,
+    pub secret: i32,
 }
 
 pub struct Session {
     engine: Engine,
-    user: Arc<str>,
+    /// Who logged in.
+    login: RoleId,
+    /// Who acts now.
+    identity: Arc<Identity>,
+    /// The schemas of a search path that the identity may use, and that path.
+    usable_path: Arc<[String]>,
+    path_of: Arc<[String]>,
     database: Arc<str>,
     pid: i32,
     secret: i32,
@@ -281,18 +357,18 @@ pub struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(
-        engine: Engine,
-        user: String,
-        database: String,
-        pid: i32,
-        secret: i32,
-    ) -> Session {
-        let user: Arc<str> = Arc::from(user);
+    pub(crate) fn new(engine: Engine, start: Start) -> Session {
+        let Start { authority, role, database_id, database, canceler, pid, secret } = start;
+        let name: Arc<str> = Arc::from(authority.roles.name(role));
+        let identity = Arc::new(Identity::new(authority, role, database_id));
+        let settings = Arc::new(Settings::new(name));
         Session {
-            settings: Arc::new(Settings::new(user.clone())),
+            usable_path: identity.usable_path(&settings.search_path).into(),
+            path_of: settings.search_path.clone(),
+            settings,
             engine,
-            user,
+            login: role,
+            identity,
             database: Arc::from(database),
             pid,
             secret,
@@ -300,8 +376,39 @@ impl Session {
             prepared: HashMap::new(),
             drawn: Drawn::default(),
             notices: Vec::new(),
-            cancel: Canceler::default(),
+            cancel: canceler,
         }
+    }
+
+    /// Before each statement: who acts, and what that role may do now.
+    async fn renew_identity(&mut self) -> Result<()> {
+        let authority = match &mut self.open {
+            Some(open) if open.failed => return Ok(()),
+            // Its own changes count for the transaction that made them.
+            Some(open) if open.overlay.has_authority() => {
+                let reader = open.txn.reader().await?;
+                Arc::new(Box::pin(Authority::load(&reader)).await?)
+            }
+            _ => self.engine.authority().await?,
+        };
+        let role = self.settings.role.or(self.settings.session_role).unwrap_or(self.login);
+        let is_same =
+            self.identity.role == role && (Arc::ptr_eq(&self.identity.authority, &authority));
+        if !is_same {
+            let database = self.identity.database;
+            self.identity = Arc::new(Identity::new(authority, role, database));
+        }
+        if !is_same || !Arc::ptr_eq(&self.path_of, &self.settings.search_path) {
+            self.path_of = self.settings.search_path.clone();
+            self.usable_path = self.identity.usable_path(&self.path_of).into();
+            self.renew_view();
+        }
+        Ok(())
+    }
+
+    fn session_user(&self) -> Arc<str> {
+        let role = self.settings.session_role.unwrap_or(self.login);
+        Arc::from(self.identity.authority.roles.name(role))
     }
 
     /// A simple-query string's statements.
@@ -333,7 +440,10 @@ impl Session {
                 let on = self.open.as_ref().map_or(self.settings.read_only, |open| open.read_only);
                 Some((if on { "on" } else { "off" }).to_owned())
             }
-            _ => self.settings.get(name),
+            _ => match own_setting(name, &self.settings, &self.identity, &self.session_user()) {
+                Some(value) => Some(value),
+                None => self.settings.get(name),
+            },
         }
     }
 
@@ -422,9 +532,10 @@ impl Session {
 
     fn make_view(&self, txn_id: u64, now_us: i64) -> View {
         View {
-            user: self.user.clone(),
+            identity: self.identity.clone(),
+            session_user: self.session_user(),
             database: self.database.clone(),
-            search_path: self.settings.search_path.clone(),
+            search_path: self.usable_path.clone(),
             zone: self.settings.zone,
             now_us,
             pid: self.pid,

@@ -12,10 +12,13 @@
 
 mod atoll;
 mod pg;
+mod roles;
 mod standard;
 
-use crate::catalog::{Changed, IndexState, Schema, Sequence, Table, User};
+use crate::authority::{Authority, RoleId};
+use crate::catalog::{Changed, IndexState, Sequence, Table, rows};
 use crate::error::Result;
+use crate::run::ddl::comments::Comment;
 use crate::types::{Datum, Row, Type};
 use crate::wide::QueryContext;
 use std::sync::{Arc, LazyLock};
@@ -50,23 +53,28 @@ pub trait Source: Send + Sync {
     async fn definitions_changed(&self, changed: &Changed);
 }
 
-/// The catalog as of one query.
+/// The catalog of one database as of one query.
 #[derive(Default)]
 pub struct Snapshot {
     pub tables: Vec<Arc<Table>>,
     pub sequences: Vec<Arc<Sequence>>,
-    pub users: Vec<Arc<User>>,
-    pub schemas: Vec<Arc<Schema>>,
+    pub comments: Vec<Comment>,
+    pub authority: Arc<Authority>,
 }
 
 impl Snapshot {
     pub async fn load(cx: &QueryContext, reader: &txn::Reader) -> Result<Snapshot> {
         let catalog = cx.engine.catalog();
+        let database = cx.view.identity.database;
+        let mut tables = catalog.tables(reader).await?;
+        tables.retain(|table| table.database == database);
+        let mut sequences = catalog.sequences(reader).await?;
+        sequences.retain(|sequence| sequence.database == database);
         Ok(Snapshot {
-            tables: catalog.tables(reader).await?,
-            sequences: catalog.sequences(reader).await?,
-            users: catalog.users(reader).await?,
-            schemas: catalog.schemas(reader).await?,
+            tables,
+            sequences,
+            comments: rows::list(reader, rows::COMMENTS).await?,
+            authority: cx.view.identity.authority.clone(),
         })
     }
 }
@@ -126,8 +134,13 @@ pub fn find(schema: Option<&str>, name: &str) -> Option<&'static Definition> {
     all().find(|definition| definition.schema == schema && definition.name == name)
 }
 
+/// Schema and name of the view that a query means.
+pub fn name_of(schema: Option<&str>, name: &str) -> Option<(&'static str, &'static str)> {
+    find(schema, name).map(|view| (view.schema, view.name))
+}
+
 fn all() -> impl Iterator<Item = &'static Definition> {
-    pg::VIEWS.iter().chain(standard::VIEWS).chain(atoll::VIEWS)
+    pg::VIEWS.iter().chain(roles::VIEWS).chain(standard::VIEWS).chain(atoll::VIEWS)
 }
 
 /// Reads a list of columns. Types are PostgreSQL's short names; `[]` makes an array.
@@ -165,7 +178,7 @@ pub struct Relation<'a> {
     pub name: &'a str,
     /// `pg_class.relkind`.
     pub kind: char,
-    pub owner: &'a str,
+    pub owner: RoleId,
     pub n_columns: usize,
     pub has_index: bool,
     pub n_checks: usize,
@@ -185,7 +198,7 @@ pub fn relations(snapshot: &Snapshot) -> impl Iterator<Item = Relation<'_>> {
         schema: &table.schema,
         name: &table.name,
         kind: 'r',
-        owner: &table.owner,
+        owner: table.owner,
         n_columns: table.columns.len(),
         has_index: indexes(table).next().is_some(),
         n_checks: table.checks.len(),
@@ -197,7 +210,7 @@ pub fn relations(snapshot: &Snapshot) -> impl Iterator<Item = Relation<'_>> {
             schema: &table.schema,
             name: index.name,
             kind: 'i',
-            owner: &table.owner,
+            owner: table.owner,
             n_columns: index.columns.len(),
             has_index: false,
             n_checks: 0,
@@ -209,7 +222,7 @@ pub fn relations(snapshot: &Snapshot) -> impl Iterator<Item = Relation<'_>> {
         schema: &sequence.schema,
         name: &sequence.name,
         kind: 'S',
-        owner: &sequence.owner,
+        owner: sequence.owner,
         n_columns: 3,
         has_index: false,
         n_checks: 0,
@@ -220,7 +233,7 @@ pub fn relations(snapshot: &Snapshot) -> impl Iterator<Item = Relation<'_>> {
         schema: view.schema,
         name: view.name,
         kind: 'v',
-        owner: "atoll",
+        owner: RoleId::FIRST,
         n_columns: *n_columns,
         has_index: false,
         n_checks: 0,

@@ -174,9 +174,10 @@ async fn play(script: &str, engines: &[Engine; 2], env: &Env) -> String {
             let at = statement.find(['>', '&']).unwrap();
             let name = statement[..at].to_owned();
             let sql = statement[at + 1..].trim().to_owned();
-            let mut session = sessions
-                .remove(&name)
-                .unwrap_or_else(|| engines[name.len() - 1].session("atoll".into(), "atoll".into()));
+            let mut session = match sessions.remove(&name) {
+                Some(session) => session,
+                None => engines[name.len() - 1].session("atoll", "atoll").await.unwrap(),
+            };
             if statement.as_bytes()[at] == b'&' {
                 #[allow(clippy::disallowed_methods)]
                 let mut task = tokio::spawn(async move {
@@ -212,7 +213,7 @@ async fn a_snapshot_by_its_number_goes_by_what_was() {
     let solo = txn::testing::solo(dir.path()).await.unwrap();
     let engine = engine(&solo);
     engine.bootstrap().await.unwrap();
-    let mut session = engine.session("atoll".into(), "atoll".into());
+    let mut session = engine.session("atoll", "atoll").await.unwrap();
     run(&mut session, "CREATE TABLE t (id int, w int); INSERT INTO t VALUES (1, 1)").await;
     let then = run(&mut session, "SELECT pg_export_snapshot()").await;
     let then = then.lines().next().unwrap();

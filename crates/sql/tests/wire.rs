@@ -434,10 +434,36 @@ async fn a_commit_under_way_is_not_denied() {
     assert_eq!(reader.until_closed().await, ["E 57P01"]);
 }
 
+/// asyncpg, for one, asks with Flush and sends nothing more before it has the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_does_not_wait_for_sync() {
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
+    let mut raw = Raw::login(&served).await;
+    let execute = |portal: &str| message(b'E', &[portal.as_bytes(), &[0; 5]].concat());
+    let wrong = [
+        ("42P01", parse("", "SELECT * FROM nowhere")),
+        ("42601", parse("", "SELEC")),
+        ("26000", bind("", "none", &[])),
+        ("26000", message(b'D', b"Snone\0")),
+        ("34000", message(b'D', b"Pnone\0")),
+        ("34000", execute("none")),
+        ("08P01", message(b'D', b"?\0")),
+        ("22012", [parse("", "SELECT 1 / 0"), bind("", "", &[]), execute("")].concat()),
+        ("22023", [parse("", "SET ROLE nobody"), bind("", "", &[]), execute("")].concat()),
+    ];
+    for (state, messages) in wrong {
+        raw.send(&messages).await;
+        let answers = raw.until(b'E').await;
+        assert_eq!(answers.last(), Some(&format!("E {state}")), "{answers:?}");
+        raw.send(&sync()).await;
+        assert_eq!(raw.until(b'Z').await, ["Z I"]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passwords_are_proved_not_sent() {
     let (served, _dir) = serve(Auth::Scram, Patience::default()).await;
-    let mut session = served.engine.session("atoll".into(), "atoll".into());
+    let mut session = served.engine.session("atoll", "atoll").await.unwrap();
     for sql in ["CREATE USER ann PASSWORD 'pencil'", "CREATE USER bob"] {
         let prepared = session.prepare(sql, &[]).await.unwrap();
         session.execute(&prepared, Vec::new()).await.unwrap();

@@ -268,7 +268,7 @@ impl Drop for Forget<'_> {
 }
 
 /// The protocol number. A change of a frame, of a message or of a type in a message raises it: see FORMAT.md.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
     let mut payload = BytesMut::new();

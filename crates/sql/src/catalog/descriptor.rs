@@ -1,4 +1,4 @@
-//! What the catalog says of one table, sequence or user.
+//! What the catalog says of one table, sequence or schema.
 //!
 //! A descriptor is one row of a system relation, replaced whole by each change. A [`Table`]'s
 //! `version` grows with every change; a statement tells the tablets which version it goes by and is
@@ -8,6 +8,7 @@
 //! touches no row, a dropped column's values are skipped, and a column added later is absent from
 //! older rows, which then read as its `missing` value.
 
+use crate::authority::RoleId;
 use crate::types::{Datum, Type};
 use base::{KeyRange, NodeId, Scn};
 use serde::{Deserialize, Serialize};
@@ -38,9 +39,10 @@ pub struct Table {
     /// Stays the same for the table's life; also its `pg_class.oid`.
     pub id: u32,
     pub version: u64,
+    pub database: u32,
     pub schema: String,
     pub name: String,
-    pub owner: String,
+    pub owner: RoleId,
     /// Where the rows are. TRUNCATE and ADD PRIMARY KEY choose a fresh one.
     pub relation: RelationId,
     /// In the order of their creation, without the dropped ones.
@@ -56,6 +58,8 @@ pub struct Table {
     pub indexes: Vec<Index>,
     /// `CHECK` constraints: name and the condition's SQL text.
     pub checks: Vec<Check>,
+    /// Storage parameters, `fillfactor=70`: kept for those who look.
+    pub options: Vec<String>,
     /// The commit that put this definition into force: where an older snapshot is read, its indexes
     /// may lack entries and its relations rows. Zero for one that has not committed.
     #[serde(skip)]
@@ -127,6 +131,10 @@ pub enum IndexState {
 }
 
 impl Table {
+    pub fn place(&self) -> super::Place<'_> {
+        super::Place { database: self.database, schema: &self.schema }
+    }
+
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
     }
@@ -174,9 +182,10 @@ impl Table {
         Table {
             id: 1000,
             version: 1,
+            database: super::FIRST_DATABASE_ID,
             schema: "public".into(),
             name: "t".into(),
-            owner: "atoll".into(),
+            owner: RoleId::FIRST,
             relation: RelationId(1000),
             columns: columns.iter().enumerate().map(column).collect(),
             next_column: columns.len() as u32 + 1,
@@ -185,6 +194,7 @@ impl Table {
             primary_id: 0,
             indexes: Vec::new(),
             checks: Vec::new(),
+            options: Vec::new(),
             since: Scn::ZERO,
             is_past: false,
             ranges: Arc::default(),
@@ -199,13 +209,20 @@ impl Index {
     }
 }
 
+impl Sequence {
+    pub fn place(&self) -> super::Place<'_> {
+        super::Place { database: self.database, schema: &self.schema }
+    }
+}
+
 /// A sequence, its position included: drawing values locks the row that DDL would change.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sequence {
     pub id: u32,
+    pub database: u32,
     pub schema: String,
     pub name: String,
-    pub owner: String,
+    pub owner: RoleId,
     pub ty: Type,
     pub start: i64,
     pub increment: i64,
@@ -221,19 +238,11 @@ pub struct Sequence {
     pub is_called: bool,
 }
 
-/// A role that may log in. `verifier` is `SCRAM-SHA-256$…`, as in `pg_authid.rolpassword`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct User {
-    pub id: u32,
-    pub name: String,
-    pub verifier: Option<String>,
-    pub superuser: bool,
-    pub login: bool,
-}
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Schema {
+    /// Also its `pg_namespace.oid`.
     pub id: u32,
+    pub database: u32,
     pub name: String,
-    pub owner: String,
+    pub owner: RoleId,
 }

@@ -1,6 +1,6 @@
 //! Plans by the statement's text.
 //!
-//! A plan is found again only by the same text, the same search path and the same parameter types,
+//! A plan is found again only by the same text, in the same database, with the same search path and the same parameter types,
 //! and only while the catalog's generation is the one it was made at. When the cache is full, half
 //! of it goes: what is in use comes back at once.
 
@@ -17,6 +17,7 @@ const TEXT_BYTES_MAX: usize = 4_096;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct PlanKey {
     pub text: Arc<str>,
+    pub database: u32,
     pub search_path: Arc<[String]>,
     pub hints: Vec<Option<Type>>,
 }

@@ -3,7 +3,7 @@
 
 use super::dialect::Remembering;
 use super::{
-    Copy, CopyOptions, CopySource, Modes, ParsedStatement, SequenceOptions, Statement, UserOptions,
+    Copy, CopyOptions, CopySource, Modes, ParsedStatement, RoleSpec, SequenceOptions, Statement,
     near, parse_tokens, parser, syntax, type_of,
 };
 use crate::error::{Error, Result, state};
@@ -12,10 +12,10 @@ use sqlparser::tokenizer::{Token, TokenWithSpan};
 use std::sync::Arc;
 use txn::Isolation;
 
-struct Cursor<'a> {
+pub(super) struct Cursor<'a> {
     sql: &'a str,
-    tokens: &'a [TokenWithSpan],
-    at: usize,
+    pub(super) tokens: &'a [TokenWithSpan],
+    pub(super) at: usize,
 }
 
 /// None: not a statement of this kind.
@@ -78,7 +78,13 @@ impl Cursor<'_> {
                     Statement::ResetAll
                 } else {
                     let name = self.setting_name()?;
-                    Statement::Set { name, value: None, local: false }
+                    match name.as_str() {
+                        "role" | "session_authorization" => {
+                            let is_session = name != "role";
+                            Statement::SetRole { role: None, is_session, local: false }
+                        }
+                        _ => Statement::Set { name, value: None, local: false },
+                    }
                 }
             }
             ("discard", _) => {
@@ -115,28 +121,109 @@ impl Cursor<'_> {
             }
             ("explain", _) => self.explain()?,
             ("copy", _) => self.copy()?,
-            ("create", "user" | "role") => {
+            ("create", "user" | "role" | "group") => {
                 self.at += 2;
-                let name = self.name()?;
-                let mut options = self.user_options()?;
+                let name = self.role_name()?;
+                let mut options = self.role_options(true)?;
                 if options.login.is_none() {
                     options.login = Some(second == "user");
                 }
-                Statement::CreateUser { name, options }
+                Statement::CreateRole { name, options: Box::new(options) }
             }
             ("alter", "user" | "role") => {
                 self.at += 2;
-                let name = self.name()?;
-                Statement::AlterUser { name, options: self.user_options()? }
+                if self.word().as_deref() == Some("all") {
+                    return Err(Error::unsupported("ALTER ROLE ALL"));
+                }
+                let role = self.role_spec()?;
+                if self.take_all(&["rename", "to"]) {
+                    let RoleSpec::Named(name) = role else { return Err(self.unexpected()) };
+                    Statement::RenameRole { name, to: self.role_name()? }
+                } else if matches!(self.word().as_deref(), Some("set" | "reset" | "in")) {
+                    return Err(Error::unsupported("ALTER ROLE ... SET")
+                        .hint("Let the client set it at its start, for instance by PGOPTIONS."));
+                } else {
+                    let options = Box::new(self.role_options(false)?);
+                    Statement::AlterRole { role, options }
+                }
             }
-            ("drop", "user" | "role") => {
+            ("alter", "group") => {
+                return Err(Error::unsupported("ALTER GROUP").hint("Use GRANT role TO member."));
+            }
+            ("drop", "user" | "role" | "group") => {
                 self.at += 2;
                 let if_exists = self.take_all(&["if", "exists"]);
-                let mut names = vec![self.name()?];
-                while self.symbol(&Token::Comma) {
-                    names.push(self.name()?);
+                Statement::DropRole { roles: self.role_specs()?, if_exists }
+            }
+            ("drop", "owned") => {
+                self.at += 2;
+                self.expect("by")?;
+                let roles = self.role_specs()?;
+                Statement::DropOwned { roles, cascade: self.cascade() }
+            }
+            ("reassign", "owned") => {
+                self.at += 2;
+                self.expect("by")?;
+                let roles = self.role_specs()?;
+                self.expect("to")?;
+                Statement::ReassignOwned { roles, to: self.role_spec()? }
+            }
+            ("grant", _) => {
+                self.at += 1;
+                self.grant(true)?
+            }
+            ("revoke", _) => {
+                self.at += 1;
+                self.grant(false)?
+            }
+            ("alter", "default") => {
+                self.at += 2;
+                self.expect("privileges")?;
+                self.alter_defaults()?
+            }
+            ("create", "database") => {
+                self.at += 2;
+                let name = self.name()?;
+                let options = self.database_options()?;
+                Statement::CreateDatabase { name, options: Box::new(options) }
+            }
+            ("alter", "database") => {
+                self.at += 2;
+                let name = self.name()?;
+                if matches!(self.word().as_deref(), Some("set" | "reset" | "refresh")) {
+                    return Err(Error::unsupported("ALTER DATABASE ... SET"));
                 }
-                Statement::DropUser { names, if_exists }
+                let options = self.database_options()?;
+                Statement::AlterDatabase { name, options: Box::new(options) }
+            }
+            ("drop", "database") => {
+                self.at += 2;
+                let if_exists = self.take_all(&["if", "exists"]);
+                let name = self.name()?;
+                self.skip(&["with"]);
+                let force = self.symbol(&Token::LParen);
+                if force {
+                    self.expect("force")?;
+                    if !self.symbol(&Token::RParen) {
+                        return Err(self.unexpected());
+                    }
+                }
+                Statement::DropDatabase { name, if_exists, force }
+            }
+            ("alter", "schema") => {
+                self.at += 2;
+                let name = self.name()?;
+                if self.take_all(&["rename", "to"]) {
+                    Statement::RenameSchema { name, to: self.name()? }
+                } else {
+                    self.expect("owner")?;
+                    self.expect("to")?;
+                    Statement::SchemaOwner { name, owner: self.role_spec()? }
+                }
+            }
+            ("comment", _) => {
+                self.at += 1;
+                self.comment()?
             }
             ("create", "sequence") => {
                 self.at += 2;
@@ -158,7 +245,6 @@ impl Cursor<'_> {
             ("checkpoint", _) => self.nothing("CHECKPOINT"),
             ("reindex", _) => self.nothing("REINDEX"),
             ("cluster", _) => self.nothing("CLUSTER"),
-            ("comment", _) => self.nothing("COMMENT"),
             ("listen" | "unlisten" | "notify", _) => {
                 return Err(Error::unsupported(first.to_uppercase()));
             }
@@ -169,18 +255,44 @@ impl Cursor<'_> {
 
     // ---- tokens
 
+    pub(super) fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.at).map(|token| &token.token)
+    }
+
+    /// Whether the word stands outside of parentheses from here on.
+    pub(super) fn find_word(&self, wanted: &str) -> bool {
+        let rest = self.tokens.get(self.at..).unwrap_or_default();
+        rest.iter().any(|token| word_of(token).is_some_and(|word| word == wanted))
+    }
+
+    /// A name for a role that is to be.
+    fn role_name(&mut self) -> Result<String> {
+        let token = self.tokens.get(self.at);
+        let is_quoted = token.is_some_and(|token| word_of(token).is_none());
+        let name = self.name()?;
+        if !is_quoted
+            && matches!(name.as_str(), "current_user" | "current_role" | "session_user" | "user")
+        {
+            return Err(Error::new(
+                state::RESERVED_NAME,
+                format!("{} cannot be used as a role name here", name.to_uppercase()),
+            ));
+        }
+        Ok(name)
+    }
+
     /// The word at the cursor, folded; none for a quoted name or anything else.
-    fn word(&self) -> Option<String> {
+    pub(super) fn word(&self) -> Option<String> {
         self.tokens.get(self.at).and_then(word_of)
     }
 
-    fn take(&mut self, word: &str) -> bool {
+    pub(super) fn take(&mut self, word: &str) -> bool {
         let found = self.word().is_some_and(|found| found == word);
         self.at += usize::from(found);
         found
     }
 
-    fn take_all(&mut self, words: &[&str]) -> bool {
+    pub(super) fn take_all(&mut self, words: &[&str]) -> bool {
         let found = words.iter().enumerate().all(|(idx, word)| {
             self.tokens.get(self.at + idx).and_then(word_of).is_some_and(|found| found == *word)
         });
@@ -188,21 +300,21 @@ impl Cursor<'_> {
         found
     }
 
-    fn skip(&mut self, words: &[&str]) {
+    pub(super) fn skip(&mut self, words: &[&str]) {
         words.iter().any(|word| self.take(word));
     }
 
-    fn symbol(&mut self, symbol: &Token) -> bool {
+    pub(super) fn symbol(&mut self, symbol: &Token) -> bool {
         let found = self.tokens.get(self.at).is_some_and(|token| token.token == *symbol);
         self.at += usize::from(found);
         found
     }
 
-    fn expect(&mut self, word: &str) -> Result<()> {
+    pub(super) fn expect(&mut self, word: &str) -> Result<()> {
         if self.take(word) { Ok(()) } else { Err(self.unexpected()) }
     }
 
-    fn unexpected(&self) -> Error {
+    pub(super) fn unexpected(&self) -> Error {
         match self.tokens.get(self.at) {
             Some(token) => near(self.sql, token),
             None => Error::new(state::SYNTAX_ERROR, "syntax error at end of input").at(self
@@ -213,7 +325,7 @@ impl Cursor<'_> {
         }
     }
 
-    fn name(&mut self) -> Result<String> {
+    pub(super) fn name(&mut self) -> Result<String> {
         let name = match self.tokens.get(self.at).map(|token| &token.token) {
             Some(Token::Word(word)) if word.quote_style.is_some() => word.value.clone(),
             Some(Token::Word(word)) => word.value.to_lowercase(),
@@ -224,7 +336,7 @@ impl Cursor<'_> {
     }
 
     /// A dotted name.
-    fn object_name(&mut self) -> Result<ast::ObjectName> {
+    pub(super) fn object_name(&mut self) -> Result<ast::ObjectName> {
         let mut idents = Vec::new();
         loop {
             let quoted = matches!(
@@ -243,7 +355,7 @@ impl Cursor<'_> {
         }
     }
 
-    fn string(&mut self) -> Result<String> {
+    pub(super) fn string(&mut self) -> Result<String> {
         let text = match self.tokens.get(self.at).map(|token| &token.token) {
             Some(Token::SingleQuotedString(text) | Token::EscapedStringLiteral(text)) => {
                 text.clone()
@@ -255,7 +367,7 @@ impl Cursor<'_> {
         Ok(text)
     }
 
-    fn integer(&mut self) -> Result<i64> {
+    pub(super) fn integer(&mut self) -> Result<i64> {
         let negative = self.symbol(&Token::Minus);
         if !negative {
             self.symbol(&Token::Plus);
@@ -393,6 +505,20 @@ impl Cursor<'_> {
         {
             self.skip(&["session"]);
         }
+        let is_session = self.take_all(&["session", "authorization"]);
+        if is_session || self.take("role") {
+            self.symbol(&Token::Eq);
+            self.skip(&["to"]);
+            let token = self.tokens.get(self.at);
+            let is_word = token.is_some_and(|token| word_of(token).is_some());
+            let name = match self.string() {
+                Ok(text) => text,
+                Err(_) => self.name()?,
+            };
+            let is_none = is_word && matches!(name.as_str(), "none" | "default");
+            let role = (!is_none).then_some(name);
+            return Ok(Statement::SetRole { role, is_session, local });
+        }
         if self.take("names") {
             let value = match self.string() {
                 Ok(text) => Some(text),
@@ -403,7 +529,7 @@ impl Cursor<'_> {
         let name = self.setting_name()?;
         // `SET TIME ZONE x` has no sign in between.
         let signed = self.symbol(&Token::Eq) || self.take("to");
-        if !signed && !matches!(name.as_str(), "timezone" | "role" | "session_authorization") {
+        if !signed && name != "timezone" {
             return Err(self.unexpected());
         }
         if self.take("default") {
@@ -636,41 +762,7 @@ impl Cursor<'_> {
         }
     }
 
-    // ---- users, sequences, SPLIT
-
-    fn user_options(&mut self) -> Result<UserOptions> {
-        let mut options = UserOptions::default();
-        self.skip(&["with"]);
-        while let Some(word) = self.word() {
-            self.at += 1;
-            match word.as_str() {
-                "encrypted" => {}
-                "password" => {
-                    options.password =
-                        Some(if self.take("null") { None } else { Some(self.string()?) });
-                }
-                "superuser" => options.superuser = Some(true),
-                "nosuperuser" => options.superuser = Some(false),
-                "login" => options.login = Some(true),
-                "nologin" => options.login = Some(false),
-                "rename" => {
-                    self.expect("to")?;
-                    options.rename = Some(self.name()?);
-                }
-                "createdb" | "nocreatedb" | "createrole" | "nocreaterole" | "inherit"
-                | "noinherit" | "replication" | "noreplication" | "bypassrls" | "nobypassrls" => {}
-                "connection" => {
-                    self.expect("limit")?;
-                    self.integer()?;
-                }
-                _ => {
-                    self.at -= 1;
-                    return Err(self.unexpected());
-                }
-            }
-        }
-        Ok(options)
-    }
+    // ---- sequences, SPLIT
 
     fn sequence_options(&mut self) -> Result<SequenceOptions> {
         let mut options = SequenceOptions::default();
@@ -726,7 +818,7 @@ impl Cursor<'_> {
                 }
                 "owner" => {
                     self.expect("to")?;
-                    self.name()?;
+                    options.owner = Some(self.role_spec()?);
                 }
                 "rename" => {
                     self.expect("to")?;

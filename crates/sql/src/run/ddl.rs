@@ -1,4 +1,4 @@
-//! Definitions: tables, indexes, sequences, schemas, users.
+//! Definitions: tables, indexes, sequences, schemas; databases, roles and who may do what.
 //!
 //! A definition is changed by rewriting its catalog row in the user's own transaction and, for a
 //! table, raising its version ([`txn::Txn::change_schema`]): that waits for all who work with the
@@ -6,12 +6,17 @@
 //! others before the commit, and a rollback undoes it.
 
 pub mod alter;
+pub mod comments;
+mod databases;
+mod grants;
 pub mod index;
 pub mod objects;
+pub mod roles;
 pub mod table;
 
 use super::Exec;
-use crate::catalog::{Catalog, Kind, Name, PUBLIC, Table, VIRTUAL_SCHEMAS};
+use crate::authority::{Owned, Privileges};
+use crate::catalog::{Catalog, Kind, Name, Place, Table, VIRTUAL_SCHEMAS};
 use crate::error::{Error, Result, state};
 use crate::parse;
 use crate::plan::undefined_table;
@@ -24,14 +29,14 @@ const NAME_BYTES_MAX: usize = 63;
 
 impl Exec<'_> {
     /// The schema for a new object, checked to exist, and its name.
-    pub async fn new_name(&mut self, name: &ast::ObjectName) -> Result<(String, String)> {
+    pub fn new_name(&self, name: &ast::ObjectName) -> Result<(String, String)> {
         let (schema, short) = parse::qualified(name)?;
         let schema = match schema {
             Some(schema) => {
-                self.check_schema(&schema).await?;
+                self.check_schema(&schema)?;
                 schema
             }
-            None => self.first_schema().await?,
+            None => self.first_schema()?,
         };
         if short.len() > NAME_BYTES_MAX {
             return Err(Error::new(
@@ -43,21 +48,17 @@ impl Exec<'_> {
     }
 
     /// The first schema of the search path that there is.
-    async fn first_schema(&mut self) -> Result<String> {
-        for schema in self.view.search_path.iter() {
-            if VIRTUAL_SCHEMAS.contains(&schema.as_str()) {
-                continue;
-            }
-            match self.check_schema(schema).await {
-                Ok(()) => return Ok(schema.clone()),
-                Err(error) if error.state() == state::NO_SUCH_SCHEMA => {}
-                Err(error) => return Err(error),
-            }
+    fn first_schema(&self) -> Result<String> {
+        let path = self.view.search_path.clone();
+        let mut stored = path.iter().filter(|schema| !VIRTUAL_SCHEMAS.contains(&schema.as_str()));
+        if let Some(schema) = stored.next() {
+            self.check_schema(schema)?;
+            return Ok(schema.clone());
         }
         Err(Error::new(state::NO_SUCH_SCHEMA, "no schema has been selected to create in"))
     }
 
-    async fn check_schema(&mut self, schema: &str) -> Result<()> {
+    fn check_schema(&self, schema: &str) -> Result<()> {
         if VIRTUAL_SCHEMAS.contains(&schema) {
             return Err(Error::new(
                 state::INSUFFICIENT_PRIVILEGE,
@@ -65,20 +66,13 @@ impl Exec<'_> {
             )
             .detail("Its tables are computed by the system."));
         }
-        if schema == PUBLIC {
-            return Ok(());
+        let place = self.view.place(schema);
+        // One that this very transaction created is known too.
+        if self.identity().authority.schema(place.database, schema).is_none() {
+            let message = format!("schema \"{schema}\" does not exist");
+            return Err(Error::new(state::NO_SUCH_SCHEMA, message));
         }
-        match self.engine.catalog().schema(schema).await? {
-            Some(_) => Ok(()),
-            // Perhaps created by this very transaction.
-            None => match Catalog::lock_schema(self.txn, schema).await? {
-                Some(_) => Ok(()),
-                None => Err(Error::new(
-                    state::NO_SUCH_SCHEMA,
-                    format!("schema \"{schema}\" does not exist"),
-                )),
-            },
-        }
+        self.identity().require_schema(schema, Privileges::CREATE)
     }
 
     /// Locks an existing name by the search path; none: there is no such object.
@@ -88,7 +82,10 @@ impl Exec<'_> {
     ) -> Result<Option<(String, String, Name)>> {
         let (schema, short) = parse::qualified(name)?;
         let schemas: Vec<String> = match schema {
-            Some(schema) => vec![schema],
+            Some(schema) => {
+                self.identity().require_schema(&schema, Privileges::USAGE)?;
+                vec![schema]
+            }
             None => self.view.search_path.to_vec(),
         };
         for schema in schemas {
@@ -97,10 +94,11 @@ impl Exec<'_> {
             }
             // A cheap look first: locking the names of all schemas of the path would serialise
             // unrelated work.
-            if self.engine.catalog().find(self.overlay, &schema, &short).await?.is_none() {
+            let place = self.view.place(&schema);
+            if self.engine.catalog().find(self.overlay, place, &short).await?.is_none() {
                 continue;
             }
-            if let Some(entry) = Catalog::lock_name(self.txn, &schema, &short).await? {
+            if let Some(entry) = Catalog::lock_name(self.txn, place, &short).await? {
                 return Ok(Some((schema, short, entry)));
             }
         }
@@ -130,20 +128,38 @@ impl Exec<'_> {
         }
     }
 
+    /// The same of a table that the current role owns.
+    pub async fn lock_own_table(&mut self, name: &ast::ObjectName) -> Result<Table> {
+        let table = self.lock_table_or_fail(name).await?;
+        self.identity().require_owner(Owned::table(&table), &table.name)?;
+        Ok(table)
+    }
+
+    /// What an object's owner may do to it, its schema's owner may do as well.
+    pub fn require_owner_or_schema(&self, object: Owned, schema: &str, name: &str) -> Result<()> {
+        let identity = self.identity();
+        let of_schema = identity.authority.schema(identity.database, schema);
+        if of_schema.is_some_and(|schema| identity.owns(Owned::schema(schema))) {
+            return Ok(());
+        }
+        identity.require_owner(object, name)
+    }
+
     /// Claims a name for a new object; an error if it is taken.
     pub async fn claim(&mut self, schema: &str, name: &str, entry: Name) -> Result<()> {
-        if Catalog::lock_name(self.txn, schema, name).await?.is_some() {
+        let place = self.view.place(schema);
+        if Catalog::lock_name(self.txn, place, name).await?.is_some() {
             return Err(Error::new(
                 state::DUPLICATE_TABLE,
                 format!("relation \"{name}\" already exists"),
             ));
         }
-        Catalog::put_name(self.txn, self.overlay, schema, name, Some(entry))
+        Catalog::put_name(self.txn, self.overlay, place, name, Some(entry))
     }
 
-    pub async fn release(&mut self, schema: &str, name: &str) -> Result<()> {
-        Catalog::lock_name(self.txn, schema, name).await?;
-        Catalog::put_name(self.txn, self.overlay, schema, name, None)
+    pub async fn release(&mut self, place: Place<'_>, name: &str) -> Result<()> {
+        Catalog::lock_name(self.txn, place, name).await?;
+        Catalog::put_name(self.txn, self.overlay, place, name, None)
     }
 
     /// A name made of parts that nobody uses yet: `t_a_key`, `t_a_key1`, …
@@ -161,8 +177,9 @@ impl Exec<'_> {
                 stem.pop();
             }
             let name = format!("{stem}_{suffix}{number}");
-            if self.engine.catalog().find(self.overlay, schema, &name).await?.is_none()
-                && Catalog::lock_name(self.txn, schema, &name).await?.is_none()
+            let place = self.view.place(schema);
+            if self.engine.catalog().find(self.overlay, place, &name).await?.is_none()
+                && Catalog::lock_name(self.txn, place, &name).await?.is_none()
             {
                 return Ok(name);
             }

@@ -3,11 +3,12 @@
 use super::execute::Patience;
 use super::transaction::Open;
 use super::{Outcome, RowStream, Session};
+use crate::authority::{Needs, Privileges};
 use crate::catalog::Table;
 use crate::engine::Engine;
 use crate::error::{Error, Result, state};
 use crate::expr::{Context, Expr};
-use crate::parse::{Copy, CopyOptions, CopySource, Statement};
+use crate::parse::{self, Copy, CopyOptions, CopySource, Statement};
 use crate::plan::change::{NamedCheck, column_idx, quoted};
 use crate::plan::{Kind, Plan, Planner};
 use crate::run::copy::{Reader, Writer};
@@ -19,8 +20,8 @@ use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Lines of COPY OUT, several in one chunk.
@@ -95,6 +96,8 @@ impl CopyIn {
             lock_timeout: self.lock_timeout,
             may_restart: false,
             kept: Kept::new(self.engine.env()),
+            read_only: false,
+            notices: Vec::new(),
         };
         let rows = match &self.row {
             None => chunk,
@@ -143,6 +146,11 @@ impl Session {
         } else {
             columns.iter().map(|name| column_idx(&table, name)).collect::<Result<Vec<usize>>>()?
         };
+        let mut needs = Needs::default();
+        let named = parse::qualified(name)?.0.filter(|schema| *schema == table.schema);
+        needs.schemas.extend(named);
+        needs.add(&table, Privileges::INSERT, idxs.iter().map(|idx| table.columns[*idx].id));
+        view.identity.check(&needs)?;
         let all: Vec<usize> = (0..table.columns.len()).collect();
         let mut row = None;
         if idxs != all {
@@ -156,6 +164,7 @@ impl Session {
             columns: None,
             slots: planner.slots,
             tables: vec![table.clone()],
+            needs: OnceLock::new(),
             generation: 0,
             is_private: true,
             tree: Arc::new(Statement::Empty),

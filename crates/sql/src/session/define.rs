@@ -3,6 +3,7 @@
 use super::execute::{PLANS_MAX, exec_of};
 use super::transaction::Open;
 use super::{Outcome, Session};
+use crate::authority::{Owned, Privileges};
 use crate::catalog::Overlay;
 use crate::codec;
 use crate::error::{Error, Result, state};
@@ -37,6 +38,7 @@ impl Session {
         let view = self.view();
         let overlay = self.open.as_ref().map_or(&empty, |open| &open.overlay);
         let table = Planner::new(&engine, overlay, &view, &[]).target(name).await?;
+        view.identity.require_owner(Owned::table(&table), &table.name)?;
         let idxs = table.primary_idxs();
         if table.is_keyless() {
             return Err(Error::new(
@@ -118,6 +120,14 @@ impl Session {
         let tag = tag_of(tree);
         // Built online only where the statement is alone: its steps commit one by one.
         let online = self.open.is_none();
+        if matches!(tree, Statement::CreateDatabase { .. } | Statement::DropDatabase { .. })
+            && self.open.as_ref().is_some_and(|open| open.block)
+        {
+            return Err(Error::new(
+                state::ACTIVE_TRANSACTION,
+                format!("{tag} cannot run inside a transaction block"),
+            ));
+        }
         if let Statement::CreateIndex(create) = tree
             && create.concurrently
             && !online
@@ -136,6 +146,9 @@ impl Session {
             }
         };
         defined.notices.into_iter().for_each(|notice| self.note(notice));
+        for warning in defined.warnings {
+            self.warn_as("01007", warning);
+        }
         if let Some((table, index)) = defined.building {
             self.finish(false).await?;
             build_online(&self.engine, table, index).await?;
@@ -176,6 +189,7 @@ impl Session {
 #[derive(Default)]
 struct Defined {
     notices: Vec<String>,
+    warnings: Vec<String>,
     /// Table and index, to be built online once this transaction has committed.
     building: Option<(u32, u32)>,
 }
@@ -195,6 +209,8 @@ async fn define(exec: &mut Exec<'_>, tree: &Statement, online: bool) -> Result<D
         Statement::Truncate { tables, restart } => {
             for name in tables {
                 let table = exec.lock_table_or_fail(name).await?;
+                let owned = Owned::table(&table);
+                exec.identity().require(owned, Privileges::TRUNCATE, &table.name)?;
                 exec.truncate(table, *restart).await?;
             }
             None
@@ -203,8 +219,16 @@ async fn define(exec: &mut Exec<'_>, tree: &Statement, online: bool) -> Result<D
             defined.notices = exec.drop_objects(*kind, names, *if_exists, *cascade).await?;
             None
         }
-        Statement::CreateSchema { name, if_not_exists } => {
-            exec.create_schema(name, *if_not_exists).await?
+        Statement::CreateSchema { name, owner, if_not_exists } => {
+            exec.create_schema(name.as_deref(), owner.as_ref(), *if_not_exists).await?
+        }
+        Statement::RenameSchema { name, to } => {
+            exec.rename_schema(name, to).await?;
+            None
+        }
+        Statement::SchemaOwner { name, owner } => {
+            exec.schema_owner(name, owner).await?;
+            None
         }
         Statement::CreateSequence { name, if_not_exists, options } => {
             exec.create_sequence(name, *if_not_exists, options).await?
@@ -216,21 +240,61 @@ async fn define(exec: &mut Exec<'_>, tree: &Statement, online: bool) -> Result<D
             exec.rename_index(name, to).await?;
             None
         }
-        Statement::CreateUser { name, options } => {
-            exec.create_user(name, options).await?;
+        Statement::CreateRole { name, options } => {
+            exec.create_role(name, options).await?;
             None
         }
-        Statement::AlterUser { name, options } => {
-            exec.alter_user(name, options).await?;
+        Statement::AlterRole { role, options } => {
+            exec.alter_role(role, options).await?;
             None
         }
-        Statement::DropUser { names, if_exists } => {
-            defined.notices = exec.drop_users(names, *if_exists).await?;
+        Statement::RenameRole { name, to } => {
+            exec.rename_role(name, to).await?;
+            None
+        }
+        Statement::DropRole { roles, if_exists } => {
+            defined.notices = exec.drop_roles(roles, *if_exists).await?;
+            None
+        }
+        Statement::GrantRoles(grant) => {
+            defined.notices = exec.grant_roles(grant).await?;
+            None
+        }
+        Statement::Grant(grant) => {
+            defined.warnings = exec.grant_objects(grant).await?;
+            None
+        }
+        Statement::AlterDefaults(alter) => {
+            exec.alter_defaults(alter).await?;
+            None
+        }
+        Statement::ReassignOwned { roles, to } => {
+            exec.reassign_owned(roles, to).await?;
+            None
+        }
+        Statement::DropOwned { roles, cascade } => {
+            exec.drop_owned(roles, *cascade).await?;
+            None
+        }
+        Statement::CreateDatabase { name, options } => {
+            exec.create_database(name, options).await?;
+            None
+        }
+        Statement::AlterDatabase { name, options } => {
+            exec.alter_database(name, options).await?;
+            None
+        }
+        Statement::DropDatabase { name, if_exists, force } => {
+            exec.drop_database(name, *if_exists, *force).await?
+        }
+        Statement::Comment { on, text } => {
+            exec.comment(on, text.as_deref()).await?;
             None
         }
         other => return Err(Error::internal(format!("no one runs {other:?}"))),
     };
     defined.notices.extend(notice);
+    defined.notices.append(&mut exec.notices);
     Ok(defined)
 }
 
@@ -251,9 +315,21 @@ fn tag_of(tree: &Statement) -> &'static str {
         Statement::CreateSequence { .. } => "CREATE SEQUENCE",
         Statement::AlterSequence { .. } => "ALTER SEQUENCE",
         Statement::RenameIndex { .. } => "ALTER INDEX",
-        Statement::CreateUser { .. } => "CREATE ROLE",
-        Statement::AlterUser { .. } => "ALTER ROLE",
-        Statement::DropUser { .. } => "DROP ROLE",
+        Statement::RenameSchema { .. } | Statement::SchemaOwner { .. } => "ALTER SCHEMA",
+        Statement::CreateRole { .. } => "CREATE ROLE",
+        Statement::AlterRole { .. } | Statement::RenameRole { .. } => "ALTER ROLE",
+        Statement::DropRole { .. } => "DROP ROLE",
+        Statement::GrantRoles(grant) if grant.is_grant => "GRANT ROLE",
+        Statement::GrantRoles(_) => "REVOKE ROLE",
+        Statement::Grant(grant) if grant.is_grant => "GRANT",
+        Statement::Grant(_) => "REVOKE",
+        Statement::AlterDefaults(_) => "ALTER DEFAULT PRIVILEGES",
+        Statement::ReassignOwned { .. } => "REASSIGN OWNED",
+        Statement::DropOwned { .. } => "DROP OWNED",
+        Statement::CreateDatabase { .. } => "CREATE DATABASE",
+        Statement::AlterDatabase { .. } => "ALTER DATABASE",
+        Statement::DropDatabase { .. } => "DROP DATABASE",
+        Statement::Comment { .. } => "COMMENT",
         _ => "OK",
     }
 }

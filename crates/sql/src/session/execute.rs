@@ -4,6 +4,7 @@ use super::transaction::Open;
 use super::{
     Canceler, Column, Outcome, ParsedStatement, Prepared, Session, TagKind, View, canceled,
 };
+use crate::authority::Needs;
 use crate::catalog::Overlay;
 use crate::engine::Engine;
 use crate::error::{Error, Result, state};
@@ -19,7 +20,7 @@ use futures::{Stream, StreamExt};
 use sqlparser::ast;
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use txn::Isolation;
 
@@ -59,7 +60,10 @@ impl Session {
     ) -> Result<Prepared> {
         let patience = self.patience();
         // Boxed: the future is large, and whoever awaits it need not know its type.
-        let work: BoxFuture<'_, Result<Arc<Plan>>> = Box::pin(self.plan(&source, hints));
+        let work: BoxFuture<'_, Result<Arc<Plan>>> = Box::pin(async {
+            self.renew_identity().await?;
+            self.plan(&source, hints).await
+        });
         let plan = match patience.bound(work).await {
             Ok(plan) => plan,
             Err(error) => {
@@ -87,7 +91,8 @@ impl Session {
     ) -> Result<Arc<Plan>> {
         let key = crate::engine::PlanKey {
             text: source.text.clone(),
-            search_path: self.settings.search_path.clone(),
+            database: self.identity.database,
+            search_path: self.usable_path.clone(),
             hints: hints.to_vec(),
         };
         let is_shared = self.open.as_ref().is_none_or(|open| open.overlay.is_empty());
@@ -130,6 +135,7 @@ impl Session {
             columns,
             slots: Vec::new(),
             tables: Vec::new(),
+            needs: OnceLock::new(),
             generation: 0,
             is_private: true,
             tree: tree.clone(),
@@ -203,6 +209,7 @@ impl Session {
     }
 
     async fn dispatch(&mut self, prepared: &Prepared, params: Vec<Datum>) -> Result<Outcome> {
+        self.renew_identity().await?;
         let tree = &prepared.plan.tree;
         if self.open.as_ref().is_some_and(|open| open.block && open.failed) && !ends_failure(tree) {
             return Err(aborted());
@@ -295,6 +302,7 @@ impl Session {
     ) -> Result<Outcome> {
         let lock_timeout = self.settings.lock_timeout;
         self.open();
+        self.check_needs(plan)?;
         if let Some(target) = plan.target() {
             self.refuse_read_only(match plan.kind {
                 Kind::Insert(_) => "INSERT",
@@ -328,6 +336,26 @@ impl Session {
                 Err(Box::pin(engine.catalog().judge(error, &plan.tables)).await)
             }
         }
+    }
+
+    /// Refuses a plan that names what the current role may not use.
+    fn check_needs(&self, plan: &Plan) -> Result<()> {
+        if self.identity.is_superuser {
+            return Ok(());
+        }
+        let path = &self.usable_path;
+        let find = |schema: Option<&str>, name: &str| {
+            let in_schema = |schema: &str| {
+                plan.tables.iter().find(|table| table.name == name && table.schema == schema)
+            };
+            let found = match schema {
+                Some(schema) => in_schema(schema),
+                None => path.iter().find_map(|schema| in_schema(schema)),
+            };
+            found.cloned()
+        };
+        let needs = plan.needs.get_or_init(|| Needs::of(&plan.tree, &find));
+        self.identity.check(needs)
     }
 
     pub(super) fn refuse_read_only(&self, what: &str) -> Result<()> {
@@ -398,6 +426,10 @@ impl Session {
             Statement::Set { name, value, local } => {
                 self.set(name, value.as_deref(), *local)?;
                 done(if value.is_some() { "SET" } else { "RESET" })
+            }
+            Statement::SetRole { role, is_session, local } => {
+                self.set_role(role.as_deref(), *is_session, *local)?;
+                done(if role.is_some() { "SET" } else { "RESET" })
             }
             Statement::ResetAll => {
                 self.reset_all();
@@ -523,6 +555,7 @@ impl Session {
         let tree = Arc::new(statement.clone());
         let hints = vec![None; params.len()];
         let plan = Arc::new(Box::pin(self.plan_tree(tree, &hints)).await?);
+        self.check_needs(&plan)?;
         let is_general = matches!(plan.kind, Kind::Query(_));
         let lock_timeout = self.settings.lock_timeout;
         self.open();
@@ -626,6 +659,7 @@ pub(super) fn exec_of<'a>(
     drawn: &'a mut Drawn,
     lock_timeout: Duration,
 ) -> Exec<'a> {
+    let read_only = open.read_only;
     Exec {
         engine,
         view,
@@ -636,6 +670,8 @@ pub(super) fn exec_of<'a>(
         lock_timeout,
         may_restart: false,
         kept: Kept::new(engine.env()),
+        read_only,
+        notices: Vec::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! Some are accepted for the sake of clients and have one possible value only; setting them to
 //! another is an error, never ignored.
 
+use crate::authority::RoleId;
 use crate::error::{Error, Result, state};
 use crate::types::Zone;
 use std::collections::BTreeMap;
@@ -258,6 +259,9 @@ pub struct Settings {
     pub idle_in_transaction: Duration,
     pub idle: Duration,
     pub work_mem_bytes: usize,
+    /// What SET ROLE and SET SESSION AUTHORIZATION chose.
+    pub role: Option<RoleId>,
+    pub session_role: Option<RoleId>,
     user: Arc<str>,
 }
 
@@ -278,6 +282,8 @@ impl Settings {
             idle_in_transaction: Duration::ZERO,
             idle: Duration::ZERO,
             work_mem_bytes: 64 << 20,
+            role: None,
+            session_role: None,
             user,
         }
     }
@@ -289,7 +295,6 @@ impl Settings {
             return Some(value.clone());
         }
         match lower.as_str() {
-            "session_authorization" => Some(self.user.to_string()),
             "server_version" => Some(format!("15.0 (Atoll {})", env!("CARGO_PKG_VERSION"))),
             _ => find(name).map(|known| known.default.to_owned()),
         }
@@ -420,7 +425,10 @@ impl Settings {
 
     /// All back to their defaults; what is to be reported to the client.
     pub fn reset_all(&mut self) -> Vec<(String, String)> {
-        let before = std::mem::replace(self, Settings::new(self.user.clone()));
+        let mut fresh = Settings::new(self.user.clone());
+        // RESET ALL changes neither.
+        (fresh.role, fresh.session_role) = (self.role, self.session_role);
+        let before = std::mem::replace(self, fresh);
         before
             .values
             .keys()

@@ -1,6 +1,7 @@
 //! The session's transaction: opening, ending, savepoints, and the settings that live with it.
 
 use super::{Notice, Session, Settings, View};
+use crate::authority::Identity;
 use crate::catalog::Overlay;
 use crate::error::{Error, Result, state};
 use crate::parse::Modes;
@@ -407,6 +408,76 @@ impl Session {
         Ok(())
     }
 
+    /// SET ROLE and SET SESSION AUTHORIZATION; `name` none: back to who logged in.
+    pub(super) fn set_role(
+        &mut self,
+        name: Option<&str>,
+        is_session: bool,
+        local: bool,
+    ) -> Result<()> {
+        if local && !self.open.as_ref().is_some_and(|open| open.block) {
+            let what = if is_session { "SESSION AUTHORIZATION" } else { "ROLE" };
+            self.warn_as(
+                state::NO_ACTIVE_TRANSACTION,
+                format!("SET LOCAL {what} can only be used in transaction blocks"),
+            );
+            return Ok(());
+        }
+        let roles = &self.identity.authority.roles;
+        let wanted = match name {
+            None => None,
+            Some(name) => {
+                let role = roles.named(name).ok_or_else(|| {
+                    let message = format!("role \"{name}\" does not exist");
+                    // As a setting's value it is an invalid one.
+                    Error::new(state::INVALID_PARAMETER, message)
+                })?;
+                let session = self.settings.session_role.unwrap_or(self.login);
+                let is_super = |id| roles.get(id).is_some_and(|role| role.superuser);
+                let may = match is_session {
+                    true => role.id == self.login || is_super(self.login),
+                    false => is_super(session) || roles.is_member(session, role.id),
+                };
+                if !may {
+                    let what = if is_session { "session authorization" } else { "role" };
+                    return Err(Error::new(
+                        state::INSUFFICIENT_PRIVILEGE,
+                        format!("permission denied to set {what} \"{name}\""),
+                    ));
+                }
+                Some(role.id)
+            }
+        };
+        let apply = |settings: &Settings| {
+            let mut next = settings.clone();
+            if is_session {
+                (next.session_role, next.role) = (wanted, None);
+            } else {
+                next.role = wanted;
+            }
+            Arc::new(next)
+        };
+        self.settings = apply(&self.settings);
+        if let (Some(open), false) = (&mut self.open, local) {
+            open.kept = apply(&open.kept);
+        }
+        let before = self.identity.is_superuser;
+        let role = self.settings.role.or(self.settings.session_role).unwrap_or(self.login);
+        self.identity =
+            Arc::new(Identity::new(self.identity.authority.clone(), role, self.identity.database));
+        self.usable_path = self.identity.usable_path(&self.path_of).into();
+        if self.identity.is_superuser != before {
+            let value = if self.identity.is_superuser { "on" } else { "off" }.to_owned();
+            self.notices.push(Notice::Setting { name: "is_superuser".into(), value });
+        }
+        if is_session {
+            let value = self.session_user().to_string();
+            self.notices.push(Notice::Setting { name: "session_authorization".into(), value });
+        }
+        self.renew_view();
+        Ok(())
+    }
+
     pub(super) fn reset_all(&mut self) {
         let mut settings = (*self.settings).clone();
         for (name, value) in settings.reset_all() {
@@ -419,7 +490,7 @@ impl Session {
         self.renew_view();
     }
 
-    fn renew_view(&mut self) {
+    pub(super) fn renew_view(&mut self) {
         if let Some(open) = &self.open {
             let (txn_id, now_us) = (open.view.txn_id, open.view.now_us);
             let view = Arc::new(self.make_view(txn_id, now_us));

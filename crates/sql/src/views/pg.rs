@@ -8,14 +8,14 @@ use super::{
     BTREE_AM, Definition, Facts, HEAP_AM, Rows, constraints, indexes, parse_columns, relations,
     view_oids,
 };
-use crate::catalog::Identity;
+use crate::authority::{Acl, Class, RoleId};
+use crate::catalog::{Identity, Schema};
 use crate::types::{Datum, Row, Type};
 
 const PG_CATALOG: u32 = 11;
 const INFORMATION_SCHEMA: u32 = 12;
 const ATOLL: u32 = 13;
 const SUPERUSER: u32 = 10;
-const DATABASE: u32 = 5;
 /// `pg_class` and the like refer to one another by these.
 const PG_CLASS: u32 = 1259;
 const DEFAULT_COLLATION: u32 = 100;
@@ -80,33 +80,6 @@ pub static VIEWS: &[Definition] = &[
          typcollation:oid typdefault typacl:text[]",
         pg_type,
     ),
-    define(
-        "pg_roles",
-        "rolname:name rolsuper:bool rolinherit:bool rolcreaterole:bool rolcreatedb:bool \
-         rolcanlogin:bool rolreplication:bool rolconnlimit:int4 rolpassword \
-         rolvaliduntil:timestamptz rolbypassrls:bool rolconfig:text[] oid:oid",
-        |facts| pg_roles(facts, false),
-    ),
-    define(
-        "pg_authid",
-        "rolname:name rolsuper:bool rolinherit:bool rolcreaterole:bool rolcreatedb:bool \
-         rolcanlogin:bool rolreplication:bool rolconnlimit:int4 rolpassword \
-         rolvaliduntil:timestamptz rolbypassrls:bool rolconfig:text[] oid:oid",
-        |facts| pg_roles(facts, true),
-    ),
-    define(
-        "pg_user",
-        "usename:name usesysid:oid usecreatedb:bool usesuper:bool userepl:bool usebypassrls:bool \
-         passwd valuntil:timestamptz useconfig:text[]",
-        pg_user,
-    ),
-    define(
-        "pg_database",
-        "oid:oid datname:name datdba:oid encoding:int4 datlocprovider:char datistemplate:bool \
-         datallowconn:bool datconnlimit:int4 dattablespace:oid datcollate datctype daticulocale \
-         datcollversion datacl:text[]",
-        pg_database,
-    ),
     define("pg_am", "oid:oid amname:name amhandler:oid amtype:char", pg_am),
     define(
         "pg_collation",
@@ -160,9 +133,6 @@ pub static VIEWS: &[Definition] = &[
             ]
         },
     ),
-    empty("pg_auth_members", "oid:oid roleid:oid member:oid grantor:oid admin_option:bool"),
-    empty("pg_description", "objoid:oid classoid:oid objsubid:int4 description"),
-    empty("pg_shdescription", "objoid:oid classoid:oid description"),
     empty("pg_inherits", "inhrelid:oid inhparent:oid inhseqno:int4 inhdetachpending:bool"),
     empty("pg_partitioned_table", "partrelid:oid partstrat:char partnatts:int2 partdefid:oid"),
     empty(
@@ -227,55 +197,83 @@ pub static VIEWS: &[Definition] = &[
     empty("pg_extension", "oid:oid extname:name extowner:oid extnamespace:oid extversion"),
     empty("pg_available_extensions", "name:name default_version installed_version comment"),
     empty("pg_matviews", "schemaname:name matviewname:name matviewowner:name definition"),
-    empty("pg_default_acl", "oid:oid defaclrole:oid defaclnamespace:oid defaclobjtype:char"),
     empty("pg_db_role_setting", "setdatabase:oid setrole:oid setconfig:text[]"),
     empty("pg_largeobject_metadata", "oid:oid lomowner:oid"),
     empty("pg_prepared_xacts", "transaction gid owner:name database:name"),
     empty("pg_timezone_names", "name abbrev"),
 ];
 
-/// Every schema: oid, name, owner.
-pub fn schemas<'a>(facts: &Facts<'a>) -> Vec<(u32, &'a str, &'a str)> {
-    let mut schemas = vec![
-        (PG_CATALOG, "pg_catalog", "atoll"),
-        (INFORMATION_SCHEMA, "information_schema", "atoll"),
-        (ATOLL, "atoll", "atoll"),
-    ];
-    for schema in &facts.snapshot.schemas {
-        if schemas.iter().all(|(_, name, _)| *name != schema.name) {
-            schemas.push((schema.id, &schema.name, &schema.owner));
-        }
-    }
-    if schemas.iter().all(|(_, name, _)| *name != "public") {
-        schemas.push((2200, "public", "atoll"));
-    }
-    schemas
+/// One schema of the database.
+pub struct SchemaFact<'a> {
+    pub id: u32,
+    pub name: &'a str,
+    pub owner: RoleId,
+    /// None: computed by the system, and open to everybody.
+    pub stored: Option<&'a Schema>,
+}
+
+pub fn schemas<'a>(facts: &Facts<'a>) -> Vec<SchemaFact<'a>> {
+    let computed =
+        [(PG_CATALOG, "pg_catalog"), (INFORMATION_SCHEMA, "information_schema"), (ATOLL, "atoll")];
+    let computed = computed.map(|(id, name)| {
+        let owner = RoleId::FIRST;
+        SchemaFact { id, name, owner, stored: None }
+    });
+    let database = facts.view.identity.database;
+    let own = facts.snapshot.authority.schemas.iter().filter(|schema| schema.database == database);
+    let own = own.map(|schema| {
+        let (id, name, owner) = (schema.id, schema.name.as_str(), schema.owner);
+        SchemaFact { id, name, owner, stored: Some(schema) }
+    });
+    computed.into_iter().chain(own).collect()
 }
 
 fn schema_oid(facts: &Facts, name: &str) -> Datum {
-    let found = schemas(facts).into_iter().find(|(_, schema, _)| *schema == name);
-    found.map_or(NULL, |(id, ..)| oid(id))
-}
-
-fn user_oid(facts: &Facts, name: &str) -> Datum {
-    let found = facts.snapshot.users.iter().find(|user| user.name == name);
-    oid(found.map_or(SUPERUSER, |user| user.id))
+    let found = schemas(facts).into_iter().find(|schema| schema.name == name);
+    found.map_or(NULL, |schema| oid(schema.id))
 }
 
 fn pg_namespace(facts: &Facts) -> Vec<Row> {
-    let row = |(id, name, owner)| vec![oid(id), text(name), user_oid(facts, owner), NULL];
+    let row = |schema: SchemaFact| {
+        let acl = match schema.stored {
+            Some(stored) => acl_of(facts, Class::Schema, stored.id),
+            None => Datum::Array([text("atoll=UC/atoll"), text("=U/atoll")].to_vec().into()),
+        };
+        vec![oid(schema.id), text(schema.name), oid(schema.owner.0), acl]
+    };
     schemas(facts).into_iter().map(row).collect()
+}
+
+/// An object's list as `aclitem[]`; NULL where it has the list of its kind.
+pub fn acl_of(facts: &Facts, class: Class, id: u32) -> Datum {
+    let authority = &facts.snapshot.authority;
+    let list = authority.list(class, id).and_then(|list| list.acl.as_ref());
+    acl_datum(facts, list)
+}
+
+pub fn acl_datum(facts: &Facts, acl: Option<&Acl>) -> Datum {
+    let texts = acl.map(|acl| acl.texts(&facts.snapshot.authority.roles));
+    texts.map_or(NULL, |texts| Datum::Array(texts.into_iter().map(text).collect::<Vec<_>>().into()))
 }
 
 fn pg_class(facts: &Facts) -> Vec<Row> {
     let row = |relation: super::Relation| {
+        let table = facts.snapshot.tables.iter().find(|table| table.id == relation.id);
+        let options = table.filter(|table| !table.options.is_empty()).map_or(NULL, |table| {
+            Datum::Array(table.options.iter().map(text).collect::<Vec<_>>().into())
+        });
+        let acl = match relation.kind {
+            'r' => acl_of(facts, Class::Table, relation.id),
+            'S' => acl_of(facts, Class::Sequence, relation.id),
+            _ => NULL,
+        };
         vec![
             oid(relation.id),
             text(relation.name),
             schema_oid(facts, relation.schema),
             oid(0),
             oid(0),
-            user_oid(facts, relation.owner),
+            oid(relation.owner.0),
             oid(relation.access_method),
             oid(relation.id),
             oid(0),
@@ -298,8 +296,8 @@ fn pg_class(facts: &Facts) -> Vec<Row> {
             is(true),
             ch(if relation.kind == 'r' { 'd' } else { 'n' }),
             is(false),
-            NULL,
-            NULL,
+            acl,
+            options,
             NULL,
         ]
     };
@@ -587,74 +585,6 @@ fn pg_type(_: &Facts) -> Vec<Row> {
     rows
 }
 
-fn pg_roles(facts: &Facts, with_verifiers: bool) -> Vec<Row> {
-    let row = |user: &std::sync::Arc<crate::catalog::User>| {
-        let verifier = user.verifier.as_ref().map(|verifier| match with_verifiers {
-            // Even so only to those who could set it.
-            true => verifier.as_str(),
-            false => "********",
-        });
-        vec![
-            text(&user.name),
-            is(user.superuser),
-            is(true),
-            is(user.superuser),
-            is(user.superuser),
-            is(user.login),
-            is(false),
-            int4(-1),
-            verifier.map_or(NULL, text),
-            NULL,
-            is(user.superuser),
-            NULL,
-            oid(user.id),
-        ]
-    };
-    let is_superuser =
-        facts.snapshot.users.iter().any(|user| *user.name == *facts.view.user && user.superuser);
-    if with_verifiers && !is_superuser {
-        return Vec::new();
-    }
-    facts.snapshot.users.iter().map(row).collect()
-}
-
-fn pg_user(facts: &Facts) -> Vec<Row> {
-    let users = facts.snapshot.users.iter().filter(|user| user.login);
-    let row = |user: &std::sync::Arc<crate::catalog::User>| {
-        vec![
-            text(&user.name),
-            oid(user.id),
-            is(user.superuser),
-            is(user.superuser),
-            is(false),
-            is(user.superuser),
-            text("********"),
-            NULL,
-            NULL,
-        ]
-    };
-    users.map(row).collect()
-}
-
-fn pg_database(facts: &Facts) -> Vec<Row> {
-    vec![vec![
-        oid(DATABASE),
-        text(&facts.view.database),
-        oid(SUPERUSER),
-        int4(6),
-        ch('c'),
-        is(false),
-        is(true),
-        int4(-1),
-        oid(1663),
-        text("C"),
-        text("C"),
-        NULL,
-        NULL,
-        NULL,
-    ]]
-}
-
 fn pg_am(_: &Facts) -> Vec<Row> {
     vec![
         vec![oid(HEAP_AM), text("heap"), oid(0), ch('t')],
@@ -709,7 +639,12 @@ fn pg_depend(facts: &Facts) -> Vec<Row> {
 
 fn pg_tables(facts: &Facts) -> Vec<Row> {
     let row = |table: &std::sync::Arc<crate::catalog::Table>| {
-        let mut row = vec![text(&table.schema), text(&table.name), text(&table.owner), NULL];
+        let mut row = vec![
+            text(&table.schema),
+            text(&table.name),
+            text(facts.snapshot.authority.roles.name(table.owner)),
+            NULL,
+        ];
         row.extend([is(indexes(table).next().is_some()), is(false), is(false), is(false)]);
         row
     };
@@ -754,7 +689,7 @@ fn pg_sequences(facts: &Facts) -> Vec<Row> {
         vec![
             text(&sequence.schema),
             text(&sequence.name),
-            text(&sequence.owner),
+            text(facts.snapshot.authority.roles.name(sequence.owner)),
             text(sequence.ty.base_name()),
             Datum::Int8(sequence.start),
             Datum::Int8(sequence.min),

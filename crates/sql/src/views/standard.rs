@@ -2,7 +2,8 @@
 
 use super::put::*;
 use super::{Definition, Facts, Rows, constraints, parse_columns, view_oids};
-use crate::catalog::{Column, Identity};
+use crate::authority::{Acl, Class, Owned, RoleId};
+use crate::catalog::{Column, Identity, Table};
 use crate::types::{Row, Type};
 
 const fn define(
@@ -14,6 +15,12 @@ const fn define(
 }
 
 pub static VIEWS: &[Definition] = &[
+    define("table_privileges", PRIVILEGES, table_privileges),
+    define("role_table_grants", PRIVILEGES, table_privileges),
+    define("column_privileges", COLUMN_PRIVILEGES, column_privileges),
+    define("role_column_grants", COLUMN_PRIVILEGES, column_privileges),
+    define("enabled_roles", "role_name", enabled_roles),
+    define("applicable_roles", "grantee role_name is_grantable", applicable_roles),
     define("schemata", "catalog_name schema_name schema_owner", schemata),
     define(
         "tables",
@@ -72,11 +79,129 @@ pub static VIEWS: &[Definition] = &[
     },
 ];
 
-fn schemata(facts: &Facts) -> Vec<Row> {
-    let row = |(_, name, owner): (u32, &str, &str)| {
-        vec![text(&facts.view.database), text(name), text(owner)]
+const PRIVILEGES: &str = "grantor grantee table_catalog table_schema table_name privilege_type is_grantable \
+                          with_hierarchy";
+const COLUMN_PRIVILEGES: &str = "grantor grantee table_catalog table_schema table_name column_name \
+                                 privilege_type is_grantable";
+
+/// The tables on which the current role has any privilege: others are not shown here.
+fn seen<'a>(facts: &'a Facts) -> impl Iterator<Item = &'a std::sync::Arc<Table>> {
+    let identity = &facts.view.identity;
+    facts.snapshot.tables.iter().filter(|table| {
+        !identity.privileges(Owned::table(table)).is_empty()
+            || identity.owns(Owned::table(table))
+            || table.columns.iter().any(|column| sees_column(facts, table, column))
+    })
+}
+
+fn sees_column(facts: &Facts, table: &Table, column: &Column) -> bool {
+    let identity = &facts.view.identity;
+    identity.owns(Owned::table(table)) || !identity.column_privileges(table, column.id).is_empty()
+}
+
+/// Grantor, grantee, privilege, may be given on: of the grants by or to a role that the current one holds.
+fn grants(facts: &Facts, acl: &Acl) -> Vec<(String, String, &'static str, bool)> {
+    let identity = &facts.view.identity;
+    let name = |role: RoleId| match role {
+        RoleId::PUBLIC => "PUBLIC".to_owned(),
+        role => facts.snapshot.authority.roles.name(role),
     };
-    super::pg::schemas(facts).into_iter().map(row).collect()
+    let own = acl.0.iter().filter(|grant| {
+        grant.grantee == RoleId::PUBLIC
+            || identity.has(grant.grantee)
+            || identity.has(grant.grantor)
+    });
+    own.flat_map(|grant| {
+        let (grantor, grantee) = (name(grant.grantor), name(grant.grantee));
+        // The owner may always give on.
+        let may_give = move |one: &str| {
+            grant.grantee == grant.grantor || grant.grantable.names().any(|name| name == one)
+        };
+        grant
+            .privileges
+            .names()
+            .map(move |one| (grantor.clone(), grantee.clone(), one, may_give(one)))
+    })
+    .collect()
+}
+
+fn table_privileges(facts: &Facts) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for table in seen(facts) {
+        let acl = facts.snapshot.authority.acl(Owned::table(table));
+        for (grantor, grantee, privilege, may_give) in grants(facts, &acl) {
+            rows.push(vec![
+                text(grantor),
+                text(grantee),
+                text(&facts.view.database),
+                text(&table.schema),
+                text(&table.name),
+                text(privilege),
+                yes_no(may_give),
+                yes_no(privilege == "SELECT"),
+            ]);
+        }
+    }
+    rows
+}
+
+fn column_privileges(facts: &Facts) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let of_columns = Class::Column.privileges();
+    for table in seen(facts) {
+        let of_table = facts.snapshot.authority.acl(Owned::table(table));
+        let list = facts.snapshot.authority.list(Class::Table, table.id);
+        for column in &table.columns {
+            let own = list.and_then(|list| list.columns.get(&column.id));
+            let all = std::iter::once(&of_table).chain(own);
+            for (grantor, grantee, privilege, may_give) in all.flat_map(|acl| grants(facts, acl)) {
+                if !of_columns.names().any(|name| name == privilege) {
+                    continue;
+                }
+                rows.push(vec![
+                    text(grantor),
+                    text(grantee),
+                    text(&facts.view.database),
+                    text(&table.schema),
+                    text(&table.name),
+                    text(&column.name),
+                    text(privilege),
+                    yes_no(may_give),
+                ]);
+            }
+        }
+    }
+    rows
+}
+
+fn enabled_roles(facts: &Facts) -> Vec<Row> {
+    let roles = facts.snapshot.authority.roles.all();
+    let own = roles.filter(|role| facts.view.identity.has(role.id));
+    own.map(|role| vec![text(&role.name)]).collect()
+}
+
+fn applicable_roles(facts: &Facts) -> Vec<Row> {
+    let roles = &facts.snapshot.authority.roles;
+    let own = roles.all().filter(|role| facts.view.identity.has(role.id));
+    own.flat_map(|member| {
+        member
+            .member_of
+            .iter()
+            .map(|of| vec![text(&member.name), text(roles.name(of.role)), yes_no(of.admin)])
+    })
+    .collect()
+}
+
+fn schemata(facts: &Facts) -> Vec<Row> {
+    let authority = &facts.snapshot.authority;
+    // Those whose owner's rights the role has.
+    let own = super::pg::schemas(facts).into_iter();
+    let own = own.filter(|schema| facts.view.identity.has(schema.owner));
+    let row = |schema: super::pg::SchemaFact| {
+        let owner = authority.roles.name(schema.owner);
+        vec![text(&facts.view.database), text(schema.name), text(owner)]
+    };
+    own.map(row).collect()
 }
 
 fn tables(facts: &Facts) -> Vec<Row> {
@@ -86,8 +211,7 @@ fn tables(facts: &Facts) -> Vec<Row> {
         row.extend([NULL, NULL, NULL, NULL, NULL, yes_no(writable), yes_no(false), NULL]);
         row
     };
-    let stored = facts.snapshot.tables.iter();
-    let stored = stored.map(|table| row(&table.schema, &table.name, "BASE TABLE", true));
+    let stored = seen(facts).map(|table| row(&table.schema, &table.name, "BASE TABLE", true));
     let views = view_oids().iter().map(|(_, view, _)| row(view.schema, view.name, "VIEW", false));
     stored.chain(views).collect()
 }
@@ -153,8 +277,9 @@ fn column(database: &str, schema: &str, table: &str, position: usize, column: &C
 fn columns(facts: &Facts) -> Vec<Row> {
     let database = &facts.view.database;
     let mut rows = Vec::new();
-    for table in &facts.snapshot.tables {
-        for (idx, each) in table.columns.iter().enumerate() {
+    for table in seen(facts) {
+        let open = |(_, column): &(usize, &Column)| sees_column(facts, table, column);
+        for (idx, each) in table.columns.iter().enumerate().filter(open) {
             rows.push(column(database, &table.schema, &table.name, idx + 1, each));
         }
     }
@@ -178,7 +303,7 @@ fn columns(facts: &Facts) -> Vec<Row> {
 fn table_constraints(facts: &Facts) -> Vec<Row> {
     let database = || text(&facts.view.database);
     let mut rows = Vec::new();
-    for table in &facts.snapshot.tables {
+    for table in seen(facts) {
         for constraint in constraints(table) {
             let kind = match constraint.kind {
                 'p' => "PRIMARY KEY",
@@ -205,7 +330,7 @@ fn table_constraints(facts: &Facts) -> Vec<Row> {
 fn key_column_usage(facts: &Facts) -> Vec<Row> {
     let database = || text(&facts.view.database);
     let mut rows = Vec::new();
-    for table in &facts.snapshot.tables {
+    for table in seen(facts) {
         for constraint in constraints(table).filter(|constraint| constraint.index != 0) {
             for (position, &idx) in constraint.columns.iter().enumerate() {
                 rows.push(vec![
@@ -240,5 +365,10 @@ fn sequences(facts: &Facts) -> Vec<Row> {
             yes_no(sequence.cycle),
         ]
     };
-    facts.snapshot.sequences.iter().map(row).collect()
+    let identity = &facts.view.identity;
+    let open = |sequence: &&std::sync::Arc<crate::catalog::Sequence>| {
+        let owned = Owned::sequence(sequence);
+        identity.owns(owned) || !identity.privileges(owned).is_empty()
+    };
+    facts.snapshot.sequences.iter().filter(open).map(row).collect()
 }

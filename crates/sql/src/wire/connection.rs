@@ -148,13 +148,22 @@ type Step<T = ()> = std::result::Result<T, Failure>;
 impl Connection {
     async fn serve(&mut self) -> Flow<()> {
         loop {
-            let next = match self.session.silence() {
-                None => self.pipe.next().await,
-                Some((patience, error)) => {
-                    let env = self.pipe.env.clone();
-                    let next = env.timeout(patience, self.pipe.next()).await;
-                    next.unwrap_or(Err(Gone::Refused(error)))
+            let canceler = self.session.canceler();
+            let silence = self.session.silence();
+            let env = self.pipe.env.clone();
+            let coming = async {
+                match silence {
+                    None => self.pipe.next().await,
+                    Some((patience, error)) => {
+                        let next = env.timeout(patience, self.pipe.next()).await;
+                        next.unwrap_or(Err(Gone::Refused(error)))
+                    }
                 }
+            };
+            let next = tokio::select! {
+                biased;
+                () = canceler.terminated() => Err(Gone::Refused(terminated())),
+                next = coming => next,
             };
             let (tag, body) = next?;
             if self.skipping && tag != b'S' && tag != b'X' {
@@ -182,6 +191,8 @@ impl Connection {
                     reply::error(&mut self.pipe.output, "ERROR", &error);
                     self.session.failed();
                     if request::is_extended(tag) {
+                        // Some clients wait for the answer to each message before they send the next.
+                        self.pipe.flush().await?;
                         self.skipping = true;
                     } else {
                         let ended = panics::contained(self.end_statements(true)).await;
@@ -603,6 +614,11 @@ fn parameter_type(oid: u32) -> Result<Option<crate::types::Type>> {
 fn bug(panicked: &panics::Panicked) -> Error {
     Error::internal(format!("the statement met a bug: {}", panicked.message))
         .hint("Nothing else is affected. The node's log has the place.")
+}
+
+fn terminated() -> Error {
+    let message = "terminating connection due to administrator command";
+    Error::new(state::UNAVAILABLE, message)
 }
 
 fn no_portal(name: &str) -> Error {

@@ -32,18 +32,30 @@ pub struct Verifier {
 impl Verifier {
     /// Derives the verifier of `password`. Takes a few milliseconds, by design.
     pub fn derive(password: &str, salt: [u8; SALT_BYTES]) -> Verifier {
+        Verifier::derive_with(password, salt, N_ITERATIONS)
+    }
+
+    fn derive_with(password: &str, salt: [u8; SALT_BYTES], n_iterations: NonZeroU32) -> Verifier {
         // As RFC 7613 asks; a password that it forbids is taken as it is, as PostgreSQL does.
         let password = stringprep::saslprep(password).unwrap_or(password.into());
         let mut salted = [0; digest::SHA256_OUTPUT_LEN];
         let algorithm = pbkdf2::PBKDF2_HMAC_SHA256;
-        pbkdf2::derive(algorithm, N_ITERATIONS, &salt, password.as_bytes(), &mut salted);
+        pbkdf2::derive(algorithm, n_iterations, &salt, password.as_bytes(), &mut salted);
         let client_key = sign(&salted, b"Client Key");
         Verifier {
-            n_iterations: N_ITERATIONS.get(),
+            n_iterations: n_iterations.get(),
             salt: salt.to_vec(),
             stored_key: digest::digest(&digest::SHA256, client_key.as_ref()).as_ref().to_vec(),
             server_key: sign(&salted, b"Server Key").as_ref().to_vec(),
         }
+    }
+
+    /// Whether `password` is the one that this was derived from.
+    pub fn admits(&self, password: &str) -> bool {
+        let Ok(salt) = self.salt.as_slice().try_into() else { return false };
+        let Some(n_iterations) = NonZeroU32::new(self.n_iterations) else { return false };
+        let own = Verifier::derive_with(password, salt, n_iterations);
+        same(&own.stored_key, &self.stored_key)
     }
 
     /// A verifier that no password meets, always the same for `user`.

@@ -8,6 +8,7 @@ use super::ranges_of;
 use super::table::{
     Rewrite, add_check, column_ids, contains_nulls, key_columns, mentions, storable,
 };
+use crate::authority::Owned;
 use crate::catalog::{Catalog, Identity, IndexState, Kind, Name, Table};
 use crate::error::{Error, Result, state};
 use crate::expr::Context;
@@ -19,7 +20,7 @@ use crate::run::select::Finder;
 use crate::types::Datum;
 use crate::types::cast::{self, Context as CastContext};
 use sqlparser::ast::{self, AlterColumnOperation, AlterTableOperation as Op};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 impl Exec<'_> {
     /// A notice, if there is something to say.
@@ -32,6 +33,7 @@ impl Exec<'_> {
                 Err(crate::plan::undefined_table(schema.as_deref(), &name))
             };
         };
+        self.identity().require_owner(Owned::table(&table), &table.name)?;
         let mut notice = None;
         for operation in &alter.operations {
             let said = self.alter_one(table.clone(), operation).await?;
@@ -95,7 +97,7 @@ impl Exec<'_> {
                 let schema = table.schema.clone();
                 let entry = Name { kind: Kind::Table, id: table.id, table: 0 };
                 self.claim(&schema, &name, entry).await?;
-                self.release(&schema, &table.name).await?;
+                self.release(table.place(), &table.name).await?;
                 table.name = name;
             }
             Op::AlterColumn { column_name, op } => {
@@ -115,12 +117,12 @@ impl Exec<'_> {
                     }
                     (None, Some(at)) => {
                         let index = table.indexes.remove(at);
-                        self.release(&table.schema, &index.name).await?;
+                        self.release(table.place(), &index.name).await?;
                         Catalog::discard(self.txn, index.relation).await?;
                     }
                     (None, None) if !table.is_keyless() && table.primary_name == name => {
                         let mut new = table.clone();
-                        self.release(&table.schema, &name).await?;
+                        self.release(table.place(), &name).await?;
                         new.primary.clear();
                         new.primary_name.clear();
                         new.primary_id = 0;
@@ -153,12 +155,16 @@ impl Exec<'_> {
                 }
             }
             Op::OwnerTo { new_owner } => {
-                if let ast::Owner::Ident(name) = new_owner {
-                    table.owner = parse::ident(name);
+                self.table_owner(table, new_owner).await?;
+                return Ok(None);
+            }
+            Op::SetOptionsParens { options } => {
+                for option in parse::storage_parameters(options)? {
+                    let name = option.split('=').next().unwrap_or_default().to_owned();
+                    table.options.retain(|known| known.split('=').next() != Some(&name));
+                    table.options.push(option);
                 }
             }
-            // Storage parameters of another store.
-            Op::SetOptionsParens { .. } | Op::SetTblProperties { .. } => return Ok(None),
             other => return Err(Error::unsupported(format!("ALTER TABLE … {other}"))),
         }
         self.redefine(table, &before).await?;
@@ -220,7 +226,7 @@ impl Exec<'_> {
             std::mem::take(&mut table.indexes).into_iter().partition(|i| i.columns.contains(&id));
         table.indexes = kept;
         for index in gone {
-            self.release(&table.schema, &index.name).await?;
+            self.release(table.place(), &index.name).await?;
             Catalog::discard(self.txn, index.relation).await?;
         }
         let column = table.columns.remove(idx);
@@ -403,7 +409,7 @@ impl Exec<'_> {
         };
         let entry = Name { kind: Kind::Index, id, table: table.id };
         self.claim(&schema, new, entry).await?;
-        self.release(&schema, old).await
+        self.release(table.place(), old).await
     }
 
     /// ALTER INDEX … RENAME TO.
@@ -416,6 +422,7 @@ impl Exec<'_> {
         let Some(mut table) = Catalog::lock_table(self.txn, entry.table).await? else {
             return Err(Error::internal(format!("index \"{short}\" belongs to no table")));
         };
+        self.identity().require_owner(Owned::table(&table), &short)?;
         let before = ranges_of(&table);
         self.txn.use_table(table.id, table.version, &before);
         self.rename_index_of(&mut table, &short, to).await?;
@@ -474,6 +481,7 @@ fn slots_only(planner: Planner<'_>) -> Plan {
         columns: None,
         slots: planner.slots,
         tables: Vec::new(),
+        needs: OnceLock::new(),
         generation: 0,
         is_private: true,
         tree: Arc::new(parse::Statement::Empty),

@@ -16,8 +16,10 @@
 //! leads the cluster removes the index ([`remove_abandoned`]). Until then it costs writers something and
 //! serves nobody.
 
+use super::comments::PG_CLASS;
 use super::ranges_of;
 use super::table::key_columns;
+use crate::authority::Owned;
 use crate::catalog::{Catalog, Index, IndexState, Kind, Name, RelationId, Table, retry};
 use crate::engine::Engine;
 use crate::error::{Error, Result, state};
@@ -65,7 +67,7 @@ impl Exec<'_> {
             None | Some(ast::IndexType::BTree) => {}
             Some(other) => return Err(Error::unsupported(format!("the index type {other}"))),
         }
-        let mut table = self.lock_table_or_fail(&create.table_name).await?;
+        let mut table = self.lock_own_table(&create.table_name).await?;
         let columns = key_columns(&create.columns)?;
         let ids = super::table::column_ids(&table, &columns)?;
         let schema = table.schema.clone();
@@ -77,7 +79,9 @@ impl Exec<'_> {
                 self.free_name(&schema, &parts, "idx").await?
             }
         };
-        if create.if_not_exists && Catalog::lock_name(self.txn, &schema, &name).await?.is_some() {
+        if create.if_not_exists
+            && Catalog::lock_name(self.txn, table.place(), &name).await?.is_some()
+        {
             return Ok(Building::Done(Some(format!(
                 "relation \"{name}\" already exists, skipping"
             ))));
@@ -177,9 +181,12 @@ impl Exec<'_> {
         let Some(mut table) = Catalog::lock_table(self.txn, entry.table).await? else {
             return Err(Error::internal(format!("index \"{short}\" belongs to no table")));
         };
+        self.require_owner_or_schema(Owned::table(&table), &schema, &short)?;
         let before = ranges_of(&table);
         self.txn.use_table(table.id, table.version, &before);
-        let Some(at) = table.indexes.iter().position(|index| index.id == entry.id) else {
+        // Those of constraints go with their constraints.
+        let free = |index: &crate::catalog::Index| index.id == entry.id && !index.constraint;
+        let Some(at) = table.indexes.iter().position(free) else {
             return Err(Error::new(
                 "2BP01",
                 format!(
@@ -190,7 +197,8 @@ impl Exec<'_> {
             .hint(format!("You can drop constraint {short} on table {} instead.", table.name)));
         };
         let index = table.indexes.remove(at);
-        self.release(&schema, &short).await?;
+        self.release(table.place(), &short).await?;
+        self.drop_comments(PG_CLASS, index.id).await?;
         Catalog::discard(self.txn, index.relation).await?;
         self.redefine(table, &before).await?;
         Ok(None)
@@ -303,7 +311,7 @@ async fn batch(
         codec::decode_row(&table, &stored.value, None, &mut row)?;
         newest.push((key, row));
     }
-    let view = Arc::new(crate::session::View::internal(engine));
+    let view = Arc::new(crate::session::View::internal_for(engine, &table));
     let mut overlay = Overlay::default();
     let mut exec = Exec {
         engine,
@@ -315,6 +323,8 @@ async fn batch(
         lock_timeout: Duration::ZERO,
         may_restart: false,
         kept: Kept::new(engine.env()),
+        read_only: false,
+        notices: Vec::new(),
     };
     exec.put_entries(&table, at, newest).await?;
     txn.commit().await?;
@@ -336,8 +346,8 @@ async fn finish(engine: &Engine, id: u32, index: u32, built: bool) -> Result<()>
             table.indexes[at].builder = None;
         } else {
             let index = table.indexes.remove(at);
-            Catalog::lock_name(&mut txn, &table.schema, &index.name).await?;
-            Catalog::put_name(&mut txn, &mut overlay, &table.schema, &index.name, None)?;
+            Catalog::lock_name(&mut txn, table.place(), &index.name).await?;
+            Catalog::put_name(&mut txn, &mut overlay, table.place(), &index.name, None)?;
             Catalog::discard(&mut txn, index.relation).await?;
         }
         table.version += 1;

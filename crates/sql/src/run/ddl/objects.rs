@@ -1,19 +1,14 @@
-//! Sequences, schemas, users, and dropping things.
+//! Sequences, schemas, and dropping things.
 
-use crate::catalog::{Catalog, Kind, Name, PUBLIC, Schema, Sequence, User, VIRTUAL_SCHEMAS, rows};
+use super::roles::refused;
+use crate::authority::{Class, Owned};
+use crate::catalog::{Catalog, Kind, Name, PUBLIC, Schema, Sequence, VIRTUAL_SCHEMAS, rows};
 use crate::error::{Error, Result, state};
-use crate::parse::{self, DropKind, SequenceOptions, UserOptions};
+use crate::parse::{self, DropKind, RoleSpec, SequenceOptions};
 use crate::plan::undefined_table;
 use crate::run::Exec;
 use crate::types::Type;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use ring::{digest, hmac, pbkdf2};
 use sqlparser::ast;
-use std::num::NonZeroU32;
-
-/// Rounds of the password's hash, PostgreSQL's number.
-const SCRAM_ROUNDS: u32 = 4_096;
 
 impl Exec<'_> {
     // ---- sequences
@@ -24,8 +19,9 @@ impl Exec<'_> {
         if_not_exists: bool,
         options: &SequenceOptions,
     ) -> Result<Option<String>> {
-        let (schema, short) = self.new_name(name).await?;
-        if if_not_exists && Catalog::lock_name(self.txn, &schema, &short).await?.is_some() {
+        let (schema, short) = self.new_name(name)?;
+        let place = self.view.place(&schema);
+        if if_not_exists && Catalog::lock_name(self.txn, place, &short).await?.is_some() {
             return Ok(Some(format!("relation \"{short}\" already exists, skipping")));
         }
         let owner = self.owner_of(options).await?.flatten();
@@ -44,9 +40,10 @@ impl Exec<'_> {
         let id = self.engine.catalog().allocate(1).await?;
         let mut sequence = Sequence {
             id,
+            database: self.identity().database,
             schema: schema.to_owned(),
             name: name.to_owned(),
-            owner: self.view.user.to_string(),
+            owner: self.identity().role,
             ty: Type::Int8,
             start: 0,
             increment: 1,
@@ -61,7 +58,9 @@ impl Exec<'_> {
         apply(&mut sequence, options, true)?;
         self.claim(schema, name, Name { kind: Kind::Sequence, id, table: 0 }).await?;
         Catalog::lock_sequence(self.txn, id).await?;
+        let owned = Owned::sequence(&sequence);
         Catalog::put_sequence(self.txn, self.overlay, sequence)?;
+        self.new_acl(owned, schema).await?;
         Ok(id)
     }
 
@@ -88,13 +87,24 @@ impl Exec<'_> {
         let Some(mut sequence) = Catalog::lock_sequence(self.txn, entry.id).await? else {
             return Err(undefined_table(Some(&schema), &short));
         };
+        self.identity().require_owner(Owned::sequence(&sequence), &short)?;
         apply(&mut sequence, options, false)?;
+        if let Some(owner) = &options.owner {
+            let to = self.role_of(owner)?;
+            self.require_new_owner(Owned::sequence(&sequence), &short, to, Some(&schema))?;
+            if sequence.owned_by.is_some() {
+                let message = format!("cannot change owner of sequence \"{short}\"");
+                return Err(Error::unsupported(message).detail("It belongs to a table's column."));
+            }
+            self.owner_changed(Owned::sequence(&sequence), to).await?;
+            sequence.owner = to;
+        }
         if let Some(owner) = self.owner_of(options).await? {
             sequence.owned_by = owner;
         }
         if let Some(new) = &options.rename {
             self.claim(&schema, new, entry).await?;
-            self.release(&schema, &short).await?;
+            self.release(sequence.place(), &short).await?;
             sequence.name.clone_from(new);
         }
         Catalog::put_sequence(self.txn, self.overlay, sequence)?;
@@ -115,13 +125,15 @@ impl Exec<'_> {
         let Some(crate::catalog::Object::Table(table)) = found else {
             return Err(undefined_table(schema, name));
         };
+        self.identity().require_owner(Owned::table(&table), &table.name)?;
         let idx = crate::plan::change::column_idx(&table, column)?;
         Ok(Some(Some((table.id, table.columns[idx].id))))
     }
 
     pub async fn drop_sequence_by_id(&mut self, id: u32) -> Result<()> {
         let Some(sequence) = Catalog::lock_sequence(self.txn, id).await? else { return Ok(()) };
-        self.release(&sequence.schema, &sequence.name).await?;
+        self.release(sequence.place(), &sequence.name).await?;
+        self.drop_acl(Class::Sequence, id).await?;
         self.txn.delete(rows::sequence_key(id))?;
         self.engine.sequences().forget(id);
         Ok(())
@@ -170,12 +182,20 @@ impl Exec<'_> {
             };
             match kind {
                 DropKind::Table => match self.lock_table(name).await? {
-                    Some(table) => self.drop_table(table).await?,
+                    Some(table) => {
+                        let (owned, schema) = (Owned::table(&table), table.schema.clone());
+                        self.require_owner_or_schema(owned, &schema, &table.name)?;
+                        self.drop_table(table).await?;
+                    }
                     None => notices.push(missing()?),
                 },
                 DropKind::Index => notices.extend(self.drop_index(name, if_exists).await?),
                 DropKind::Sequence => match self.lock_existing(name).await? {
-                    Some((_, _, entry)) if entry.kind == Kind::Sequence => {
+                    Some((schema, _, entry)) if entry.kind == Kind::Sequence => {
+                        if let Some(row) = Catalog::lock_sequence(self.txn, entry.id).await? {
+                            let owned = Owned::sequence(&row);
+                            self.require_owner_or_schema(owned, &schema, &short)?;
+                        }
                         self.refuse_owned(entry.id, cascade).await?;
                         self.drop_sequence_by_id(entry.id).await?;
                     }
@@ -193,9 +213,14 @@ impl Exec<'_> {
                     if known || schema.is_some() {
                         return Err(Error::unsupported(format!("dropping the schema \"{short}\"")));
                     }
-                    match Catalog::lock_schema(self.txn, &short).await? {
+                    let place = self.view.place(&short);
+                    match Catalog::lock_schema(self.txn, place).await? {
                         None => notices.push(missing()?),
-                        Some(_) => self.drop_schema(&short, cascade).await?,
+                        Some(schema) => {
+                            self.identity().require_owner(Owned::schema(&schema), &short)?;
+                            Catalog::change_authority(self.txn, self.overlay).await?;
+                            self.drop_schema(&short, cascade).await?;
+                        }
                     }
                 }
             }
@@ -236,14 +261,15 @@ impl Exec<'_> {
         Ok(())
     }
 
-    async fn drop_schema(&mut self, name: &str, cascade: bool) -> Result<()> {
+    pub(super) async fn drop_schema(&mut self, name: &str, cascade: bool) -> Result<()> {
         let reader = self.txn.reader().await?;
         let catalog = self.engine.catalog();
         let tables = catalog.tables(&reader).await?;
         let sequences = catalog.sequences(&reader).await?;
-        let tables: Vec<_> = tables.into_iter().filter(|table| table.schema == name).collect();
+        let place = self.view.place(name);
+        let tables: Vec<_> = tables.into_iter().filter(|table| table.place() == place).collect();
         let sequences: Vec<_> =
-            sequences.into_iter().filter(|sequence| sequence.schema == name).collect();
+            sequences.into_iter().filter(|sequence| sequence.place() == place).collect();
         if !cascade && (!tables.is_empty() || !sequences.is_empty()) {
             return Err(Error::new(
                 "2BP01",
@@ -259,132 +285,86 @@ impl Exec<'_> {
         for sequence in sequences {
             self.drop_sequence_by_id(sequence.id).await?;
         }
-        self.txn.delete(rows::schema_key(name))?;
-        Ok(())
+        let Some(schema) = Catalog::lock_schema(self.txn, place).await? else { return Ok(()) };
+        self.forget_schema(schema.id, place).await
     }
 
-    // ---- schemas and users
+    // ---- schemas
 
+    /// The notice to send.
     pub async fn create_schema(
         &mut self,
-        name: &str,
+        name: Option<&str>,
+        owner: Option<&RoleSpec>,
         if_not_exists: bool,
     ) -> Result<Option<String>> {
-        let taken = PUBLIC == name
-            || VIRTUAL_SCHEMAS.contains(&name)
-            || Catalog::lock_schema(self.txn, name).await?.is_some();
+        let owner = match owner {
+            Some(owner) => self.role_of(owner)?,
+            None => self.identity().role,
+        };
+        let of_owner = self.identity().authority.roles.name(owner);
+        let name = name.unwrap_or(&of_owner);
+        self.require_create_in_database()?;
+        if !self.identity().may_become(owner) {
+            return Err(refused(format!("must be member of role \"{of_owner}\"")));
+        }
+        if name.starts_with("pg_") && !VIRTUAL_SCHEMAS.contains(&name) {
+            return Err(Error::new(
+                state::RESERVED_NAME,
+                format!("unacceptable schema name \"{name}\""),
+            )
+            .detail("The prefix \"pg_\" is reserved for system schemas."));
+        }
+        Catalog::change_authority(self.txn, self.overlay).await?;
+        let place = self.view.place(name);
+        let taken = VIRTUAL_SCHEMAS.contains(&name)
+            || Catalog::lock_schema(self.txn, place).await?.is_some();
         if taken {
             return if if_not_exists {
                 Ok(Some(format!("schema \"{name}\" already exists, skipping")))
             } else {
-                Err(Error::new(
-                    state::DUPLICATE_SCHEMA,
-                    format!("schema \"{name}\" already exists"),
-                ))
+                Err(schema_exists(name))
             };
         }
         let id = self.engine.catalog().allocate(1).await?;
-        let schema = Schema { id, name: name.to_owned(), owner: self.view.user.to_string() };
-        self.txn.put(rows::schema_key(name), rows::encode(&schema)?)?;
+        let schema = Schema { id, database: place.database, name: name.to_owned(), owner };
+        self.txn.put(rows::schema_key(place), rows::encode(&schema)?)?;
+        self.new_acl(Owned::schema(&schema), name).await?;
         Ok(None)
     }
 
-    pub async fn create_user(&mut self, name: &str, options: &UserOptions) -> Result<()> {
-        if Catalog::lock_user(self.txn, name).await?.is_some() {
-            return Err(Error::new(
-                state::DUPLICATE_OBJECT,
-                format!("role \"{name}\" already exists"),
-            ));
+    /// Every object in it is keyed by its name, and moves.
+    pub async fn rename_schema(&mut self, name: &str, to: &str) -> Result<()> {
+        let schema = self.schema_named(name)?;
+        self.identity().require_owner(Owned::schema(&schema), name)?;
+        self.require_create_in_database()?;
+        if name == PUBLIC || VIRTUAL_SCHEMAS.contains(&to) {
+            return Err(Error::unsupported(format!("renaming the schema \"{name}\" to \"{to}\"")));
         }
-        let id = self.engine.catalog().allocate(1).await?;
-        let mut user =
-            User { id, name: name.to_owned(), verifier: None, superuser: false, login: false };
-        self.apply_user(&mut user, options)?;
-        self.txn.put(rows::user_key(name), rows::encode(&user)?)?;
-        Ok(())
-    }
-
-    pub async fn alter_user(&mut self, name: &str, options: &UserOptions) -> Result<()> {
-        let Some(mut user) = Catalog::lock_user(self.txn, name).await? else {
-            return Err(no_user(name));
-        };
-        self.apply_user(&mut user, options)?;
-        if let Some(new) = &options.rename {
-            if Catalog::lock_user(self.txn, new).await?.is_some() {
-                return Err(Error::new(
-                    state::DUPLICATE_OBJECT,
-                    format!("role \"{new}\" already exists"),
-                ));
-            }
-            self.txn.delete(rows::user_key(name))?;
-            user.name.clone_from(new);
+        let reader = self.txn.reader().await?;
+        let catalog = self.engine.catalog();
+        let (tables, sequences) =
+            (catalog.tables(&reader).await?, catalog.sequences(&reader).await?);
+        let place = self.view.place(name);
+        let is_used = tables.iter().any(|table| table.place() == place)
+            || sequences.iter().any(|sequence| sequence.place() == place);
+        if is_used {
+            return Err(Error::unsupported("renaming a schema that is not empty"));
         }
-        self.txn.put(rows::user_key(&user.name), rows::encode(&user)?)?;
-        Ok(())
-    }
-
-    pub async fn drop_users(&mut self, names: &[String], if_exists: bool) -> Result<Vec<String>> {
-        let mut notices = Vec::new();
-        for name in names {
-            if **name == *self.view.user {
-                return Err(Error::new("55006", "current user cannot be dropped"));
-            }
-            match Catalog::lock_user(self.txn, name).await? {
-                Some(_) => self.txn.delete(rows::user_key(name))?,
-                None if if_exists => {
-                    notices.push(format!("role \"{name}\" does not exist, skipping"));
-                }
-                None => return Err(no_user(name)),
-            }
+        Catalog::change_authority(self.txn, self.overlay).await?;
+        if Catalog::lock_schema(self.txn, self.view.place(to)).await?.is_some() {
+            return Err(schema_exists(to));
         }
-        Ok(notices)
-    }
-
-    fn apply_user(&self, user: &mut User, options: &UserOptions) -> Result<()> {
-        if let Some(password) = &options.password {
-            user.verifier = match password {
-                None => None,
-                // A verifier as pg_dumpall writes it is taken as it is.
-                Some(password) if password.starts_with("SCRAM-SHA-256$") => Some(password.clone()),
-                Some(password) => {
-                    let mut salt = [0; 16];
-                    salt[..8].copy_from_slice(&self.engine.env().random().to_be_bytes());
-                    salt[8..].copy_from_slice(&self.engine.env().random().to_be_bytes());
-                    Some(verifier(password, &salt))
-                }
-            };
-        }
-        if let Some(superuser) = options.superuser {
-            user.superuser = superuser;
-        }
-        if let Some(login) = options.login {
-            user.login = login;
-        }
+        let Some(mut row) = Catalog::lock_schema(self.txn, place).await? else { return Ok(()) };
+        self.txn.delete(rows::schema_key(place))?;
+        row.name = to.to_owned();
+        self.txn.put(rows::schema_key(self.view.place(to)), rows::encode(&row)?)?;
         Ok(())
     }
 }
 
-fn no_user(name: &str) -> Error {
-    Error::new(state::UNDEFINED_OBJECT, format!("role \"{name}\" does not exist"))
-}
-
-/// What is stored of a password (RFC 5803): enough to check it, not enough to log in with.
-pub fn verifier(password: &str, salt: &[u8]) -> String {
-    // A password that SASLprep refuses is used as it is, as PostgreSQL does.
-    let prepared = stringprep::saslprep(password).unwrap_or(std::borrow::Cow::Borrowed(password));
-    let rounds = NonZeroU32::new(SCRAM_ROUNDS).unwrap_or(NonZeroU32::MIN);
-    let mut salted = [0u8; digest::SHA256_OUTPUT_LEN];
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, salt, prepared.as_bytes(), &mut salted);
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
-    let client_key = hmac::sign(&key, b"Client Key");
-    let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
-    let server_key = hmac::sign(&key, b"Server Key");
-    format!(
-        "SCRAM-SHA-256${SCRAM_ROUNDS}:{}${}:{}",
-        BASE64.encode(salt),
-        BASE64.encode(stored_key),
-        BASE64.encode(server_key)
-    )
+fn schema_exists(name: &str) -> Error {
+    Error::new(state::DUPLICATE_SCHEMA, format!("schema \"{name}\" already exists"))
 }
 
 /// Changes a sequence as its options say, and checks the outcome.
@@ -462,19 +442,4 @@ fn apply(sequence: &mut Sequence, options: &SequenceOptions, is_new: bool) -> Re
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_verifier_is_the_one_that_others_compute() {
-        // RFC 7677's example: user "user", password "pencil".
-        let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
-        assert_eq!(
-            verifier("pencil", &salt),
-            "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
-        );
-    }
 }

@@ -1,6 +1,8 @@
 //! CREATE TABLE, DROP TABLE, TRUNCATE, and the rebuilding of a table.
 
+use super::comments::PG_CLASS;
 use super::ranges_of;
+use crate::authority::{Class, Owned};
 use crate::bind::{Params, Scope};
 use crate::catalog::{
     Catalog, Check, Column, ColumnDefault, Identity, Index, IndexState, Kind, Name, RelationId,
@@ -32,9 +34,9 @@ struct Key {
 impl Exec<'_> {
     /// The notice to send when the table exists and that is no error.
     pub async fn create_table(&mut self, create: &ast::CreateTable) -> Result<Option<String>> {
-        refuse_options(create)?;
-        let (schema, name) = self.new_name(&create.name).await?;
-        if Catalog::lock_name(self.txn, &schema, &name).await?.is_some() {
+        let (schema, name) = self.new_name(&create.name)?;
+        let place = self.view.place(&schema);
+        if Catalog::lock_name(self.txn, place, &name).await?.is_some() {
             return if create.if_not_exists {
                 Ok(Some(format!("relation \"{name}\" already exists, skipping")))
             } else {
@@ -48,9 +50,10 @@ impl Exec<'_> {
         let mut table = Table {
             id: first,
             version: 1,
+            database: place.database,
             schema: schema.clone(),
             name: name.clone(),
-            owner: self.view.user.to_string(),
+            owner: self.identity().role,
             relation: RelationId(first + 1),
             columns: Vec::new(),
             next_column: 1,
@@ -59,13 +62,18 @@ impl Exec<'_> {
             primary_id: 0,
             indexes: Vec::new(),
             checks: Vec::new(),
+            options: match &create.table_options {
+                ast::CreateTableOptions::With(list) => parse::storage_parameters(list)?,
+                _ => Vec::new(),
+            },
             since: Scn::ZERO,
             is_past: false,
             ranges: Arc::default(),
         };
         Catalog::lock_table(self.txn, table.id).await?;
         let entry = Name { kind: Kind::Table, id: table.id, table: 0 };
-        Catalog::put_name(self.txn, self.overlay, &schema, &name, Some(entry))?;
+        Catalog::put_name(self.txn, self.overlay, place, &name, Some(entry))?;
+        self.new_acl(Owned::table(&table), &schema).await?;
         let mut keys = Vec::new();
         for definition in &create.columns {
             let column = self.column(&mut table, definition, &mut keys).await?;
@@ -321,13 +329,13 @@ impl Exec<'_> {
         let ranges = ranges_of(&table);
         self.txn.use_table(table.id, table.version, &ranges);
         self.txn.change_schema(table.id, table.version + 1, &ranges).await?;
-        self.release(&table.schema, &table.name).await?;
+        self.release(table.place(), &table.name).await?;
         if !table.is_keyless() {
-            self.release(&table.schema, &table.primary_name).await?;
+            self.release(table.place(), &table.primary_name).await?;
         }
         Catalog::discard(self.txn, table.relation).await?;
         for index in &table.indexes {
-            self.release(&table.schema, &index.name).await?;
+            self.release(table.place(), &index.name).await?;
             Catalog::discard(self.txn, index.relation).await?;
         }
         let owned =
@@ -335,6 +343,10 @@ impl Exec<'_> {
         for id in owned {
             self.drop_sequence_by_id(id).await?;
         }
+        for index in table.indexes.iter().map(|index| index.id).chain([table.primary_id]) {
+            self.drop_comments(PG_CLASS, index).await?;
+        }
+        self.drop_acl(Class::Table, table.id).await?;
         Catalog::lock_table(self.txn, table.id).await?;
         self.txn.delete(rows::table_key(table.id))?;
         Ok(())
@@ -447,6 +459,8 @@ impl Exec<'_> {
             lock_timeout: self.lock_timeout,
             may_restart: false,
             kept: Kept::new(self.engine.env()),
+            read_only: false,
+            notices: Vec::new(),
         };
         apart.append(table, checks, chunk).await?;
         txn.commit().await?;
@@ -620,20 +634,5 @@ fn sequence_options_of(list: &[ast::SequenceOptions]) -> Result<SequenceOptions>
     match parse::parse(&sql)? {
         parse::Statement::AlterSequence { options, .. } => Ok(*options),
         _ => Err(Error::internal("sequence options were read as something else")),
-    }
-}
-
-fn refuse_options(create: &ast::CreateTable) -> Result<()> {
-    let refused = [
-        (create.like.is_some(), "CREATE TABLE LIKE"),
-        (create.temporary, "a temporary table"),
-        (create.inherits.is_some(), "INHERITS"),
-        (create.partition_by.is_some() || create.partition_of.is_some(), "PARTITION BY"),
-        (create.or_replace, "CREATE OR REPLACE TABLE"),
-        (create.external, "an external table"),
-    ];
-    match refused.iter().find(|(given, _)| *given) {
-        Some((_, what)) => Err(Error::unsupported(what)),
-        None => Ok(()),
     }
 }

@@ -100,7 +100,8 @@ pub async fn open(server: &Arc<Server>, pipe: &mut Pipe, place: &Place) -> Flow<
         _ => user.clone(),
     };
     authenticate(server, pipe, &user).await?;
-    let mut session = server.engine.session(user, database);
+    let opened = server.engine.session(&user, &database).await;
+    let mut session = opened.map_err(Gone::Refused)?;
     configure(&mut session, &settings).map_err(Gone::Refused)?;
 
     let out = &mut pipe.output;
@@ -172,13 +173,17 @@ fn command_line_settings(options: &str) -> Result<Vec<(String, String)>> {
 }
 
 async fn authenticate(server: &Server, pipe: &mut Pipe, name: &str) -> Flow<()> {
-    let user = server.engine.user(name).await.map_err(Gone::Refused)?;
+    let user = server.engine.role(name).await.map_err(Gone::Refused)?;
     let denied = || {
         let message = format!("password authentication failed for user \"{name}\"");
         Gone::Refused(Error::new(state::INVALID_PASSWORD, message))
     };
     if server.engine.auth() == Auth::Scram {
-        let verifier = user.as_ref().and_then(|user| user.verifier.as_deref());
+        // A password is good until its time has come.
+        let now_us = pipe.env.wall_us();
+        let valid =
+            user.as_ref().filter(|user| user.valid_until_us.is_none_or(|until| now_us <= until));
+        let verifier = valid.and_then(|user| user.verifier.as_deref());
         let verifier = verifier
             .and_then(Verifier::parse)
             .unwrap_or_else(|| Verifier::impossible(name, server.secret));
