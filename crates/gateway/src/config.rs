@@ -25,7 +25,7 @@ use crate::isolate::bulkhead::Priority;
 use crate::service;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct Config {
     pub zone: String,
     pub closeness: Closeness,
     pub listeners: Vec<Listener>,
+    /// Who may say for whom a request is: what others say of that is taken out.
+    pub trusted_proxies: Vec<Network>,
     /// Metrics, the live page and the API. On a loopback address unless the file says otherwise.
     pub admin: Option<SocketAddr>,
     /// What the API's callers must know to change something.
@@ -59,6 +61,44 @@ pub struct Listener {
     /// With certificates it speaks TLS; which is shown is decided by the name that the client
     /// asks for, the first one where none fits.
     pub certificates: Vec<Certificate>,
+}
+
+/// An address, or all that begin with the same bits (RFC 4632).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    n_bits: u32,
+}
+
+impl Network {
+    /// `10.0.0.1` or `10.0.0.0/8`.
+    pub fn of(text: &str) -> Option<Network> {
+        let (address, n_bits) = match text.split_once('/') {
+            Some((address, n_bits)) => (address, Some(n_bits.parse().ok()?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().ok()?;
+        let n_all = if address.is_ipv4() { 32 } else { 128 };
+        let n_bits = n_bits.unwrap_or(n_all);
+        (n_bits <= n_all).then_some(Network { address, n_bits })
+    }
+
+    pub fn holds(&self, address: IpAddr) -> bool {
+        // An IPv4 client of a listener on [::] comes as ::ffff:a.b.c.d.
+        match (self.address.to_canonical(), address.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                let n_bits =
+                    self.n_bits.saturating_sub(if self.address.is_ipv4() { 0 } else { 96 });
+                let differ = u32::from(own) ^ u32::from(other);
+                differ.checked_shr(32 - n_bits.min(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let differ = u128::from(own) ^ u128::from(other);
+                differ.checked_shr(128 - self.n_bits).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
 }
 
 /// PEM files: a chain, the own certificate first, and its key.
@@ -214,4 +254,25 @@ pub struct StaticAnswer {
     pub status: StatusCode,
     pub content_type: HeaderValue,
     pub body: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Network;
+
+    #[test]
+    fn a_network_holds_what_begins_with_its_bits() {
+        let holds =
+            |network, address: &str| Network::of(network).unwrap().holds(address.parse().unwrap());
+        assert!(holds("10.0.0.0/8", "10.255.0.1") && !holds("10.0.0.0/8", "11.0.0.1"));
+        assert!(holds("10.0.0.1", "10.0.0.1") && !holds("10.0.0.1", "10.0.0.2"));
+        assert!(holds("0.0.0.0/0", "1.2.3.4") && !holds("0.0.0.0/0", "::1"));
+        assert!(holds("10.0.0.0/8", "::ffff:10.1.2.3"));
+        assert!(holds("::ffff:10.0.0.0/104", "10.1.2.3"));
+        assert!(holds("2001:db8::/32", "2001:db8:1::1") && !holds("2001:db8::/32", "2001:db9::1"));
+        assert!(holds("::/0", "::1"));
+        for wrong in ["", "10.0.0.0/33", "::/129", "10.0.0.0/-1", "h", "10.0.0.0/8/8"] {
+            assert_eq!(Network::of(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -64,6 +64,7 @@ pub struct Counters {
     pub n_refused_requests: AtomicU64,
     pub n_no_route: AtomicU64,
     pub n_bad_requests: AtomicU64,
+    pub n_left_requests: AtomicU64,
     pub n_bad_greetings: AtomicU64,
     pub n_stood_still: AtomicU64,
     pub n_broken_connections: AtomicU64,

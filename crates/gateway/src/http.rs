@@ -4,7 +4,8 @@
 //! * [`exchanges`]: request, answer, and the next one, where it is HTTP/1.1
 //! * [`pulse`]: what a client's connection is doing
 //! * [`proxy`]: a request: its route, its service, the answer, what is logged and counted
-//! * [`message`], [`fields`]: a request, an answer, and their fields
+//! * [`message`], [`target`], [`fields`]: a request, an answer, what is asked for, and their fields
+//! * [`forwarded`]: who asks, and what a client may say of that
 //! * [`headers`]: what is removed, added and carried on
 //! * [`outgoing`], [`pool`]: a request as servers get it, and connections to them
 //! * [`http1`]: both ends of HTTP/1.1
@@ -14,6 +15,7 @@ pub mod body;
 pub mod ending;
 pub mod exchanges;
 pub mod fields;
+pub mod forwarded;
 pub mod headers;
 pub mod http1;
 pub mod message;
@@ -22,4 +24,5 @@ pub mod pool;
 pub mod proxy;
 pub mod pulse;
 pub mod serve;
+pub mod target;
 pub mod wire;

@@ -62,6 +62,14 @@ impl Record {
         is_wanted.then(|| Box::new(Record { entry: entry(), log, traces }))
     }
 
+    /// Of a request that was not understood: `line` is what there is of its first line.
+    pub fn refused(line: &str, log: AccessLog) -> Box<Record> {
+        let mut words = line.split(' ');
+        let mut word = || words.next().unwrap_or_default().to_owned();
+        let entry = Entry { method: word(), path: word(), ..Entry::default() };
+        Box::new(Record { entry, log: Some(log), traces: None })
+    }
+
     pub fn end(self) {
         if let Some(traces) = &self.traces {
             traces.add(&self.entry);

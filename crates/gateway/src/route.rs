@@ -2,12 +2,14 @@
 
 use crate::config::{PathMatch, Route};
 use crate::http::fields::Fields;
+use crate::path;
 use http::Method;
 
 /// What a route looks at.
 pub struct Request<'a> {
     /// Lower-case or not, with or without a port.
     pub host: &'a str,
+    /// As [`crate::path`] has it for comparing.
     pub path: &'a str,
     pub method: &'a Method,
     pub headers: &'a Fields,
@@ -46,12 +48,15 @@ pub fn target(route: &Route, draw: f64) -> Option<&str> {
     None
 }
 
-/// The path after the route's prefix is replaced, if it says so.
+/// The path after the route's prefix is replaced, if it says so; `path` is what is passed on.
 pub fn replaced(route: &Route, path: &str) -> Option<String> {
     let by = route.replace_prefix.as_ref()?;
     let rest = match &route.path {
         PathMatch::Exactly(_) => "",
-        PathMatch::Below(prefix) => path.strip_prefix(prefix.trim_end_matches('/'))?,
+        PathMatch::Below(prefix) => {
+            let n_segments = prefix.split('/').filter(|segment| !segment.is_empty()).count();
+            path::behind(path, n_segments)
+        }
     };
     let rest = rest.trim_start_matches('/');
     let by = if rest.is_empty() { by.as_str() } else { by.trim_end_matches('/') };
@@ -178,6 +183,8 @@ mod tests {
             ("/api", "/", "/api/x", "/x"),
             ("/api", "/", "/api", "/"),
             ("/", "/in", "/x", "/in/x"),
+            ("/api", "/v2", "/%61pi%2fx", "/v2/%2fx"),
+            ("/api", "/v2", "//api//x", "/v2/x"),
         ] {
             let route = Route { replace_prefix: Some(by.into()), ..below(prefix) };
             assert_eq!(replaced(&route, path).as_deref(), Some(expected), "{prefix} {by} {path}");

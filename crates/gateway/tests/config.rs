@@ -21,6 +21,7 @@ closeness = ["a", ["b", "c"]]
 threads = 2
 drain = "5s"
 access_log = "access.log"
+trusted_proxies = ["10.0.0.0/8", "::1"]
 listen = "127.0.0.1:8000"
 
 [[listeners]]

@@ -139,6 +139,7 @@ fn config(folder: &Path, mut table: Table) -> Result<Config> {
     listeners.extend(table.list("listeners", |value| listener(value, &here, &mut taken))?);
     let (admin, admin_token) = table.read("admin", |value| admin(value, &mut taken))?.unzip();
 
+    let trusted_proxies = table.list("trusted_proxies", value::network)?;
     let threads = table.read("threads", value::integer(1..=1024))?;
     let access_log = table.read("access_log", |value| match value.text()? {
         "stdout" => Ok(AccessLog::Stdout),
@@ -182,6 +183,7 @@ fn config(folder: &Path, mut table: Table) -> Result<Config> {
         zone,
         closeness,
         listeners,
+        trusted_proxies,
         admin,
         admin_token: admin_token.flatten(),
         threads,

@@ -292,6 +292,13 @@ impl AnswerBody {
         }
     }
 
+    /// All that its client asked for was sent: of an answer to HEAD nobody takes the content.
+    pub fn is_sent(&mut self) {
+        if let Some(ending) = &mut self.ending {
+            ending.is_through = true;
+        }
+    }
+
     pub fn capture(&mut self, capture: Capture) {
         self.capture = Some(Box::new(capture));
     }
@@ -299,6 +306,7 @@ impl AnswerBody {
     fn ended(&mut self, is_well: bool) {
         let capture = self.capture.take();
         let Some(ending) = &mut self.ending else { return };
+        ending.is_through |= is_well;
         // A server cannot end its answer to a question that broke off.
         let upload = ending.upload.as_ref();
         let is_clients = upload.is_some_and(|upload| upload.has_failed.load(Relaxed));

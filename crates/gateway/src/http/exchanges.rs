@@ -9,6 +9,7 @@ use crate::http::http1::{self, head};
 use crate::http::message::Answer;
 use crate::http::serve::{Requests, Serving};
 use base::env::{Alarm, Env};
+use http::StatusCode;
 use http_body::Body;
 use std::cell::Cell;
 use std::future::Future;
@@ -29,6 +30,8 @@ enum Left {
     /// Between two requests.
     Between,
     Ended,
+    /// It stood still for too long.
+    Late,
     /// In the middle of an answer: its client must not take it for whole.
     Broken,
     /// Its client was told that it ends, and may still send.
@@ -52,7 +55,7 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
                 biased;
                 left = exchanges.as_mut() => break left,
                 () = alarm.as_mut() => {
-                    let left = serving.left()?;
+                    let Some(left) = serving.left() else { break Left::Late };
                     if serving.pulse.is_idle(PARK_AFTER) {
                         break Left::Between;
                     }
@@ -61,10 +64,14 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
             }
         }
     };
+    if matches!(left, Left::Late) && serving.pulse.has_begun() {
+        // Whoever is told and still sends nothing is not waited for.
+        Box::pin(refuse(serving, &mut connection, requests, &http1::Error::TooSlow.into())).await;
+    }
     let io = connection.into_io()?;
     match left {
         Left::Between => return Some(io),
-        Left::Broken => {}
+        Left::Broken | Left::Late => {}
         // Boxed: few need the room.
         Left::Ended => Box::pin(end(serving, io)).await,
         Left::Told => Box::pin(linger(serving, io)).await,
@@ -90,7 +97,7 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
         let (request, body) = match came.await {
             Ok(Ok(Some(came))) => came,
             Ok(Ok(None)) => return Left::Ended,
-            Ok(Err(failure)) => return refuse(serving, connection, &failure).await,
+            Ok(Err(failure)) => return refuse(serving, connection, requests, &failure).await,
             Err(left) => return left,
         };
         let answer = {
@@ -166,6 +173,9 @@ async fn send(
         }
     })
     .await;
+    if sent.is_ok() {
+        body.is_sent();
+    }
     // What there is of a broken answer is sent all the same.
     let flushed = poll_fn(|cx| Poll::Ready(connection.poll_flush(cx))).await;
     // The server and its place are free before a slow client has read all.
@@ -185,25 +195,39 @@ async fn send(
     Ok(tunnel)
 }
 
-/// Answers what cannot be read, if anything can be said to it.
-async fn refuse(serving: &Serving, connection: &mut Connection, failure: &Failure) -> Left {
+/// Answers what cannot be read, if anything can be said to it, and tells of it.
+async fn refuse(
+    serving: &Serving,
+    connection: &mut Connection,
+    requests: &Requests,
+    failure: &Failure,
+) -> Left {
     let counters = &serving.gateway.counters;
     // It is not between two requests, however long it takes to tell.
     serving.pulse.read();
-    match failure {
-        Failure::Request(error) if *error != http1::Error::Cut => {
-            counters.n_bad_requests.fetch_add(1, Relaxed);
-            connection.refuse(*error, date(&serving.env));
-            match poll_fn(|cx| connection.poll_flush(cx)).await {
-                Ok(()) => Left::Told,
-                Err(_) => Left::Ended,
-            }
+    let refusal = match failure {
+        Failure::Request(error) => error.refusal(),
+        _ => None,
+    };
+    let line = connection.first_line();
+    let Some((status, reason)) = refusal else {
+        tracing::debug!(%failure, "a connection broke");
+        counters.n_broken_connections.fetch_add(1, Relaxed);
+        if !line.is_empty() {
+            counters.n_left_requests.fetch_add(1, Relaxed);
+            requests.gateway.note_refused(&requests.client, &line, 499, failure.to_string());
         }
-        _ => {
-            tracing::debug!(%failure, "a connection broke");
-            counters.n_broken_connections.fetch_add(1, Relaxed);
-            Left::Ended
-        }
+        return Left::Ended;
+    };
+    if status != StatusCode::REQUEST_TIMEOUT {
+        counters.n_bad_requests.fetch_add(1, Relaxed);
+    }
+    requests.gateway.note_refused(&requests.client, &line, status.as_u16(), reason.clone());
+    connection.refuse(status, &reason, date(&serving.env));
+    let told = poll_fn(|cx| connection.poll_flush(cx));
+    match serving.env.timeout(LINGER_FOR_REST, told).await {
+        Some(Ok(())) => Left::Told,
+        _ => Left::Ended,
     }
 }
 

@@ -19,7 +19,6 @@ use base::env::{Env, Instant, Stream};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::{self, FutureExt};
-use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode};
 use http_body::{Body, Frame};
 use hyper::client::conn::http2;
@@ -280,12 +279,12 @@ impl Upstream {
 
     /// Whether the server answers `GET path` with a 2xx or 3xx, on a connection of its own.
     pub async fn is_well(&self, env: &Env, address: SocketAddr, path: &str) -> bool {
-        let Ok(path) = PathAndQuery::try_from(path) else { return false };
         let mut fields = Fields::default();
         fields.add(name::HOST, address.to_string());
         fields.add(name::USER_AGENT, "atoll-health-check");
         let method = &Method::GET;
-        let head = Head { method, path: &path, fields: &fields, upgrade: None, left: None };
+        let (upgrade, left, server) = (None, None, address);
+        let head = Head { method, path, fields: &fields, upgrade, left, server };
         let Ok(mut sender) = self.connect(env, address).await else { return false };
         let answer = sender.send(&head, RequestBody::bytes(Bytes::new()), self.tls.is_some()).await;
         answer.is_ok_and(|answer| {

@@ -6,13 +6,15 @@ use crate::config::{self, Limits, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
 use crate::http::ending::Ending;
-use crate::http::fields::{self, Fields, name};
+use crate::http::fields::{Fields, name};
+use crate::http::forwarded::{self, Asker};
 use crate::http::headers::{self, Trace};
 use crate::http::http1::io::Io;
 use crate::http::message::{Answer, Request};
 use crate::http::outgoing::{Outgoing, OutgoingBody};
 use crate::http::pool::{Loan, Rest};
 use crate::http::pulse::Pulse;
+use crate::http::target;
 use crate::isolate::bulkhead::Priority;
 use crate::record::Record;
 use crate::route;
@@ -21,8 +23,7 @@ use crate::stale::{self, Capture};
 use base::env::{Alarm, Env, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
-use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
@@ -191,6 +192,18 @@ impl Gateway {
         answer
     }
 
+    /// Tells of a request that was not understood; `line` is what there is of its first line.
+    pub fn note_refused(&self, client: &Client, line: &str, status: u16, reason: String) {
+        let Some(log) = self.log() else { return };
+        let mut record = Record::refused(line, log);
+        let entry = &mut record.entry;
+        entry.at_us = self.env().wall_us();
+        entry.client = client.address.to_string();
+        entry.status = status;
+        entry.reason = reason;
+        record.end();
+    }
+
     async fn forward(
         self: &Arc<Self>,
         state: &Arc<State>,
@@ -199,7 +212,10 @@ impl Gateway {
         body: Incoming,
         asked: &mut Asked<'_>,
     ) -> Result<Answer<AnswerBody>, Own> {
-        let way = match self.way(state, client, &request, asked) {
+        let trusted = &state.config.trusted_proxies;
+        let peer = client.address;
+        let asker = forwarded::believe(&mut request.fields, trusted, peer, client.is_tls);
+        let way = match self.way(state, client, &asker, &mut request, asked) {
             Ok(way) => way,
             Err(own) => {
                 self.discard(&request, body).await;
@@ -210,22 +226,19 @@ impl Gateway {
         asked.ending.counts = Some(backend.upstream(client.lane).counts.clone());
 
         if request.method == Method::GET && backend.config.fallback.stale_for.is_some() {
-            let path = request.target.path_and_query().map_or("/", PathAndQuery::as_str);
-            let host = host_of(&request).unwrap_or_default();
-            asked.stale_key = stale::key(host, path, &request.fields);
+            let host = request.fields.ascii(name::HOST).unwrap_or_default();
+            asked.stale_key = stale::key(host, request.target.text(), &request.fields);
         }
         // What has a body to send first is an ordinary request, as servers may take it (RFC 9110, 7.8).
         let fields = &mut request.fields;
         let upgrade = headers::wanted_upgrade(fields, request.version);
         let upgrade = upgrade.filter(|_| body.is_end_stream());
         headers::remove_hop_by_hop(fields);
-        // RFC 9112, 3.2.2: what the target names is the host, whatever the field says.
-        if let Some(host) = named_host(&request.target) {
-            fields.set(name::HOST, host);
-        }
-        headers::forward(fields, &client.forwarded_for, client.is_tls);
+        // In this order: what is removed is the client's, and what is set stands in place of ours.
+        headers::remove(&route.request_headers, fields);
+        forwarded::tell(fields, &client.forwarded_for, client.is_tls);
         asked.trace.set(fields);
-        headers::apply(&route.request_headers, fields);
+        headers::write(&route.request_headers, fields);
         let outgoing = self.outgoing(state, &way, request, upgrade, body).await?;
 
         // The service's own time begins when the request is there: a slow client is not its fault.
@@ -237,7 +250,8 @@ impl Gateway {
         asked.ending.upload = outgoing.upload();
         asked.ending.late_from = late_from;
         let mut answer = self.ask(state, client, backend, ask, &outgoing, asked).await?;
-        headers::apply(&route.response_headers, &mut answer.fields);
+        headers::remove(&route.response_headers, &mut answer.fields);
+        headers::write(&route.response_headers, &mut answer.fields);
         Ok(answer)
     }
 
@@ -246,30 +260,43 @@ impl Gateway {
         &self,
         state: &'a State,
         client: &Client,
-        request: &Request,
+        asker: &Asker,
+        request: &mut Request,
         asked: &mut Asked<'_>,
     ) -> Result<Way<'a>, Own> {
-        let Request { method, target, fields, .. } = request;
-        let host = host_of(request);
+        let host = settle_host(request);
+        let Request { method, target, fields, .. } = &*request;
         if let Some(record) = &mut asked.ending.record {
             let entry = &mut record.entry;
             entry.at_us = self.env().wall_us();
-            entry.client = client.address.to_string();
+            entry.client = match asker.address {
+                Some(address) => address.to_string(),
+                None => client.address.to_string(),
+            };
             entry.method = method.to_string();
-            entry.host = host.unwrap_or_default().to_owned();
-            entry.path = target.path_and_query().map(|path| path.to_string()).unwrap_or_default();
+            entry.host = fields.get(name::HOST).map(text_of).unwrap_or_default();
+            entry.path = target.text().to_owned();
         }
-        let host = host.ok_or_else(|| {
+        host.map_err(|reason| {
             self.counters.n_bad_requests.fetch_add(1, Relaxed);
-            Own::new(StatusCode::BAD_REQUEST, "the request names no host")
+            Own::new(StatusCode::BAD_REQUEST, reason)
         })?;
+        let host = fields.ascii(name::HOST).unwrap_or_default();
         if *method == Method::CONNECT {
             let text = "this is no forward proxy: CONNECT is not served";
             return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, text));
         }
-        let path = target.path();
+        let path = target.compared();
         let wanted = route::Request { host, path, method, headers: fields };
-        let found = route::find(&state.routes, &wanted).and_then(|idx| state.routes.get(idx));
+        let idx = route::find(&state.routes, &wanted);
+        if let Some(path) = target.unresolved()
+            && route::find(&state.routes, &route::Request { path, ..wanted }) != idx
+        {
+            self.counters.n_bad_requests.fetch_add(1, Relaxed);
+            let text = "the path's dot segments lead from one route into another";
+            return Err(Own::new(StatusCode::BAD_REQUEST, text));
+        }
+        let found = idx.and_then(|idx| state.routes.get(idx));
         let route = found.ok_or_else(|| {
             self.counters.n_no_route.fetch_add(1, Relaxed);
             Own::new(StatusCode::NOT_FOUND, format!("no route for {method} {host}{path}"))
@@ -366,16 +393,14 @@ impl Gateway {
         };
         let is_held = matches!(body, OutgoingBody::Held(..));
         let target = request.target;
-        let path = match route::replaced(route, target.path()) {
-            Some(path) => {
-                let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
-                PathAndQuery::try_from(path + &query).ok()
-            }
-            None => target.into_parts().path_and_query,
+        let path = match (route::replaced(route, target.path()), target.query()) {
+            (Some(path), Some(query)) => path + "?" + query,
+            (Some(path), None) => path,
+            (None, _) => target.into_text(),
         };
         Ok(Outgoing {
             method: request.method,
-            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            path,
             fields: request.fields,
             may_repeat: is_harmless && is_held && upgrade.is_none(),
             was_waited_for,
@@ -504,7 +529,7 @@ impl Gateway {
                 let mut loan = upstream.loan(env, now, attempt).await?;
                 let left = ask.deadline.saturating_duration_since(loan.at);
                 let body = outgoing.body()?;
-                match loan.send(&outgoing.head(left), body).await {
+                match loan.send(&outgoing.head(left, attempt.address), body).await {
                     Ok(answer) => {
                         let verdict = verdict(&answer, || ask.is_late(env.now()));
                         return Ok(Sent { answer: (answer, loan), verdict });
@@ -636,27 +661,32 @@ fn verdict(answer: &Answer<Rest>, is_late: impl Fn() -> bool) -> Verdict {
     }
 }
 
-/// The host that a request is for: `:authority`, an absolute URI's, or the `Host` field, of which
-/// there must be exactly one.
-fn host_of(request: &Request) -> Option<&str> {
-    if let Some(host) = named_host(&request.target) {
-        return Some(host);
+/// Makes the host that a request is for its `Host` field: what the target names, whatever the
+/// field says (RFC 9112, 3.2.2); the field otherwise, of which there must be exactly one. In
+/// HTTP/1.0 there may be none.
+fn settle_host(request: &mut Request) -> Result<(), &'static str> {
+    let Request { target, version, fields, .. } = request;
+    match target.host() {
+        Some(host) => {
+            let host = host.to_owned();
+            fields.set(name::HOST, host);
+        }
+        None => match fields.all(name::HOST).count() {
+            0 if *version < Version::HTTP_11 => return Ok(()),
+            0 => return Err("the request names no host"),
+            1 => {}
+            _ => return Err("the request names two hosts"),
+        },
     }
-    let mut values = request.fields.all(name::HOST);
-    let host = values.next();
-    if values.next().is_some() {
-        return None;
+    let host = fields.ascii(name::HOST).filter(|host| target::is_host(host));
+    let host = host.ok_or("the host is not one: it is a name or an address, and perhaps a port")?;
+    // DNS ends a name with a dot, and means the same.
+    if let Some(without) = target::without_dot(host) {
+        fields.set(name::HOST, without);
     }
-    match host {
-        Some(host) => fields::ascii(host),
-        None if request.version < Version::HTTP_11 => Some(""),
-        None => None,
-    }
+    Ok(())
 }
 
-/// The host that a target names.
-fn named_host(target: &Uri) -> Option<&str> {
-    let authority = target.authority()?.as_str();
-    // Who the client says it is stands before the host, and is nobody's business.
-    Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host))
+fn text_of(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
 }

@@ -20,6 +20,7 @@ use crate::config::Limits;
 use crate::gateway::{Gateway, Open};
 use crate::http::body::{AnswerBody, Incoming};
 use crate::http::exchanges;
+use crate::http::http1;
 use crate::http::http1::io::Io;
 use crate::http::message::{self, Answer};
 use crate::http::pool::Spawn;
@@ -91,17 +92,23 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
         let Requests { gateway, client } = self.clone();
         let state = gateway.state();
         let (parts, body) = request.into_parts();
-        let request = match message::Request::try_from(parts) {
-            Ok(request) if request.fields.n() <= state.limits.n_headers_max => request,
+        let line = || format!("{} {}", parts.method, parts.uri);
+        let n_fields_max = state.limits.n_headers_max;
+        let (line, read) = match gateway.log() {
+            Some(_) => (line(), message::Request::try_from(parts)),
+            None => (String::new(), message::Request::try_from(parts)),
+        };
+        let request = match read.map_err(message::Error::refusal) {
+            Ok(request) if request.fields.n() <= n_fields_max => request,
             refused => {
                 // It was one all the same, of a client that does not stand still.
                 drop(client.pulse.begin(Version::HTTP_2));
                 gateway.counters.n_bad_requests.fetch_add(1, Relaxed);
-                let status = match refused {
-                    Ok(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                    Err(_) => StatusCode::BAD_REQUEST,
-                };
-                let refusal = Answer::new(status, AnswerBody::bytes(Bytes::new()));
+                let too_many = http1::Error::TooManyFields.refusal();
+                let unknown = || (StatusCode::BAD_REQUEST, String::new());
+                let (status, reason) = refused.err().or(too_many).unwrap_or_else(unknown);
+                gateway.note_refused(&client, &line, status.as_u16(), reason.clone());
+                let refusal = Answer::new(status, AnswerBody::bytes(Bytes::from(reason + "\n")));
                 return Box::pin(async { Ok(refusal.into_response()) });
             }
         };

@@ -58,8 +58,8 @@ fn route(value: &Value, place: usize, services: &BTreeMap<String, Service>) -> R
     let mut name = place.to_string();
     table.set("name", &mut name, value::name)?;
     let hosts = table.list("hosts", value::host_pattern)?;
-    let below = table.read("path", value::path)?;
-    let exactly = table.read("exact_path", value::path)?;
+    let below = table.read("path", value::matched_path)?;
+    let exactly = table.read("exact_path", value::matched_path)?;
     let methods = table.list("methods", method)?;
     let headers = table.read("headers", headers)?.unwrap_or_default();
     let one = table.read("service", |value| known_service(value.text()?, value, services))?;

@@ -2,6 +2,7 @@
 //! and what is allowed.
 
 use super::table::{Result, Value};
+use crate::config::Network;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Uri};
 use std::fmt::Display;
@@ -173,6 +174,13 @@ pub fn secret(value: &Value) -> Result<String> {
     })
 }
 
+/// An address, or a network as `ADDRESS/BITS`.
+pub fn network(value: &Value) -> Result<Network> {
+    value.get().as_str().and_then(Network::of).ok_or_else(|| {
+        value.must("be an address or a network, such as \"10.0.0.1\" or \"10.0.0.0/8\"")
+    })
+}
+
 pub fn address(value: &Value) -> Result<SocketAddr> {
     let address = value.get().as_str().and_then(|text| text.parse().ok());
     address.ok_or_else(|| {
@@ -231,6 +239,13 @@ pub fn path(value: &Value) -> Result<String> {
         Some(path) if path.query().is_none() => Ok(path.to_string()),
         _ => Err(value.must("be a path that begins with \"/\", without a query")),
     }
+}
+
+/// A path that requests are compared with, in the form in which they are.
+pub fn matched_path(value: &Value) -> Result<String> {
+    crate::path::compared(&path(value)?).ok_or_else(|| {
+        value.must("be a path that all servers read alike, without dot segments beside %2F or ;")
+    })
 }
 
 /// A path, and a query if it needs one.
