@@ -4,7 +4,7 @@
 use crate::balance::{Closeness, ServerSpec};
 use crate::call::Handle;
 use crate::config::{self, DnsSource};
-use crate::http::pool::Upstream;
+use crate::http::pool::{Upstream, Wire};
 use crate::stale::Stale;
 use crate::tls::{self, Connector};
 use base::env::Env;
@@ -100,6 +100,12 @@ impl Backend {
     ) -> Result<Backend, tls::Error> {
         let is_http2 = config.protocol == config::Protocol::Http2;
         let tls = config.tls.as_ref().map(|tls| Connector::load(tls, is_http2)).transpose()?;
+        let wire = Wire {
+            protocol: config.protocol,
+            tls,
+            idle_max: config.idle_timeout,
+            ping_every: config.ping_interval,
+        };
         let settings = config.settings.clone();
         let handle = match before {
             Some(before) => before.handle.clone(),
@@ -110,7 +116,9 @@ impl Backend {
             Some(before)
                 if config.tls.is_none()
                     && before.config.tls.is_none()
-                    && before.config.protocol == config.protocol =>
+                    && before.config.protocol == config.protocol
+                    && before.config.idle_timeout == config.idle_timeout
+                    && before.config.ping_interval == config.ping_interval =>
             {
                 before.upstreams.clone()
             }
@@ -118,7 +126,7 @@ impl Backend {
                 .map(|lane| {
                     let counts = before.and_then(|before| before.upstreams.get(lane));
                     let counts = counts.map(|before| before.counts.clone()).unwrap_or_default();
-                    Upstream::new(handle.another(), config.protocol, tls.clone(), counts)
+                    Upstream::new(handle.another(), wire.clone(), counts)
                 })
                 .collect(),
         };

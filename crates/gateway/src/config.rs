@@ -208,6 +208,10 @@ pub struct Service {
     pub servers: Vec<ServerSpec>,
     pub dns: Vec<DnsSource>,
     pub protocol: Protocol,
+    /// How long a connection to a server may be idle.
+    pub idle_timeout: Duration,
+    /// How often HTTP/2 connections are pinged, if at all.
+    pub ping_interval: Option<Duration>,
     pub tls: Option<UpstreamTls>,
     pub fallback: Fallback,
 }

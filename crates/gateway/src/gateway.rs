@@ -28,6 +28,8 @@ pub struct Gateway {
     stopping: watch::Sender<bool>,
     is_stopping: AtomicBool,
     n_connections: AtomicUsize,
+    /// Connections that this process has descriptors for.
+    n_connections_room: AtomicUsize,
     n_requests: OwnLine<AtomicU32>,
     pub access_log: RwLock<Option<AccessLog>>,
     is_logging: AtomicBool,
@@ -136,6 +138,7 @@ impl Gateway {
             stopping: watch::Sender::new(false),
             is_stopping: AtomicBool::new(false),
             n_connections: AtomicUsize::new(0),
+            n_connections_room: AtomicUsize::new(usize::MAX),
             n_requests: OwnLine::default(),
             access_log: RwLock::default(),
             is_logging: AtomicBool::new(false),
@@ -202,9 +205,15 @@ impl Gateway {
         self.is_stopping.load(Relaxed)
     }
 
+    /// No more clients than so many, whatever the file says: there are no descriptors for them.
+    pub fn set_room(&self, n_connections: usize) {
+        self.n_connections_room.store(n_connections, Relaxed);
+    }
+
     /// Counts a connection, unless there are too many.
     pub fn open_connection(self: &Arc<Self>) -> Option<Open> {
-        let n_max = self.state.read().limits.n_connections_max;
+        let n_room = self.n_connections_room.load(Relaxed);
+        let n_max = self.state.read().limits.n_connections_max.min(n_room);
         self.counters.n_accepted.fetch_add(1, Relaxed);
         if self.n_connections.fetch_add(1, Relaxed) >= n_max {
             self.n_connections.fetch_sub(1, Relaxed);

@@ -8,7 +8,7 @@
 //! * [`forwarded`]: who asks, and what a client may say of that
 //! * [`headers`]: what is removed, added and carried on
 //! * [`outgoing`], [`pool`]: a request as servers get it, and connections to them
-//! * [`http1`]: both ends of HTTP/1.1
+//! * [`http1`]: both ends of HTTP/1.1; [`http2`]: a connection to a server of HTTP/2
 //! * [`body`], [`ending`]: bodies on their way, and what is given back at their end
 
 pub mod body;
@@ -18,6 +18,7 @@ pub mod fields;
 pub mod forwarded;
 pub mod headers;
 pub mod http1;
+pub mod http2;
 pub mod message;
 pub mod outgoing;
 pub mod pool;

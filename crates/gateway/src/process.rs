@@ -25,6 +25,7 @@ use crate::upkeep;
 use base::env::{Env, JoinHandle};
 use command_fds::{CommandFdExt, FdMapping};
 use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::BTreeMap;
 use std::io;
@@ -46,6 +47,9 @@ const PREDECESSOR: &str = "ATOLL_GATEWAY_PREDECESSOR";
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long the last spans may take to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Descriptors that no client may have: listeners, files, checks; and those of each lane.
+const N_FILES_OWN: usize = 48;
+const N_FILES_OF_LANE: usize = 4;
 /// Connections that may wait to be accepted, as many as most systems allow.
 const N_NEWCOMERS_MAX: i32 = 4096;
 
@@ -151,6 +155,7 @@ async fn main(
     let n_cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let n_lanes = config.threads.unwrap_or(n_cores);
     let gateway = Gateway::new(&env, config.clone(), n_lanes)?;
+    make_room(&gateway, config.limits.n_connections_max, n_lanes);
     if let Some(to) = &config.access_log {
         gateway.set_access_log(Some(AccessLog::start(&env, to).map_err(Error::AccessLog)?));
     }
@@ -194,6 +199,30 @@ async fn main(
     }
     relieve_predecessor();
     process.until_stopped().await
+}
+
+/// Raises the soft limit of descriptors to the hard one, and lets in no more clients than there are
+/// descriptors for: a client's request takes one for the client and one for its server.
+fn make_room(gateway: &Gateway, n_wanted: usize, n_lanes: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the soft limit of descriptors cannot be raised");
+    }
+    // None: there is no limit.
+    let Some(n_files) = getrlimit(Resource::Nofile).current else { return };
+    let n_files = usize::try_from(n_files).unwrap_or(usize::MAX);
+    let n_own = N_FILES_OWN + N_FILES_OF_LANE * n_lanes;
+    let n_clients = (n_files.saturating_sub(n_own) / 2).max(1);
+    gateway.set_room(n_clients);
+    if n_clients < n_wanted {
+        tracing::warn!(
+            descriptors = n_files,
+            connections = n_wanted,
+            "there are descriptors for {n_clients} clients' connections: raise the hard limit \
+             (ulimit -Hn, LimitNOFILE), or lower `connections` in [limits]"
+        );
+    }
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, Error> {

@@ -5,6 +5,9 @@ use crate::http::fields::Fields;
 use crate::path;
 use http::Method;
 
+/// Words of a path that tell what a request is like.
+const N_WORDS: usize = 4;
+
 /// What a route looks at.
 pub struct Request<'a> {
     /// Lower-case or not, with or without a port.
@@ -46,6 +49,18 @@ pub fn target(route: &Route, draw: f64) -> Option<&str> {
         at -= u64::from(*weight);
     }
     None
+}
+
+/// What a request is like, among those of its service: its route, its method and the words of its
+/// path, for as many as matter. What has digits is a name, and not a word.
+pub fn class(route: &Route, method: &Method, path: &str) -> u32 {
+    let is_word = |segment: &&str| !segment.bytes().any(|byte| byte.is_ascii_digit());
+    let words = path.split('/').take(N_WORDS + 1).filter(is_word);
+    // FNV-1a.
+    let parts = [route.name.as_str(), method.as_str()].into_iter().chain(words);
+    parts
+        .flat_map(|part| part.bytes().chain([b'/']))
+        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// The path after the route's prefix is replaced, if it says so; `path` is what is passed on.

@@ -3,11 +3,13 @@
 
 use crate::backend::Backend;
 use crate::balance::{Check, CheckKind, Event};
-use crate::call::Handle;
+use crate::call::{Handle, SendError};
 use crate::config::DnsSource;
 use crate::gateway::Gateway;
+use crate::http::pool;
 use crate::isolate::breaker;
 use base::env::Env;
+use http::Method;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,8 +57,23 @@ fn look_after(
     for check in checks {
         let (world, backend) = (env.clone(), backend.clone());
         env.spawn("check", async move {
-            let took = timed(&world, look_at(&world, &backend, &check)).await;
-            backend.handle.lock().fleet.checked(world.now(), &check, took);
+            let begun = world.now();
+            let looked = world.timeout(check.timeout, look_at(&world, &backend, &check)).await;
+            let now = world.now();
+            let fleet = &mut backend.handle.lock().fleet;
+            match looked {
+                Some(Looked::Well) => {
+                    let took = now.saturating_duration_since(begun);
+                    fleet.checked(now, &check, Some(took));
+                }
+                Some(Looked::NotReached) if check.kind == CheckKind::Sign => {
+                    fleet.not_reached(now, &check);
+                }
+                Some(Looked::Unwell | Looked::NotReached) | None => {
+                    fleet.checked(now, &check, None)
+                }
+                Some(Looked::Unknown) => fleet.not_looked(&check),
+            }
         });
     }
 }
@@ -67,15 +84,35 @@ pub async fn timed(env: &Env, look: impl Future<Output = bool>) -> Option<Durati
     look.await.then(|| env.now().saturating_duration_since(begun))
 }
 
-async fn look_at(env: &Env, backend: &Backend, check: &Check) -> bool {
+/// What a look at a server showed.
+enum Looked {
+    Well,
+    Unwell,
+    NotReached,
+    /// The look could not be taken, for want of something here.
+    Unknown,
+}
+
+async fn look_at(env: &Env, backend: &Backend, check: &Check) -> Looked {
     let address = check.attempt.address;
-    let looked = async {
-        match &check.kind {
-            CheckKind::Connect => env.net().connect(address).await.is_ok(),
-            CheckKind::Get(path) => backend.upstream(0).is_well(env, address, path).await,
+    let upstream = backend.upstream(0);
+    let looked = match &check.kind {
+        CheckKind::Connect => match env.net().connect(address).await {
+            Ok(_) => Ok(true),
+            Err(error) => Err(SendError::from(pool::no_connection(&error))),
+        },
+        CheckKind::Get(path) => {
+            let looked = upstream.look(env, address, &Method::GET, path).await;
+            looked.map(|status| status.is_success() || status.is_redirection())
         }
+        CheckKind::Sign => upstream.sign(env, address).await.map(|()| true),
     };
-    env.timeout(check.timeout, looked).await.unwrap_or(false)
+    match looked {
+        Ok(true) => Looked::Well,
+        Err(SendError::Own(_)) => Looked::Unknown,
+        Err(SendError::Unreachable(_)) => Looked::NotReached,
+        Ok(false) | Err(_) => Looked::Unwell,
+    }
 }
 
 /// Time passes for the service; what it wants to be looked at, and says what happened.

@@ -79,6 +79,8 @@ service = "canary"
 servers = ["a=10.0.0.1:80", "10.0.0.2:80", { address = "[fd00::3]:80", zone = "b", weight = 2 }]
 dns = [{ name = "Api.Internal", port = 80, zone = "c", interval = "1m" }]
 protocol = "http2"
+idle_timeout = "2s"
+ping_interval = "5m"
 tls = { authority = "ca.pem", server_name = "api.internal", certificate = "me.pem", key = "me.key" }
 timeout = "2s"
 attempt_timeout = "1s"
@@ -108,6 +110,7 @@ slow_max = 0.7
 open_for = "2s"
 open_max = "20s"
 trials = 3
+trial_timeout = "3s"
 
 [services.api.balance]
 load_max = 50

@@ -94,7 +94,10 @@ async fn what_http1_cannot_have_is_mended_or_refused() {
     for _ in 0..5 {
         let (status, reason) = ask(&[("x-a", "1"); 11]).await;
         assert_eq!(status, 431);
-        assert!(reason.starts_with(b"the request cannot be read: there are too many"), "{reason:?}");
+        assert!(
+            reason.starts_with(b"the request cannot be read: there are too many"),
+            "{reason:?}"
+        );
         tokio::time::sleep(Duration::from_secs(20)).await;
     }
     let counters = &world.gateway.counters;

@@ -1,7 +1,7 @@
 //! Bodies on their way. Nothing is collected on the way but small requests whose length is told,
 //! and answers that may be served stale.
 
-use crate::call::{Stay, Verdict};
+use crate::call::{Stay, Upload, Verdict};
 use crate::http::ending::{Ending, Place};
 use crate::http::fields::name;
 use crate::http::headers;
@@ -9,6 +9,7 @@ use crate::http::http1;
 use crate::http::http1::client::Failure;
 use crate::http::http1::io::Io;
 use crate::http::http1::server;
+use crate::http::http2;
 use crate::http::pool::Loan;
 use crate::stale::Capture;
 use base::env::Env;
@@ -18,7 +19,6 @@ use http_body::{Body, Frame, SizeHint};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub enum Error {
     NotAsTold,
     #[error(transparent)]
     Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
@@ -54,6 +56,8 @@ pub enum Incoming {
     Empty,
     Http1(server::Incoming),
     Http2(hyper::body::Incoming),
+    /// A server's.
+    Answer(http2::Incoming),
 }
 
 impl Body for Incoming {
@@ -67,6 +71,7 @@ impl Body for Incoming {
             Incoming::Http2(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| Some(frame?.map_err(Error::from)))
             }
+            Incoming::Answer(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -75,6 +80,7 @@ impl Body for Incoming {
             Incoming::Empty => true,
             Incoming::Http1(body) => body.is_end_stream(),
             Incoming::Http2(body) => body.is_end_stream(),
+            Incoming::Answer(body) => body.is_end_stream(),
         }
     }
 
@@ -83,6 +89,7 @@ impl Body for Incoming {
             Incoming::Empty => SizeHint::with_exact(0),
             Incoming::Http1(body) => body.size_hint(),
             Incoming::Http2(body) => body.size_hint(),
+            Incoming::Answer(body) => body.size_hint(),
         }
     }
 }
@@ -151,6 +158,13 @@ impl Content {
         }
     }
 
+    fn env(&self) -> Option<&Env> {
+        match self {
+            Content::Bytes(_) => None,
+            Content::Stream(_, patience) | Content::OnLoan(patience, _) => Some(&patience.env),
+        }
+    }
+
     fn is_end_stream(&self, loan: Option<&Loan>) -> bool {
         match self {
             Content::Bytes(bytes) => bytes.is_none(),
@@ -173,12 +187,6 @@ impl Content {
 
 fn length(bytes: &Bytes) -> u64 {
     bytes.len() as u64
-}
-
-/// What became of a body that a client sends while it is passed on.
-#[derive(Default)]
-pub struct Upload {
-    has_failed: AtomicBool,
 }
 
 /// A request's body on its way to a server.
@@ -217,7 +225,11 @@ impl Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
-        let mut frame = ready!(self.content.poll_frame(cx, None));
+        let polled = self.content.poll_frame(cx, None);
+        if let Some(upload) = &self.upload {
+            upload.moved(polled.is_ready());
+        }
+        let mut frame = ready!(polled);
         if let Some(Ok(data)) = &frame {
             let n = data.data_ref().map_or(0, length);
             match self.n_left.checked_sub(n) {
@@ -225,8 +237,12 @@ impl Body for RequestBody {
                 None => frame = Some(Err(Error::TooLarge(self.n_max))),
             }
         }
-        if let (Some(upload), Some(Err(_))) = (&self.upload, &frame) {
-            upload.has_failed.store(true, Relaxed);
+        if let (Some(upload), Some(env)) = (&self.upload, self.content.env()) {
+            let is_well = !matches!(&frame, Some(Err(_)));
+            let is_last = matches!(&frame, Some(Ok(_))) && self.content.is_end_stream(None);
+            if frame.is_none() || is_last || !is_well {
+                upload.end(env.now(), is_well);
+            }
         }
         Poll::Ready(frame)
     }
@@ -309,7 +325,7 @@ impl AnswerBody {
         ending.is_through |= is_well;
         // A server cannot end its answer to a question that broke off.
         let upload = ending.upload.as_ref();
-        let is_clients = upload.is_some_and(|upload| upload.has_failed.load(Relaxed));
+        let is_clients = upload.is_some_and(|upload| upload.has_failed());
         if let Some(stay) = &mut ending.stay {
             match is_clients && !is_well {
                 true => stay.has_no_end(),

@@ -2,8 +2,7 @@
 //! its attempt at the server, the connection; and what is then counted and logged.
 
 use crate::backend::Counts;
-use crate::call::Stay;
-use crate::http::body::Upload;
+use crate::call::{Stay, Upload};
 use crate::http::pool::Loan;
 use crate::http::pulse::{Pulse, UnderWay};
 use crate::record::Record;

@@ -1,6 +1,7 @@
 //! A client's HTTP/1.1 connection: request, answer, and the next one, until it ends, is idle, or had
 //! better be served elsewhere.
 
+use crate::call::Alarms;
 use crate::gateway::View;
 use crate::http::body::{AnswerBody, Incoming, Tunnel};
 use crate::http::http1::io::Io;
@@ -8,7 +9,7 @@ use crate::http::http1::server::{Connection, Date, Failure};
 use crate::http::http1::{self, head};
 use crate::http::message::Answer;
 use crate::http::serve::{Requests, Serving};
-use base::env::{Alarm, Env};
+use base::env::Env;
 use http::StatusCode;
 use http_body::Body;
 use std::cell::Cell;
@@ -81,7 +82,7 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
 }
 
 async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Requests) -> Left {
-    let (mut view, mut alarm) = (None, Alarm::default());
+    let (mut view, mut alarms) = (None, Alarms::default());
     loop {
         let came = poll_fn(|cx| {
             let polled = connection.poll_request(cx, || serving.pulse.read());
@@ -104,7 +105,7 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
             let body = body.map_or(Incoming::Empty, Incoming::Http1);
             let Requests { gateway, client } = requests;
             let state = gateway.view(&mut view);
-            let mut answering = pin!(gateway.answer(state, client, &mut alarm, request, body));
+            let mut answering = pin!(gateway.answer(state, client, &mut alarms, request, body));
             poll_fn(|cx| match answering.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(Some(answer)),
                 Poll::Pending => connection.poll_gone(cx).map(|()| None),

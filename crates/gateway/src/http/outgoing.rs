@@ -1,7 +1,8 @@
 //! A request on its way to a service: everything that does not change from attempt to attempt.
 
+use crate::call::Upload;
 use crate::call::{Fault, SendError};
-use crate::http::body::{RequestBody, Upload};
+use crate::http::body::RequestBody;
 use crate::http::fields::{Fields, name};
 use crate::http::headers;
 use crate::http::http1::head::Writer;
@@ -61,6 +62,17 @@ impl Outgoing {
             OutgoingBody::Stream(body) => body.lock().take(),
         };
         body.ok_or_else(|| malformed("the body was sent already".into()))
+    }
+
+    /// The server has done nothing with it: whether it is here still, to be sent again.
+    pub fn take_back(&self) -> bool {
+        match &self.body {
+            OutgoingBody::Held(_, is_taken) => {
+                is_taken.store(false, Relaxed);
+                true
+            }
+            OutgoingBody::Stream(body) => body.lock().is_some(),
+        }
     }
 
     /// Nothing of it was sent.
@@ -126,12 +138,8 @@ impl Head<'_> {
     }
 
     /// As HTTP/2 has it.
-    pub fn request(
-        &self,
-        body: RequestBody,
-        is_tls: bool,
-    ) -> Result<Request<RequestBody>, SendError> {
-        let mut request = Request::new(body);
+    pub fn request(&self, is_tls: bool) -> Result<Request<()>, SendError> {
+        let mut request = Request::new(());
         *request.method_mut() = self.method.clone();
         *request.version_mut() = Version::HTTP_2;
         let mut fields = self.fields.clone();

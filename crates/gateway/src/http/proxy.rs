@@ -1,7 +1,7 @@
 //! One request: its route, its service, the answer.
 
 use crate::backend::Backend;
-use crate::call::{Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
+use crate::call::{Alarms, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
 use crate::config::{self, Limits, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
@@ -20,7 +20,7 @@ use crate::record::Record;
 use crate::route;
 use crate::service::Refused;
 use crate::stale::{self, Capture};
-use base::env::{Alarm, Env, Instant};
+use base::env::{Env, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
 use http::{Method, StatusCode, Version};
@@ -85,6 +85,7 @@ impl Own {
                 };
                 Own::new(status, reason.clone())
             }
+            Failure::Send(SendError::Own(_)) => Own::busy(text, Duration::from_secs(1)),
             Failure::Send(_) => Own::new(StatusCode::BAD_GATEWAY, text),
         }
     }
@@ -146,7 +147,7 @@ struct Way<'a> {
 
 /// What a request's answer needs to know of it.
 struct Asked<'a> {
-    alarm: &'a mut Alarm,
+    alarms: &'a mut Alarms,
     is_grpc: bool,
     stale_key: Option<String>,
     trace: Trace,
@@ -160,7 +161,7 @@ impl Gateway {
         self: &Arc<Self>,
         state: &Arc<State>,
         client: &Client,
-        alarm: &mut Alarm,
+        alarms: &mut Alarms,
         request: Request,
         body: Incoming,
     ) -> Answer<AnswerBody> {
@@ -170,7 +171,7 @@ impl Gateway {
         let trace = Trace::of(&request.fields, share, self.lanes.random(client.lane));
         let record = Record::begin(trace, self.log(), traces);
         let mut asked = Asked {
-            alarm,
+            alarms,
             is_grpc: headers::is_grpc(&request.fields),
             stale_key: None,
             trace,
@@ -223,6 +224,7 @@ impl Gateway {
             }
         };
         let Way { route, backend, priority, own_time, given, until } = way;
+        let class = route::class(route, &request.method, request.target.compared());
         asked.ending.counts = Some(backend.upstream(client.lane).counts.clone());
 
         if request.method == Method::GET && backend.config.fallback.stale_for.is_some() {
@@ -246,8 +248,9 @@ impl Gateway {
         let deadline = if given.is_none() { now + own_time } else { until };
         let late_from = Ask::late_from(deadline, given);
         let may_repeat = outgoing.may_repeat;
-        let ask = Ask { at: now, priority, deadline, late_from, may_repeat };
-        asked.ending.upload = outgoing.upload();
+        let upload = outgoing.upload();
+        asked.ending.upload.clone_from(&upload);
+        let ask = Ask { at: now, priority, deadline, late_from, may_repeat, class, upload };
         asked.ending.late_from = late_from;
         let mut answer = self.ask(state, client, backend, ask, &outgoing, asked).await?;
         headers::remove(&route.response_headers, &mut answer.fields);
@@ -460,7 +463,7 @@ impl Gateway {
         asked: &mut Asked<'_>,
     ) -> Result<Answer<AnswerBody>, Own> {
         loop {
-            let called = self.send(client, backend, &ask, asked.alarm, outgoing).await;
+            let called = self.send(client, backend, &ask, asked.alarms, outgoing).await;
             let upstream = backend.upstream(client.lane);
             let name = &*upstream.handle.name;
             if let (Ok(called), Some(record)) = (&called, &mut asked.ending.record) {
@@ -518,15 +521,15 @@ impl Gateway {
         client: &Client,
         backend: &Arc<Backend>,
         ask: &Ask,
-        alarm: &mut Alarm,
+        alarms: &mut Alarms,
         outgoing: &Outgoing,
     ) -> Result<Called<(Answer<Rest>, Loan)>, Failure> {
         let upstream = backend.upstream(client.lane);
         let env = self.env();
-        call(&upstream.handle, ask, alarm, |attempt, begun| async move {
-            let mut now = begun;
+        call(&upstream.handle, ask, alarms, |attempt, begun| async move {
+            let (mut now, mut is_again) = (begun, false);
             loop {
-                let mut loan = upstream.loan(env, now, attempt).await?;
+                let mut loan = upstream.loan(env, now, attempt, is_again).await?;
                 let left = ask.deadline.saturating_duration_since(loan.at);
                 let body = outgoing.body()?;
                 match loan.send(&outgoing.head(left, attempt.address), body).await {
@@ -535,13 +538,19 @@ impl Gateway {
                         return Ok(Sent { answer: (answer, loan), verdict });
                     }
                     Err((error, body)) => {
-                        let is_stale = matches!(error, SendError::Stale);
                         if let Some(body) = body {
                             outgoing.put_back(body);
                         }
-                        // It was closed while it was idle: the next one may be open.
-                        if is_stale && !loan.is_fresh {
-                            now = env.now();
+                        // Once more, on a connection that was not idle: neither the server nor the
+                        // budget for retries is charged for what happens to those.
+                        let is_free = match &error {
+                            SendError::Stale => !loan.is_fresh,
+                            SendError::Unanswered(_) => ask.may_repeat,
+                            SendError::Unprocessed(_) => outgoing.take_back(),
+                            _ => false,
+                        };
+                        if is_free && !is_again {
+                            (now, is_again) = (env.now(), true);
                             continue;
                         }
                         return Err(error);
@@ -567,7 +576,7 @@ impl Gateway {
             Rest::Here(bytes) => AnswerBody::bytes(bytes),
             Rest::OnLoan => AnswerBody::on_loan(self.env(), idle),
             Rest::Stream(incoming) => {
-                AnswerBody::stream(self.env(), Incoming::Http2(incoming), idle)
+                AnswerBody::stream(self.env(), Incoming::Answer(incoming), idle)
             }
         };
         if status == StatusCode::SWITCHING_PROTOCOLS {

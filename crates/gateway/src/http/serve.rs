@@ -16,6 +16,7 @@
 //! request's head and does not finish it (slow-loris) for `header_timeout`, one whose client does
 //! not read its answer for `body_idle_timeout`.
 
+use crate::call::Alarms;
 use crate::config::Limits;
 use crate::gateway::{Gateway, Open};
 use crate::http::body::{AnswerBody, Incoming};
@@ -28,7 +29,7 @@ use crate::http::proxy::Client;
 use crate::http::pulse::Pulse;
 use crate::http::wire::Wire;
 use crate::lanes::Moved;
-use base::env::{Alarm, Env};
+use base::env::Env;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode, Version};
@@ -113,8 +114,8 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
             }
         };
         Box::pin(async move {
-            let (body, mut alarm) = (Incoming::Http2(body), Alarm::default());
-            Ok(gateway.answer(&state, &client, &mut alarm, request, body).await.into_response())
+            let (body, mut alarms) = (Incoming::Http2(body), Alarms::default());
+            Ok(gateway.answer(&state, &client, &mut alarms, request, body).await.into_response())
         })
     }
 }

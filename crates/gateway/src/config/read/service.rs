@@ -13,6 +13,9 @@ use http::{HeaderValue, StatusCode};
 use std::collections::HashSet;
 use std::time::Duration;
 
+/// Shorter than the five seconds after which common servers close an idle connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
 pub fn service(value: &Value, here: &Here) -> Result<Service> {
     let mut table = value.table()?;
     let servers = servers(&mut table, here)?;
@@ -20,6 +23,9 @@ pub fn service(value: &Value, here: &Here) -> Result<Service> {
     let mut protocol = Protocol::default();
     let protocols = [("http1", Protocol::Http1), ("http2", Protocol::Http2)];
     table.set("protocol", &mut protocol, |value| value::one_of(&protocols, value))?;
+    let mut idle_timeout = IDLE_TIMEOUT;
+    table.set("idle_timeout", &mut idle_timeout, value::time)?;
+    let ping_interval = table.read("ping_interval", value::time)?;
     let tls = table.read("tls", |value| tls(value, here))?;
     let settings = settings(&mut table)?;
     let fallback = table.read("fallback", fallback)?.unwrap_or_default();
@@ -30,7 +36,16 @@ pub fn service(value: &Value, here: &Here) -> Result<Service> {
             table.name()
         )));
     }
-    Ok(Service { settings, servers, dns, protocol, tls, fallback })
+    if ping_interval.is_some() && protocol != Protocol::Http2 {
+        return Err(table.refuse_at(
+            "ping_interval",
+            format_args!(
+                "{} speaks HTTP/1.1, which has no pings: leave it out, or add protocol = \"http2\"",
+                table.name()
+            ),
+        ));
+    }
+    Ok(Service { settings, servers, dns, protocol, idle_timeout, ping_interval, tls, fallback })
 }
 
 fn servers(table: &mut Table, here: &Here) -> Result<Vec<ServerSpec>> {
@@ -175,6 +190,7 @@ fn breaker(value: &Value) -> Result<breaker::Settings> {
     table.set("open_for", &mut breaker.open_for, value::time)?;
     table.set("open_max", &mut breaker.open_max, value::time)?;
     table.set("trials", &mut breaker.n_trials, value::integer(1..=1000))?;
+    table.set("trial_timeout", &mut breaker.trial_timeout, value::time)?;
     table.finish()?;
     table.bound("open_for", &mut breaker.open_for, "open_max", breaker.open_max)?;
     Ok(breaker)
