@@ -13,9 +13,16 @@ use tokio::sync::mpsc;
 /// Lines that may wait for the writer.
 const N_WAITING_MAX: usize = 8192;
 
+/// What the writer is told.
+enum Word {
+    Line(Box<Entry>),
+    /// Somebody has moved the file away.
+    OpenAnew,
+}
+
 #[derive(Clone)]
 pub struct AccessLog {
-    sender: mpsc::Sender<Entry>,
+    sender: mpsc::Sender<Word>,
     n_dropped: Arc<AtomicU64>,
 }
 
@@ -33,8 +40,15 @@ impl AccessLog {
     }
 
     pub fn write(&self, entry: Entry) {
-        if self.sender.try_send(entry).is_err() {
+        if self.sender.try_send(Word::Line(Box::new(entry))).is_err() {
             self.n_dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Opens the file anew behind the lines that wait.
+    pub fn open_anew(&self) {
+        if self.sender.try_send(Word::OpenAnew).is_err() {
+            tracing::error!("the access log's writer is too far behind to open the file anew");
         }
     }
 
@@ -54,13 +68,25 @@ fn open(path: &Option<PathBuf>) -> io::Result<Sink> {
     }
 }
 
-async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<Entry>) {
+async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<Word>) {
     let mut batch = Vec::new();
     let mut text = Vec::new();
     let mut is_failing = false;
     while lines.recv_many(&mut batch, 1024).await > 0 {
         text.clear();
-        for entry in batch.drain(..) {
+        for word in batch.drain(..) {
+            let entry = match word {
+                Word::Line(entry) => entry,
+                Word::OpenAnew => {
+                    // What came before belongs into the old one.
+                    is_failing = write_all(&mut sink, &mut text, is_failing);
+                    match open(&path) {
+                        Ok(fresh) => sink = fresh,
+                        Err(error) => tracing::error!(%error, "the access log cannot be opened"),
+                    }
+                    continue;
+                }
+            };
             // A map of plain values always serialises.
             if serde_json::to_writer(&mut text, &entry).is_ok() {
                 text.push(b'\n');
@@ -72,14 +98,21 @@ async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<
         {
             sink = fresh;
         }
-        let written = sink.write_all(&text).and_then(|()| sink.flush());
-        match written {
-            Ok(()) => is_failing = false,
-            Err(error) if !is_failing => {
-                is_failing = true;
+        is_failing = write_all(&mut sink, &mut text, is_failing);
+    }
+}
+
+/// Writes what there is; whether that failed, which is said once.
+fn write_all(sink: &mut Sink, text: &mut Vec<u8>, is_failing: bool) -> bool {
+    let written = sink.write_all(text).and_then(|()| sink.flush());
+    text.clear();
+    match written {
+        Ok(()) => false,
+        Err(error) => {
+            if !is_failing {
                 tracing::error!(%error, "the access log cannot be written; its lines are lost");
             }
-            Err(_) => {}
+            true
         }
     }
 }

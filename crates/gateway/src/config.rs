@@ -55,6 +55,22 @@ pub struct Config {
     pub services: BTreeMap<String, Service>,
 }
 
+impl Config {
+    /// Where this gateway listens.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.listeners.iter().map(|listener| listener.address).chain(self.admin)
+    }
+}
+
+/// Whether two listeners cannot have these addresses: `0.0.0.0` is all of IPv4, `[::]` everything.
+pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let holds = |all: SocketAddr, part: SocketAddr| {
+        all.ip() == part.ip() || all.ip().is_unspecified() && (all.is_ipv6() || part.is_ipv4())
+    };
+    // With port 0 the system chooses one that is free.
+    one.port() != 0 && one.port() == other.port() && (holds(one, other) || holds(other, one))
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     pub address: SocketAddr,

@@ -10,7 +10,7 @@ use crate::http::pool;
 use crate::isolate::breaker;
 use base::env::Env;
 use http::Method;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +21,11 @@ pub fn start(gateway: &Arc<Gateway>) {
     let this = gateway.clone();
     gateway.env().spawn("upkeep", async move {
         let mut breakers = BTreeMap::new();
-        let mut asked_at = HashMap::new();
         loop {
             let state = this.state();
             for (name, backend) in &state.backends {
                 look_after(this.env(), name, backend, &mut breakers);
-                ask_names(this.env(), backend, &mut asked_at);
+                ask_names(this.env(), backend);
             }
             if let Some(traces) = &state.traces {
                 traces.step(this.env());
@@ -149,21 +148,9 @@ fn say(service: &str, event: &Event) {
 }
 
 /// Names that are due are asked for; who does not answer keeps the addresses it had.
-fn ask_names(
-    env: &Env,
-    backend: &Arc<Backend>,
-    asked_at: &mut HashMap<(String, String, u16), base::env::Instant>,
-) {
-    let now = env.now();
-    for source in &backend.config.dns {
-        let service = backend.handle.name.to_string();
-        let key = (service, source.name.clone(), source.port);
-        let is_due = asked_at.get(&key).is_none_or(|at| now >= *at + source.interval);
-        if !is_due {
-            continue;
-        }
-        asked_at.insert(key, now);
-        let (world, backend, source) = (env.clone(), backend.clone(), source.clone());
+fn ask_names(env: &Env, backend: &Arc<Backend>) {
+    for source in backend.names_due(env.now()) {
+        let (world, backend) = (env.clone(), backend.clone());
         env.spawn("names", async move { ask_name(&world, &backend, &source).await });
     }
 }
@@ -171,10 +158,20 @@ fn ask_names(
 async fn ask_name(env: &Env, backend: &Backend, source: &DnsSource) {
     let asked = env.timeout(Duration::from_secs(5), env.net().lookup(&source.name, source.port));
     let service = &*backend.handle.name;
-    match asked.await {
-        Some(Ok(addresses)) if !addresses.is_empty() => backend.resolved(source, addresses),
-        Some(Ok(_)) => tracing::warn!(service, name = source.name, "the name has no address"),
-        Some(Err(error)) => tracing::warn!(service, name = source.name, %error, "no answer"),
-        None => tracing::warn!(service, name = source.name, "no answer within 5 s"),
-    }
+    let addresses = match asked.await {
+        Some(Ok(addresses)) if !addresses.is_empty() => Some(addresses),
+        Some(Ok(_)) => {
+            tracing::warn!(service, name = source.name, "the name has no address");
+            None
+        }
+        Some(Err(error)) => {
+            tracing::warn!(service, name = source.name, %error, "no answer");
+            None
+        }
+        None => {
+            tracing::warn!(service, name = source.name, "no answer within 5 s");
+            None
+        }
+    };
+    backend.resolved(env.now(), source, addresses);
 }

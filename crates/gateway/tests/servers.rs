@@ -182,7 +182,8 @@ async fn scripted(world: &World, port: u16, n_allowed: u32, script: Script) -> A
                         }
                         Act::Hold => std::mem::forget(respond),
                         Act::Answer => {
-                            let (told, n_open, world) = (told.clone(), n_open.clone(), world.clone());
+                            let (told, n_open, world) =
+                                (told.clone(), n_open.clone(), world.clone());
                             world.clone().spawn("answer", async move {
                                 let mut body = request.into_body();
                                 let mut n_bytes = 0;
@@ -267,7 +268,8 @@ async fn what_a_server_has_not_processed_is_sent_again_whatever_it_is() {
 #[tokio::test(start_paused = true)]
 async fn nobody_is_pinged_unless_the_file_wants_it() {
     for (ping, expected) in [("", 0), ("ping_interval = \"10s\"\n", 11)] {
-        let world = World::new(&HTTP2.replace("3s", "1h").replace("timeout", &format!("{ping}timeout")));
+        let world =
+            World::new(&HTTP2.replace("3s", "1h").replace("timeout", &format!("{ping}timeout")));
         let mut listener = world.env.net().listen(([10, 0, 0, 1], 1).into()).await.unwrap();
         let n_pings = Arc::<AtomicUsize>::default();
         let count = n_pings.clone();
@@ -317,7 +319,8 @@ async fn a_server_of_http2_that_says_nothing_lets_nobody_in() {
         // Nothing was sent to the first one, so even a POST goes to the second.
         assert_eq!(client.post("/", "hello").await, (StatusCode::OK, "served".into()));
     }
-    let mut answer = client.answer(Request::get("/").header("host", "h").body(Full::default()).unwrap()).await;
+    let mut answer =
+        client.answer(Request::get("/").header("host", "h").body(Full::default()).unwrap()).await;
     assert_eq!(answer.body_mut().collect().await.unwrap().to_bytes(), "served");
 }
 

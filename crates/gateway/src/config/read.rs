@@ -13,7 +13,7 @@ mod table;
 mod value;
 
 use self::table::{Problem, Result, Table, Value, What, nearest};
-use super::{AccessLog, Certificate, Config, Limits, Listener, Service, Traces};
+use super::{AccessLog, Certificate, Config, Limits, Listener, Service, Traces, overlap};
 use crate::balance::Closeness;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display};
@@ -237,15 +237,6 @@ impl Taken {
             format_args!("{address} is listened on already{of}: give {table_name} another address"),
         ))
     }
-}
-
-/// Whether two listeners cannot have these addresses: `0.0.0.0` is all of IPv4, `[::]` everything.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let holds = |all: SocketAddr, part: SocketAddr| {
-        all.ip() == part.ip() || all.ip().is_unspecified() && (all.is_ipv6() || part.is_ipv4())
-    };
-    // With port 0 the system chooses one that is free.
-    one.port() != 0 && one.port() == other.port() && (holds(one, other) || holds(other, one))
 }
 
 fn listener(value: &Value, here: &Here, taken: &mut Taken) -> Result<Listener> {

@@ -12,13 +12,14 @@ use crate::http::http1::server;
 use crate::http::http2;
 use crate::http::pool::Loan;
 use crate::stale::Capture;
-use base::env::Env;
+use base::env::{Env, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -256,12 +257,42 @@ impl Body for RequestBody {
     }
 }
 
+/// Since when an answer's client has not come for more of it: HTTP/2 asks a body for as much as the
+/// client has room for, and for nothing when it grants none.
+pub struct Reader {
+    origin: Instant,
+    /// In microseconds since `origin`, plus one; 0: it is the server's turn.
+    since_us: AtomicU64,
+}
+
+impl Reader {
+    pub fn new(env: &Env) -> Reader {
+        Reader { origin: env.now(), since_us: AtomicU64::new(0) }
+    }
+
+    fn wait(&self, now: Instant) {
+        let us = now.saturating_duration_since(self.origin).as_micros();
+        self.since_us.store(u64::try_from(us).unwrap_or(u64::MAX - 1) + 1, Relaxed);
+    }
+
+    fn came(&self) {
+        self.since_us.store(0, Relaxed);
+    }
+
+    /// For how long it has not come.
+    pub fn blocked_for(&self, now: Instant) -> Option<Duration> {
+        let since = Duration::from_micros(self.since_us.load(Relaxed).checked_sub(1)?);
+        Some(now.saturating_duration_since(self.origin + since))
+    }
+}
+
 /// An answer's body on its way to a client. What the request held is given back when it is
 /// through or given up.
 pub struct AnswerBody {
     content: Content,
     ending: Option<Box<Ending>>,
     capture: Option<Box<Capture>>,
+    reader: Option<Arc<Reader>>,
     /// Of an answer behind which the connection is no longer one of HTTP.
     pub tunnel: Option<Box<Tunnel>>,
 }
@@ -275,18 +306,24 @@ pub struct Tunnel {
 
 impl AnswerBody {
     pub fn bytes(bytes: Bytes) -> AnswerBody {
-        AnswerBody { content: Content::bytes(bytes), ending: None, capture: None, tunnel: None }
+        AnswerBody {
+            content: Content::bytes(bytes),
+            ending: None,
+            capture: None,
+            reader: None,
+            tunnel: None,
+        }
     }
 
     pub fn stream(env: &Env, incoming: Incoming, idle: Duration) -> AnswerBody {
         let content = Content::Stream(incoming, Patience::new(env, idle));
-        AnswerBody { content, ending: None, capture: None, tunnel: None }
+        AnswerBody { content, ending: None, capture: None, reader: None, tunnel: None }
     }
 
     /// The answer on the connection that its ending has.
     pub fn on_loan(env: &Env, idle: Duration) -> AnswerBody {
         let content = Content::OnLoan(Patience::new(env, idle), 0);
-        AnswerBody { content, ending: None, capture: None, tunnel: None }
+        AnswerBody { content, ending: None, capture: None, reader: None, tunnel: None }
     }
 
     /// Goes on with the request while nobody reads its answer.
@@ -298,6 +335,14 @@ impl AnswerBody {
 
     fn loan(&self) -> Option<&Loan> {
         self.ending.as_ref()?.loan.as_ref()
+    }
+
+    /// Tells `reader` when its client comes for more.
+    pub fn watch(&mut self, reader: Arc<Reader>) {
+        if let Some(ending) = &self.ending {
+            reader.wait(ending.now());
+        }
+        self.reader = Some(reader);
     }
 
     pub fn hold(&mut self, ending: Box<Ending>) {
@@ -345,8 +390,14 @@ impl Body for AnswerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
+        if let Some(reader) = &this.reader {
+            reader.came();
+        }
         let loan = this.ending.as_mut().and_then(|ending| ending.loan.as_mut());
         let frame = ready!(this.content.poll_frame(cx, loan));
+        if let (Some(reader), Some(ending)) = (&this.reader, &this.ending) {
+            reader.wait(ending.now());
+        }
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(bytes) = frame.data_ref() {

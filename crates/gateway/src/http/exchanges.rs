@@ -103,7 +103,7 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
         };
         let answer = {
             let body = body.map_or(Incoming::Empty, Incoming::Http1);
-            let Requests { gateway, client } = requests;
+            let Requests { gateway, client, .. } = requests;
             let state = gateway.view(&mut view);
             let mut answering = pin!(gateway.answer(state, client, &mut alarms, request, body));
             poll_fn(|cx| match answering.as_mut().poll(cx) {

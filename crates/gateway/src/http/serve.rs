@@ -19,12 +19,11 @@
 use crate::call::Alarms;
 use crate::config::Limits;
 use crate::gateway::{Gateway, Open};
-use crate::http::body::{AnswerBody, Incoming};
+use crate::http::body::{AnswerBody, Incoming, Reader};
 use crate::http::exchanges;
 use crate::http::http1;
 use crate::http::http1::io::Io;
 use crate::http::message::{self, Answer};
-use crate::http::pool::Spawn;
 use crate::http::proxy::Client;
 use crate::http::pulse::Pulse;
 use crate::http::wire::Wire;
@@ -36,7 +35,9 @@ use http::{Request, Response, StatusCode, Version};
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use std::convert::Infallible;
+use std::future::Future;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -82,6 +83,49 @@ fn poll_first(io: &mut Io, pulse: &Pulse, cx: &mut Context<'_>) -> Poll<First> {
 pub struct Requests {
     pub gateway: Arc<Gateway>,
     pub client: Client,
+    /// HTTP/2: the watch over the request that was begun last, for the task that serves it.
+    begun: Arc<Mutex<Option<Arc<Reader>>>>,
+}
+
+/// Starts hyper's tasks, one for each request of a client's HTTP/2 connection, each with the watch
+/// that [`Requests`] has made for it just before. Whose client does not read is ended, and what its
+/// request holds is given back.
+#[derive(Clone)]
+struct Watched {
+    env: Env,
+    idle: Duration,
+    begun: Arc<Mutex<Option<Arc<Reader>>>>,
+    gateway: Arc<Gateway>,
+}
+
+impl<F> hyper::rt::Executor<F> for Watched
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let Some(reader) = self.begun.lock().take() else {
+            self.env.spawn("http", future);
+            return;
+        };
+        let Watched { env, idle, gateway, .. } = self.clone();
+        self.env.spawn("http", async move {
+            let mut future = pin!(future);
+            let mut left = idle;
+            loop {
+                if env.timeout(left, future.as_mut()).await.is_some() {
+                    return;
+                }
+                left = match reader.blocked_for(env.now()) {
+                    Some(blocked) if blocked >= idle => {
+                        gateway.counters.n_stood_still.fetch_add(1, Relaxed);
+                        return;
+                    }
+                    Some(blocked) => idle - blocked,
+                    None => idle,
+                };
+            }
+        });
+    }
 }
 
 impl Service<Request<hyper::body::Incoming>> for Requests {
@@ -90,7 +134,7 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Response<AnswerBody>, Infallible>>;
 
     fn call(&self, request: Request<hyper::body::Incoming>) -> Self::Future {
-        let Requests { gateway, client } = self.clone();
+        let Requests { gateway, client, .. } = self.clone();
         let state = gateway.state();
         let (parts, body) = request.into_parts();
         let line = || format!("{} {}", parts.method, parts.uri);
@@ -113,9 +157,14 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
                 return Box::pin(async { Ok(refusal.into_response()) });
             }
         };
+        let reader = Arc::new(Reader::new(gateway.env()));
+        *self.begun.lock() = Some(reader.clone());
         Box::pin(async move {
             let (body, mut alarms) = (Incoming::Http2(body), Alarms::default());
-            Ok(gateway.answer(&state, &client, &mut alarms, request, body).await.into_response())
+            let answer = gateway.answer(&state, &client, &mut alarms, request, body).await;
+            let mut response = answer.into_response();
+            response.body_mut().watch(reader);
+            Ok(response)
         })
     }
 }
@@ -203,7 +252,7 @@ async fn serve(gateway: Arc<Gateway>, mut io: Io, pulse: Arc<Pulse>, mut visit: 
         is_tls: visit.is_tls,
         pulse: pulse.clone(),
     };
-    let requests = Requests { gateway: gateway.clone(), client };
+    let requests = Requests { gateway: gateway.clone(), client, begun: Arc::default() };
     let (env, limits) = (gateway.env().clone(), gateway.state().limits.clone());
     let serving = Serving { gateway, env, limits, pulse };
     loop {
@@ -275,7 +324,12 @@ impl Serving {
 
     async fn http2(&self, io: Io, requests: Requests) {
         let header_bytes_max = u32::try_from(self.limits.header_bytes_max).unwrap_or(u32::MAX);
-        let mut builder = http2::Builder::new(Spawn(self.env.clone()));
+        let mut builder = http2::Builder::new(Watched {
+            env: self.env.clone(),
+            idle: self.limits.body_idle_timeout,
+            begun: requests.begun.clone(),
+            gateway: self.gateway.clone(),
+        });
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.limits.n_streams_max)
@@ -286,7 +340,7 @@ impl Serving {
             .keep_alive_timeout(Duration::from_secs(10));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), requests));
         let mut stopping = self.gateway.stopping();
-        let mut is_stopping = false;
+        let (mut is_stopping, mut is_over) = (false, false);
         let mut alarm = pin!(self.env.sleep(self.limits.header_timeout));
         loop {
             tokio::select! {
@@ -296,9 +350,16 @@ impl Serving {
                     }
                     return;
                 }
-                () = alarm.as_mut() => match self.left() {
+                () = alarm.as_mut() => match self.pulse.left(&self.limits) {
+                    _ if is_over => return,
                     Some(left) => alarm.set(self.env.sleep(left)),
-                    None => return,
+                    None => {
+                        // Told, so that no request comes for nothing; who does not listen is left.
+                        is_over = true;
+                        self.gateway.counters.n_stood_still.fetch_add(1, Relaxed);
+                        connection.as_mut().graceful_shutdown();
+                        alarm.set(self.env.sleep(LINGER));
+                    }
                 },
                 _ = stopping.wait_for(|stopping| *stopping), if !is_stopping => {
                     is_stopping = true;
