@@ -4,6 +4,7 @@
 use crate::config;
 use crate::record::Entry;
 use base::env::Env;
+use http::HeaderName;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,25 +25,32 @@ enum Word {
 pub struct AccessLog {
     sender: mpsc::Sender<Word>,
     n_dropped: Arc<AtomicU64>,
+    headers: Arc<[HeaderName]>,
 }
 
 impl AccessLog {
     /// Opens the file, and starts the writer.
     pub fn start(env: &Env, to: &config::AccessLog) -> io::Result<AccessLog> {
-        let path = match to {
-            config::AccessLog::Stdout => None,
-            config::AccessLog::File(path) => Some(path.clone()),
+        let path = match &to.to {
+            config::LogFile::Stdout => None,
+            config::LogFile::File(path) => Some(path.clone()),
         };
         let file = open(&path)?;
         let (sender, lines) = mpsc::channel(N_WAITING_MAX);
-        env.spawn("access log", write(file, path, lines));
-        Ok(AccessLog { sender, n_dropped: Arc::default() })
+        env.spawn("access log", write(file, path, to.fields.clone(), lines));
+        let headers = to.headers.clone().into();
+        Ok(AccessLog { sender, n_dropped: Arc::default(), headers })
     }
 
     pub fn write(&self, entry: Entry) {
         if self.sender.try_send(Word::Line(Box::new(entry))).is_err() {
             self.n_dropped.fetch_add(1, Relaxed);
         }
+    }
+
+    /// The request's headers that are told.
+    pub fn headers(&self) -> &[HeaderName] {
+        &self.headers
     }
 
     /// Opens the file anew behind the lines that wait.
@@ -68,7 +76,12 @@ fn open(path: &Option<PathBuf>) -> io::Result<Sink> {
     }
 }
 
-async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<Word>) {
+async fn write(
+    mut sink: Sink,
+    path: Option<PathBuf>,
+    fields: Vec<String>,
+    mut lines: mpsc::Receiver<Word>,
+) {
     let mut batch = Vec::new();
     let mut text = Vec::new();
     let mut is_failing = false;
@@ -88,7 +101,12 @@ async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<
                 }
             };
             // A map of plain values always serialises.
-            if serde_json::to_writer(&mut text, &entry).is_ok() {
+            let is_written = match fields.is_empty() {
+                true => serde_json::to_writer(&mut text, &entry).is_ok(),
+                false => chosen(&entry, &fields)
+                    .is_some_and(|line| serde_json::to_writer(&mut text, &line).is_ok()),
+            };
+            if is_written {
                 text.push(b'\n');
             }
         }
@@ -100,6 +118,15 @@ async fn write(mut sink: Sink, path: Option<PathBuf>, mut lines: mpsc::Receiver<
         }
         is_failing = write_all(&mut sink, &mut text, is_failing);
     }
+}
+
+/// Of a line the fields that are wanted.
+fn chosen(entry: &Entry, fields: &[String]) -> Option<serde_json::Map<String, serde_json::Value>> {
+    let serde_json::Value::Object(mut whole) = serde_json::to_value(entry).ok()? else {
+        return None;
+    };
+    whole.retain(|name, _| fields.iter().any(|field| field == name));
+    Some(whole)
 }
 
 /// Writes what there is; whether that failed, which is said once.

@@ -24,12 +24,14 @@ use crate::balance::{Closeness, ServerSpec};
 use crate::isolate::bulkhead::Priority;
 use crate::service;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use regex::Regex;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use read::Error;
+pub use read::known::PLACES;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -77,6 +79,17 @@ pub struct Listener {
     /// With certificates it speaks TLS; which is shown is decided by the name that the client
     /// asks for, the first one where none fits.
     pub certificates: Vec<Certificate>,
+    /// Who signs clients' certificates, and whether every client must show one.
+    pub clients: Option<Clients>,
+    /// Whether each connection begins with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+}
+
+/// What clients show of themselves in TLS.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clients {
+    pub authority: PathBuf,
+    pub is_needed: bool,
 }
 
 /// An address, or all that begin with the same bits (RFC 4632).
@@ -124,10 +137,27 @@ pub struct Certificate {
     pub key: PathBuf,
 }
 
+/// The access log: where its lines go, and what is in them.
 #[derive(Clone, Debug, PartialEq)]
-pub enum AccessLog {
+pub struct AccessLog {
+    pub to: LogFile,
+    /// Empty: all that there are, without headers.
+    pub fields: Vec<String>,
+    /// Headers of the request that are told.
+    pub headers: Vec<HeaderName>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum LogFile {
     Stdout,
     File(PathBuf),
+}
+
+impl AccessLog {
+    /// All that there is to tell, to one place.
+    pub fn whole(to: LogFile) -> AccessLog {
+        AccessLog { to, fields: Vec::new(), headers: Vec::new() }
+    }
 }
 
 /// Where spans of requests are sent.
@@ -199,8 +229,73 @@ pub struct Route {
     pub body_bytes_max: Option<u64>,
     /// What the matched prefix is replaced by before the request is forwarded.
     pub replace_prefix: Option<String>,
+    pub rewrite: Option<Rewrite>,
+    /// Where clients are sent instead of a service.
+    pub redirect: Option<Redirect>,
+    pub rate_limit: Option<RateLimit>,
+    pub cors: Option<Cors>,
+    /// How long a body may stand still, where that differs from the limits'.
+    pub idle_timeout: Option<Duration>,
+    pub compress: bool,
     pub request_headers: HeaderRules,
     pub response_headers: HeaderRules,
+}
+
+/// A regular expression, as it is written.
+#[derive(Clone, Debug)]
+pub struct Pattern(pub Regex);
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Pattern) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+/// The path that is forwarded, by a pattern that the client's must match; otherwise it stays.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rewrite {
+    pub from: Pattern,
+    /// With `$1` or `${name}` for what the pattern's groups hold.
+    pub to: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Redirect {
+    pub status: StatusCode,
+    /// With `{scheme}`, `{host}`, `{path}`, `{query}` (with its `?`), and the groups of `from`.
+    pub to: String,
+    pub from: Option<Pattern>,
+}
+
+/// Whose requests are counted together.
+#[derive(Clone, Debug, PartialEq)]
+pub enum By {
+    /// Each client's address for itself.
+    Client,
+    /// Those with the same value of this header; those without it by their client.
+    Header(HeaderName),
+    Everybody,
+}
+
+/// A bucket of tokens: `burst` at first and at most, `per_s` come back each second.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RateLimit {
+    pub per_s: f64,
+    pub burst: f64,
+    pub by: By,
+}
+
+/// Which pages of other origins may read answers (Fetch, CORS protocol).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cors {
+    /// Empty: all of them.
+    pub origins: Vec<String>,
+    pub methods: Vec<Method>,
+    /// Empty: whatever is asked for.
+    pub headers: Vec<HeaderName>,
+    pub exposed: Vec<HeaderName>,
+    pub has_credentials: bool,
+    pub max_age: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -7,10 +7,11 @@ use crate::http::ending::Place;
 use crate::http::pulse::Pulse;
 use crate::isolate::bulkhead::Priority;
 use crate::lanes::Lanes;
+use crate::rate::Buckets;
 use crate::tls::{self, Acceptor};
 use crate::traces::Traces;
 use base::env::Env;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub struct State {
     pub backends: BTreeMap<String, Arc<Backend>>,
     pub acceptors: BTreeMap<SocketAddr, Acceptor>,
     pub traces: Option<Arc<Traces>>,
+    /// By the routes' names.
+    pub rates: BTreeMap<String, Arc<Mutex<Buckets>>>,
 }
 
 /// What every request writes is not beside what every request reads.
@@ -67,6 +70,7 @@ pub struct Counters {
     pub n_no_route: AtomicU64,
     pub n_bad_requests: AtomicU64,
     pub n_left_requests: AtomicU64,
+    pub n_over_rate: AtomicU64,
     pub n_bad_greetings: AtomicU64,
     pub n_stood_still: AtomicU64,
     pub n_broken_connections: AtomicU64,
@@ -100,7 +104,10 @@ impl State {
         let mut acceptors = BTreeMap::new();
         for listener in &config.listeners {
             if !listener.certificates.is_empty() {
-                acceptors.insert(listener.address, Acceptor::load(&listener.certificates)?);
+                acceptors.insert(
+                    listener.address,
+                    Acceptor::load(&listener.certificates, listener.clients.as_ref())?,
+                );
             }
         }
         let same = before.and_then(|before| before.traces.as_ref());
@@ -108,7 +115,14 @@ impl State {
         let queue = || before.and_then(|before| Some(before.traces.as_ref()?.queue.clone()));
         let traces =
             same.or_else(|| Some(Traces::new(config.traces.clone()?, queue().unwrap_or_default())));
+        let rated = config.routes.iter().filter(|route| route.rate_limit.is_some());
+        let rates = rated.map(|route| {
+            let known = before.and_then(|before| before.rates.get(&route.name));
+            (route.name.clone(), known.cloned().unwrap_or_default())
+        });
+        let rates = rates.collect();
         Ok(State {
+            rates,
             limits: config.limits.clone(),
             routes: config.routes.clone(),
             backends,

@@ -7,6 +7,7 @@
 //! * [`service`]: both together for one service: admit, pick, report
 //! * [`call`]: runs a request at a service: attempts, retries, hedges, in time
 //! * [`config`], [`route`], [`path`]: what the file says, and which service a request is for
+//! * [`rate`]: how many requests of one kind of asker are let in
 //! * [`http`]: connections, requests, answers
 //! * [`gateway`], [`backend`]: what all connections share, and a service with its connections
 //! * [`record`], [`access_log`], [`traces`]: what is told of a request when it has ended
@@ -31,6 +32,7 @@ pub mod lanes;
 pub mod layer;
 pub mod path;
 pub mod process;
+pub mod rate;
 pub mod record;
 pub mod route;
 pub mod service;

@@ -19,7 +19,7 @@ use crate::access_log::AccessLog;
 use crate::admin;
 use crate::config::{self, Config};
 use crate::gateway::Gateway;
-use crate::http::serve;
+use crate::http::{forwarded, proxied, serve};
 use crate::lanes::Arrival;
 use crate::tls;
 use crate::upkeep;
@@ -106,6 +106,7 @@ fn fingerprint(path: &Path, config: &Config) -> Fingerprint {
         for files in &listener.certificates {
             paths.extend([files.certificate.clone(), files.key.clone()]);
         }
+        paths.extend(listener.clients.iter().map(|clients| clients.authority.clone()));
     }
     for service in config.services.values() {
         if let Some(tls) = &service.tls {
@@ -249,9 +250,11 @@ fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<(), Error> {
                 match arrival {
                     Arrival::New { stream, from, at } => match opened(stream) {
                         Ok(stream) => {
-                            let acceptor = gateway.state().acceptors.get(&at).cloned();
-                            let (this, wire) = (gateway.clone(), stream.into());
-                            serve::connection(this, lane, wire, from, acceptor).await;
+                            if let Some((stream, from)) = come(&gateway, stream, from, at).await {
+                                let acceptor = gateway.state().acceptors.get(&at).cloned();
+                                let (this, wire) = (gateway.clone(), stream.into());
+                                serve::connection(this, lane, wire, from, acceptor).await;
+                            }
                         }
                         // It was gone before it was served.
                         Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
@@ -266,6 +269,40 @@ fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<(), Error> {
         .name(format!("lane-{lane}"))
         .spawn(move || runtime.block_on(serve))?;
     Ok(())
+}
+
+/// A new connection, and who its client is: where the listener goes by the PROXY protocol, whom a
+/// trusted proxy names.
+async fn come(
+    gateway: &Gateway,
+    mut stream: tokio::net::TcpStream,
+    from: SocketAddr,
+    at: SocketAddr,
+) -> Option<(tokio::net::TcpStream, SocketAddr)> {
+    let state = gateway.state();
+    let listener = state.config.listeners.iter().find(|listener| listener.address == at);
+    if !listener.is_some_and(|listener| listener.proxy_protocol) {
+        return Some((stream, from));
+    }
+    let trusted = &state.config.trusted_proxies;
+    if !trusted.is_empty() && !forwarded::is_trusted(trusted, from.ip()) {
+        tracing::debug!(%from, "a stranger came to a listener of the PROXY protocol");
+        gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
+        return None;
+    }
+    let read = proxied::read(&mut stream);
+    match gateway.env().timeout(state.limits.header_timeout, read).await {
+        Some(Ok(client)) => Some((stream, client.unwrap_or(from))),
+        Some(Err(error)) => {
+            tracing::debug!(%from, %error, "a connection was refused");
+            gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
+            None
+        }
+        None => {
+            gateway.counters.n_stood_still.fetch_add(1, Relaxed);
+            None
+        }
+    }
 }
 
 fn opened(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {

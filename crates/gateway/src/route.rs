@@ -124,6 +124,12 @@ mod tests {
             timeout: None,
             body_bytes_max: None,
             replace_prefix: None,
+            rewrite: None,
+            redirect: None,
+            rate_limit: None,
+            cors: None,
+            idle_timeout: None,
+            compress: false,
             request_headers: Default::default(),
             response_headers: Default::default(),
         }

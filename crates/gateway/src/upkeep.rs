@@ -9,7 +9,6 @@ use crate::gateway::Gateway;
 use crate::http::pool;
 use crate::isolate::breaker;
 use base::env::Env;
-use http::Method;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,10 +99,7 @@ async fn look_at(env: &Env, backend: &Backend, check: &Check) -> Looked {
             Ok(_) => Ok(true),
             Err(error) => Err(SendError::from(pool::no_connection(&error))),
         },
-        CheckKind::Get(path) => {
-            let looked = upstream.look(env, address, &Method::GET, path).await;
-            looked.map(|status| status.is_success() || status.is_redirection())
-        }
+        CheckKind::Ask(check) => upstream.is_well(env, address, check).await,
         CheckKind::Sign => upstream.sign(env, address).await.map(|()| true),
     };
     match looked {

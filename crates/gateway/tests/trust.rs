@@ -174,7 +174,9 @@ async fn a_request_that_nobody_answered_has_its_line_and_its_count() {
     });
     world.server(1, slow).await;
     let dir = tempfile::tempdir().unwrap();
-    let to = gateway::config::AccessLog::File(dir.path().join("access.log"));
+    let to = gateway::config::AccessLog::whole(gateway::config::LogFile::File(
+        dir.path().join("access.log"),
+    ));
     let log = gateway::access_log::AccessLog::start(&world.env, &to).unwrap();
     world.gateway.set_access_log(Some(log));
 

@@ -110,6 +110,11 @@ impl Snapshot {
             ),
             counter("requests_malformed", "Requests that are malformed", &counters.n_bad_requests),
             counter(
+                "requests_over_rate",
+                "Requests over their route's rate",
+                &counters.n_over_rate,
+            ),
+            counter(
                 "requests_left",
                 "Requests whose client left before the answer",
                 &counters.n_left_requests,

@@ -5,7 +5,7 @@
 
 use super::health::Reason;
 use super::server::{Server, is_better};
-use super::settings::{Closeness, ServerSpec, Settings};
+use super::settings::{Closeness, HealthCheck, ServerSpec, Settings};
 use super::subset::subset;
 use super::zone::Zone;
 use crate::isolate::window::Counts;
@@ -80,7 +80,7 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq)]
 pub enum CheckKind {
     Connect,
-    Get(String),
+    Ask(Box<HealthCheck>),
     /// Any word from it will do: it owes answers and says nothing.
     Sign,
 }
@@ -582,7 +582,7 @@ impl Fleet {
             let is_unreachable = health.out() == Some(Reason::Unreachable);
             let (kind, timeout) = match &settings.check {
                 _ if is_unreachable => (CheckKind::Connect, PROBE_TIMEOUT),
-                Some(check) => (CheckKind::Get(check.path.clone()), check.timeout),
+                Some(check) => (CheckKind::Ask(Box::new(check.clone())), check.timeout),
                 None if idle >= settings.idle_probe_after => (CheckKind::Connect, PROBE_TIMEOUT),
                 None => continue,
             };
@@ -608,7 +608,7 @@ impl Fleet {
         let Some(server) = server else { return };
         match check.kind {
             CheckKind::Sign => server.health.asked_at = None,
-            CheckKind::Connect | CheckKind::Get(_) => server.health.is_checking = false,
+            CheckKind::Connect | CheckKind::Ask(_) => server.health.is_checking = false,
         }
     }
 

@@ -11,6 +11,7 @@ use crate::http::http1::io::Io;
 use crate::http::http1::server;
 use crate::http::http2;
 use crate::http::pool::Loan;
+use crate::http::squeeze::Squeeze;
 use crate::stale::Capture;
 use base::env::{Env, Instant};
 use bytes::Bytes;
@@ -293,6 +294,7 @@ pub struct AnswerBody {
     ending: Option<Box<Ending>>,
     capture: Option<Box<Capture>>,
     reader: Option<Arc<Reader>>,
+    squeeze: Option<Box<Squeeze>>,
     /// Of an answer behind which the connection is no longer one of HTTP.
     pub tunnel: Option<Box<Tunnel>>,
 }
@@ -311,19 +313,34 @@ impl AnswerBody {
             ending: None,
             capture: None,
             reader: None,
+            squeeze: None,
             tunnel: None,
         }
     }
 
     pub fn stream(env: &Env, incoming: Incoming, idle: Duration) -> AnswerBody {
         let content = Content::Stream(incoming, Patience::new(env, idle));
-        AnswerBody { content, ending: None, capture: None, reader: None, tunnel: None }
+        AnswerBody {
+            content,
+            ending: None,
+            capture: None,
+            reader: None,
+            squeeze: None,
+            tunnel: None,
+        }
     }
 
     /// The answer on the connection that its ending has.
     pub fn on_loan(env: &Env, idle: Duration) -> AnswerBody {
         let content = Content::OnLoan(Patience::new(env, idle), 0);
-        AnswerBody { content, ending: None, capture: None, reader: None, tunnel: None }
+        AnswerBody {
+            content,
+            ending: None,
+            capture: None,
+            reader: None,
+            squeeze: None,
+            tunnel: None,
+        }
     }
 
     /// Goes on with the request while nobody reads its answer.
@@ -335,6 +352,16 @@ impl AnswerBody {
 
     fn loan(&self) -> Option<&Loan> {
         self.ending.as_ref()?.loan.as_ref()
+    }
+
+    /// Compresses it on its way.
+    pub fn squeeze(&mut self) {
+        self.squeeze = Some(Box::default());
+    }
+
+    /// How much of it the server sends, where that is told.
+    pub fn n_told(&self, loan: &Loan) -> Option<u64> {
+        self.content.size_hint(Some(loan)).exact()
     }
 
     /// Tells `reader` when its client comes for more.
@@ -384,11 +411,9 @@ impl AnswerBody {
     }
 }
 
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+impl AnswerBody {
+    /// As it comes.
+    fn poll_plain(&mut self, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
         if let Some(reader) = &this.reader {
             reader.came();
@@ -438,11 +463,55 @@ impl Body for AnswerBody {
         Poll::Ready(frame)
     }
 
+    fn poll_squeezed(&mut self, cx: &mut Context<'_>) -> Polled {
+        loop {
+            if self.squeeze.as_ref().is_some_and(|squeeze| squeeze.is_through) {
+                return Poll::Ready(None);
+            }
+            let polled = self.poll_plain(cx);
+            let Some(squeeze) = &mut self.squeeze else { return polled };
+            let out = match &polled {
+                Poll::Ready(Some(Ok(frame))) => match frame.data_ref() {
+                    Some(data) => squeeze.put(data)?,
+                    // Nobody compresses what has trailers.
+                    None => continue,
+                },
+                Poll::Ready(Some(Err(_))) => return polled,
+                Poll::Ready(None) => squeeze.finish()?,
+                Poll::Pending => match squeeze.flush()? {
+                    out if out.is_empty() => return polled,
+                    out => out,
+                },
+            };
+            if !out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(out))));
+            }
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        match self.squeeze {
+            Some(_) => self.poll_squeezed(cx),
+            None => self.poll_plain(cx),
+        }
+    }
+
     fn is_end_stream(&self) -> bool {
-        self.content.is_end_stream(self.loan())
+        match &self.squeeze {
+            Some(squeeze) => squeeze.is_through,
+            None => self.content.is_end_stream(self.loan()),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.content.size_hint(self.loan())
+        match self.squeeze {
+            Some(_) => SizeHint::default(),
+            None => self.content.size_hint(self.loan()),
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::backend::Counts;
 use crate::balance::Attempt;
+use crate::balance::settings::HealthCheck;
 use crate::call::{Handle, SendError};
 use crate::config::Protocol;
 use crate::http::body::{self, RequestBody};
@@ -22,6 +23,7 @@ use futures::channel::oneshot;
 use futures::future::{self, FutureExt};
 use http::{Method, StatusCode};
 use http_body::{Body, Frame};
+use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::future::Future;
@@ -306,23 +308,57 @@ impl Upstream {
         }
     }
 
-    /// Asks the server, on a connection of its own.
-    pub async fn look(
+    /// Asks the server, on a connection of its own: the answer's head, and the beginning of its body.
+    async fn look(
         &self,
         env: &Env,
         address: SocketAddr,
         method: &Method,
         path: &str,
-    ) -> Result<StatusCode, SendError> {
-        let mut fields = Fields::default();
-        fields.add(name::HOST, address.to_string());
-        fields.add(name::USER_AGENT, "atoll-health-check");
+        fields: &Fields,
+        body: Bytes,
+    ) -> Result<(StatusCode, Fields, Bytes), SendError> {
         let (upgrade, left, server) = (None, None, address);
-        let head = Head { method, path, fields: &fields, upgrade, left, server };
+        let head = Head { method, path, fields, upgrade, left, server };
         let mut sender = self.connect(env, address).await?;
-        let body = RequestBody::bytes(Bytes::new());
-        let answer = sender.send(&head, body, self.wire.tls.is_some()).await;
-        answer.map(|answer| answer.status).map_err(|(error, _)| error)
+        let answer = sender.send(&head, RequestBody::bytes(body), self.wire.tls.is_some()).await;
+        let Answer { status, fields, body } = answer.map_err(|(error, _)| error)?;
+        let first = match body {
+            Rest::Here(bytes) => bytes,
+            Rest::OnLoan => Bytes::new(),
+            Rest::Stream(mut body) => match body.frame().await {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                _ => Bytes::new(),
+            },
+        };
+        Ok((status, fields, first))
+    }
+
+    /// Whether the server is well by what the file asks of it.
+    pub async fn is_well(
+        &self,
+        env: &Env,
+        address: SocketAddr,
+        check: &HealthCheck,
+    ) -> Result<bool, SendError> {
+        let mut fields = Fields::default();
+        let host = || address.to_string();
+        fields.add(name::HOST, check.host.clone().unwrap_or_else(host));
+        fields.add(name::USER_AGENT, "atoll-health-check");
+        let Some(service) = &check.grpc else {
+            let path = &check.path;
+            let asked = self.look(env, address, &check.method, path, &fields, Bytes::new());
+            let (status, ..) = asked.await?;
+            let is_in = |(from, to): &(u16, u16)| (*from..=*to).contains(&status.as_u16());
+            return Ok(check.statuses.iter().any(is_in));
+        };
+        fields.add(name::CONTENT_TYPE, "application/grpc");
+        fields.add(name::TE, "trailers");
+        let body = grpc_question(service);
+        let asked = self.look(env, address, &Method::POST, &check.path, &fields, body);
+        let (status, fields, body) = asked.await?;
+        let is_refused = fields.get(name::GRPC_STATUS).is_some_and(|status| status != b"0");
+        Ok(status == StatusCode::OK && !is_refused && body[..] == GRPC_SERVING)
     }
 
     /// Any word from the server, on a connection of its own. OPTIONS * asks for nothing (RFC 9110,
@@ -333,7 +369,11 @@ impl Upstream {
         if self.wire.protocol == Protocol::Http2 || self.wire.tls.is_some() {
             return Ok(self.connect(env, address).await.map(|_| ())?);
         }
-        match self.look(env, address, &Method::OPTIONS, "*").await {
+        let mut fields = Fields::default();
+        fields.add(name::HOST, address.to_string());
+        fields.add(name::USER_AGENT, "atoll-health-check");
+        let asked = self.look(env, address, &Method::OPTIONS, "*", &fields, Bytes::new());
+        match asked.await {
             Err(error @ (SendError::Own(_) | SendError::Unreachable(_))) => Err(error),
             Ok(_) | Err(_) => Ok(()),
         }
@@ -518,6 +558,24 @@ impl Loan {
             shelf.idle.push(Idle { connection, since: now });
         }
     }
+}
+
+/// A `HealthCheckResponse` that says SERVING (field 1 is 1), behind the five bytes that come before
+/// each of gRPC's messages: whether it is compressed, and its length.
+const GRPC_SERVING: [u8; 7] = [0, 0, 0, 0, 2, 0x08, 1];
+
+/// A `HealthCheckRequest`: field 1 is the service's name. No name in a file is longer than a
+/// length in one byte says.
+fn grpc_question(service: &str) -> Bytes {
+    let service = &service.as_bytes()[..service.len().min(127)];
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        message.extend([0x0a, service.len() as u8]);
+        message.extend(service);
+    }
+    let mut framed = vec![0, 0, 0, 0, message.len() as u8];
+    framed.extend(message);
+    framed.into()
 }
 
 fn unasked() -> SendError {

@@ -2,9 +2,10 @@
 
 use crate::backend::Backend;
 use crate::call::{Alarms, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
-use crate::config::{self, Limits, Route};
+use crate::config::{self, Cors, Limits, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
+use crate::http::early::{self, Early};
 use crate::http::ending::Ending;
 use crate::http::fields::{Fields, name};
 use crate::http::forwarded::{self, Asker};
@@ -14,7 +15,7 @@ use crate::http::message::{Answer, Request};
 use crate::http::outgoing::{Outgoing, OutgoingBody};
 use crate::http::pool::{Loan, Rest};
 use crate::http::pulse::Pulse;
-use crate::http::target;
+use crate::http::{squeeze, target};
 use crate::isolate::bulkhead::Priority;
 use crate::record::Record;
 use crate::route;
@@ -49,6 +50,8 @@ pub struct Client {
     /// The address as servers are told it.
     pub forwarded_for: Arc<str>,
     pub is_tls: bool,
+    /// Who its certificate says that it is, if it showed one, as servers are told it.
+    pub certificate: Option<Arc<str>>,
     pub pulse: Arc<Pulse>,
 }
 
@@ -57,16 +60,17 @@ struct Own {
     status: StatusCode,
     text: String,
     retry_after: Option<Duration>,
+    fields: Fields,
 }
 
 impl Own {
     fn new(status: StatusCode, text: impl Into<String>) -> Own {
-        Own { status, text: text.into(), retry_after: None }
+        Own { status, text: text.into(), retry_after: None, fields: Fields::default() }
     }
 
     fn busy(text: impl Into<String>, retry_after: Duration) -> Own {
         let status = StatusCode::SERVICE_UNAVAILABLE;
-        Own { status, text: text.into(), retry_after: Some(retry_after) }
+        Own { retry_after: Some(retry_after), ..Own::new(status, text) }
     }
 
     fn of(service: &str, failure: &Failure) -> Own {
@@ -91,7 +95,7 @@ impl Own {
     }
 
     fn answer(self, is_grpc: bool) -> Answer<AnswerBody> {
-        let mut fields = Fields::default();
+        let mut fields = self.fields;
         if let Some(wait) = self.retry_after {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             fields.add(name::RETRY_AFTER, seconds.max(1).to_string());
@@ -101,7 +105,7 @@ impl Own {
             let code = match self.status {
                 StatusCode::GATEWAY_TIMEOUT => "4",
                 StatusCode::NOT_FOUND => "12",
-                StatusCode::PAYLOAD_TOO_LARGE => "8",
+                StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => "8",
                 StatusCode::BAD_REQUEST => "3",
                 _ => "14",
             };
@@ -113,6 +117,9 @@ impl Own {
                 fields,
                 body: AnswerBody::bytes(Bytes::new()),
             };
+        }
+        if self.status == StatusCode::NO_CONTENT {
+            return Answer { status: self.status, fields, body: AnswerBody::bytes(Bytes::new()) };
         }
         fields.add(name::CONTENT_TYPE, "text/plain; charset=utf-8");
         let body = AnswerBody::bytes(Bytes::from(self.text + "\n"));
@@ -150,6 +157,12 @@ struct Asked<'a> {
     alarms: &'a mut Alarms,
     is_grpc: bool,
     stale_key: Option<String>,
+    /// What pages of other origins are told of the answer, and by which rule.
+    cors: Option<(Cors, Option<Fields>)>,
+    /// How long a body may stand still, where the route says so.
+    idle: Option<Duration>,
+    /// Where answers are compressed: the request's method, and whether its client takes it.
+    squeeze: Option<(Method, bool)>,
     trace: Trace,
     /// What it holds, and will hold until its answer's end.
     ending: Box<Ending>,
@@ -174,6 +187,9 @@ impl Gateway {
             alarms,
             is_grpc: headers::is_grpc(&request.fields),
             stale_key: None,
+            cors: None,
+            idle: None,
+            squeeze: None,
             trace,
             ending: Ending::new(self.env().now(), under_way, record),
         };
@@ -188,6 +204,9 @@ impl Gateway {
                 own.answer(asked.is_grpc)
             }
         };
+        if let Some((cors, told)) = &asked.cors {
+            early::tell_origin(cors, told.as_ref(), &mut answer.fields);
+        }
         ending.status = Some(answer.status);
         answer.body.hold(ending);
         answer
@@ -200,6 +219,8 @@ impl Gateway {
         let entry = &mut record.entry;
         entry.at_us = self.env().wall_us();
         entry.client = client.address.to_string();
+        entry.peer = client.address.to_string();
+        entry.is_tls = client.is_tls;
         entry.status = status;
         entry.reason = reason;
         record.end();
@@ -226,6 +247,11 @@ impl Gateway {
         let Way { route, backend, priority, own_time, given, until } = way;
         let class = route::class(route, &request.method, request.target.compared());
         asked.ending.counts = Some(backend.upstream(client.lane).counts.clone());
+        asked.idle = route.idle_timeout;
+        if route.compress && !asked.is_grpc {
+            let takes_gzip = squeeze::takes_gzip(&request.fields);
+            asked.squeeze = Some((request.method.clone(), takes_gzip));
+        }
 
         if request.method == Method::GET && backend.config.fallback.stale_for.is_some() {
             let host = request.fields.ascii(name::HOST).unwrap_or_default();
@@ -239,6 +265,9 @@ impl Gateway {
         // In this order: what is removed is the client's, and what is set stands in place of ours.
         headers::remove(&route.request_headers, fields);
         forwarded::tell(fields, &client.forwarded_for, client.is_tls);
+        if let Some(certificate) = &client.certificate {
+            fields.set(name::CLIENT_CERT, &**certificate);
+        }
         asked.trace.set(fields);
         headers::write(&route.request_headers, fields);
         let outgoing = self.outgoing(state, &way, request, upgrade, body).await?;
@@ -268,7 +297,7 @@ impl Gateway {
         asked: &mut Asked<'_>,
     ) -> Result<Way<'a>, Own> {
         let host = settle_host(request);
-        let Request { method, target, fields, .. } = &*request;
+        let Request { method, target, version, fields } = &*request;
         if let Some(record) = &mut asked.ending.record {
             let entry = &mut record.entry;
             entry.at_us = self.env().wall_us();
@@ -276,9 +305,14 @@ impl Gateway {
                 Some(address) => address.to_string(),
                 None => client.address.to_string(),
             };
+            entry.peer = client.address.to_string();
+            entry.is_tls = asker.is_tls;
+            entry.version = version_of(*version);
+            entry.certificate = client.certificate.as_deref().unwrap_or_default().to_owned();
             entry.method = method.to_string();
             entry.host = fields.get(name::HOST).map(text_of).unwrap_or_default();
             entry.path = target.text().to_owned();
+            record.note_headers(fields);
         }
         host.map_err(|reason| {
             self.counters.n_bad_requests.fetch_add(1, Relaxed);
@@ -304,6 +338,25 @@ impl Gateway {
             self.counters.n_no_route.fetch_add(1, Relaxed);
             Own::new(StatusCode::NOT_FOUND, format!("no route for {method} {host}{path}"))
         })?;
+        if let Some(record) = &mut asked.ending.record {
+            record.entry.route.clone_from(&route.name);
+        }
+        if let Some(cors) = &route.cors {
+            asked.cors = Some((cors.clone(), early::cors_fields(cors, request)));
+        }
+        if let (Some(limit), Some(buckets)) = (&route.rate_limit, state.rates.get(&route.name)) {
+            let key = early::rate_key(&limit.by, asker, client.address, fields);
+            if let Err(wait) = buckets.lock().take(self.env().now(), limit, &key) {
+                self.counters.n_over_rate.fetch_add(1, Relaxed);
+                let text = format!("more than {} requests a second", limit.per_s);
+                let own = Own::new(StatusCode::TOO_MANY_REQUESTS, text);
+                return Err(Own { retry_after: Some(wait), ..own });
+            }
+        }
+        if let Some(early) = early::answer(route, request, asker.is_tls) {
+            let Early { status, text, fields } = early;
+            return Err(Own { fields, ..Own::new(status, text) });
+        }
         // A client may call its request less important than the route has it, and not more.
         let highest = route.priority;
         let asked_priority = headers::asked_priority(fields);
@@ -318,7 +371,6 @@ impl Gateway {
             Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
         })?;
         if let Some(record) = &mut asked.ending.record {
-            record.entry.route.clone_from(&route.name);
             record.entry.service = name.to_owned();
         }
         let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
@@ -389,14 +441,18 @@ impl Gateway {
             let held = Box::pin(self.hold(limits, body, n_held, way.until)).await?;
             OutgoingBody::Held(held, AtomicBool::new(false))
         } else {
-            let idle = limits.body_idle_timeout;
+            let idle = route.idle_timeout.unwrap_or(limits.body_idle_timeout);
             let upload = Arc::default();
             let body = RequestBody::stream(self.env(), body, idle, n_max, upload);
             OutgoingBody::Stream(Mutex::new(Some(body)))
         };
         let is_held = matches!(body, OutgoingBody::Held(..));
         let target = request.target;
-        let path = match (route::replaced(route, target.path()), target.query()) {
+        let replaced = match &route.rewrite {
+            Some(rewrite) => early::rewritten(rewrite, target.path()),
+            None => route::replaced(route, target.path()),
+        };
+        let path = match (replaced, target.query()) {
             (Some(path), Some(query)) => path + "?" + query,
             (Some(path), None) => path,
             (None, _) => target.into_text(),
@@ -571,7 +627,7 @@ impl Gateway {
     ) -> Answer<AnswerBody> {
         let Called { answer: (answer, mut loan), mut stay, .. } = called;
         let Answer { status, mut fields, body } = answer;
-        let idle = state.limits.body_idle_timeout;
+        let idle = asked.idle.unwrap_or(state.limits.body_idle_timeout);
         let mut body = match body {
             Rest::Here(bytes) => AnswerBody::bytes(bytes),
             Rest::OnLoan => AnswerBody::on_loan(self.env(), idle),
@@ -600,6 +656,12 @@ impl Gateway {
             && stale::may_keep(&fields)
         {
             body.capture(Capture::new(backend.stale.clone(), key, &fields));
+        }
+        if let Some((method, takes_gzip)) = &asked.squeeze {
+            let n_told = body.n_told(&loan);
+            if squeeze::prepare(method, status, &mut fields, n_told, *takes_gzip) {
+                body.squeeze();
+            }
         }
         asked.ending.loan = Some(loan);
         asked.ending.stay = Some(stay);
@@ -694,6 +756,14 @@ fn settle_host(request: &mut Request) -> Result<(), &'static str> {
         fields.set(name::HOST, without);
     }
     Ok(())
+}
+
+fn version_of(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_11 => "1.1",
+        _ => "1.0",
+    }
 }
 
 fn text_of(value: &[u8]) -> String {

@@ -189,6 +189,7 @@ pub async fn connection(
     let env = gateway.env().clone();
     let limits = gateway.state().limits.clone();
     let is_tls = acceptor.is_some();
+    let mut certificate = None;
     let wire = match acceptor {
         None => wire,
         Some(acceptor) => {
@@ -198,7 +199,10 @@ pub async fn connection(
             };
             let greeting = Box::pin(acceptor.accept(stream));
             match env.timeout(limits.header_timeout, greeting).await {
-                Some(Ok(stream)) => Wire::Other(stream),
+                Some(Ok((stream, shown))) => {
+                    certificate = shown.map(Arc::from);
+                    Wire::Other(stream)
+                }
                 Some(Err(error)) => {
                     tracing::debug!(%from, %error, "a TLS greeting failed");
                     gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
@@ -213,7 +217,7 @@ pub async fn connection(
     };
     let pulse = Pulse::new(&gateway, lane, matches!(wire, Wire::Tcp(_)));
     let io = Io::new(wire, Bytes::new());
-    serve(gateway, io, pulse, Visit { open, from, is_tls, linger: LINGER }).await;
+    serve(gateway, io, pulse, Visit { open, from, is_tls, certificate, linger: LINGER }).await;
 }
 
 /// Serves a client that comes from another lane, as [`connection`] does.
@@ -227,7 +231,7 @@ pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
                 pulse.wait();
             }
             let io = Io::new(stream.into(), rest);
-            let visit = Visit { open, from, is_tls: false, linger: LINGER };
+            let visit = Visit { open, from, is_tls: false, certificate: None, linger: LINGER };
             serve(gateway, io, pulse, visit).await;
         }
         Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
@@ -239,17 +243,19 @@ struct Visit {
     open: Open,
     from: SocketAddr,
     is_tls: bool,
+    certificate: Option<Arc<str>>,
     /// How long its next request is waited for when the gateway stops.
     linger: Duration,
 }
 
 async fn serve(gateway: Arc<Gateway>, mut io: Io, pulse: Arc<Pulse>, mut visit: Visit) {
-    let forwarded_for = visit.from.ip().to_string().into();
+    let forwarded_for = visit.from.ip().to_canonical().to_string().into();
     let client = Client {
         lane: pulse.lane,
         address: visit.from,
         forwarded_for,
         is_tls: visit.is_tls,
+        certificate: visit.certificate.clone(),
         pulse: pulse.clone(),
     };
     let requests = Requests { gateway: gateway.clone(), client, begun: Arc::default() };
