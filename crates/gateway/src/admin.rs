@@ -43,16 +43,27 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is wrong with the file as it is now.
 pub type Complaint = watch::Receiver<Option<String>>;
 
-/// Serves one connection.
+/// Serves one connection, which came to the address `at`.
 pub async fn connection(
     gateway: Arc<Gateway>,
     stream: Stream,
+    at: SocketAddr,
     from: SocketAddr,
     complaint: Complaint,
 ) {
     let service = service_fn(|request: Request<Incoming>| {
         let (gateway, complaint) = (gateway.clone(), complaint.clone());
-        async move { Ok::<_, Infallible>(answer(&gateway, &complaint, request).await) }
+        async move {
+            // The file may have changed while the connection was open.
+            if gateway.state().config.admin != Some(at) {
+                let line = "this address is no longer the admin port: connect anew";
+                let mut refusal = text(StatusCode::MISDIRECTED_REQUEST, line);
+                let close = HeaderValue::from_static("close");
+                refusal.headers_mut().insert(header::CONNECTION, close);
+                return Ok::<_, Infallible>(refusal);
+            }
+            Ok(answer(&gateway, &complaint, request).await)
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -4,10 +4,10 @@
 use crate::balance::{Closeness, ServerSpec};
 use crate::call::Handle;
 use crate::config::{self, DnsSource};
-use crate::http::pool::Upstream;
+use crate::http::pool::{Upstream, Wire};
 use crate::stale::Stale;
 use crate::tls::{self, Connector};
-use base::env::Env;
+use base::env::{Env, Instant};
 use http::StatusCode;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+/// How soon a name is asked for again that has never had an answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Upper bounds of the latency histogram, in seconds; beyond the last one lies infinity.
 pub const LATENCY_BOUNDS_S: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -73,16 +75,41 @@ impl Counts {
 #[derive(Default)]
 struct Sources {
     file: Vec<ServerSpec>,
-    dns: Vec<(DnsSource, Vec<ServerSpec>)>,
+    dns: Vec<Name>,
     api: BTreeMap<SocketAddr, ServerSpec>,
+}
+
+/// A name that stands for servers. Its key is the name and the port: what else the file says of it
+/// may change, and what it stands for stays.
+struct Name {
+    source: DnsSource,
+    addresses: Vec<SocketAddr>,
+    /// None: at once.
+    ask_at: Option<Instant>,
+    is_being_asked: bool,
+}
+
+impl Name {
+    fn is(&self, other: &DnsSource) -> bool {
+        self.source.name == other.name && self.source.port == other.port
+    }
 }
 
 impl Sources {
     fn all(&self) -> Vec<ServerSpec> {
         let mut all: BTreeMap<SocketAddr, ServerSpec> = BTreeMap::new();
-        let dns = self.dns.iter().flat_map(|(_, specs)| specs);
-        for spec in self.file.iter().chain(dns).chain(self.api.values()) {
-            all.insert(spec.address, spec.clone());
+        let specs = |name: &Name| {
+            let zone = name.source.zone.clone();
+            let spec = move |address: &SocketAddr| ServerSpec {
+                address: *address,
+                zone: zone.clone(),
+                weight: 1.0,
+            };
+            name.addresses.iter().map(spec).collect::<Vec<_>>()
+        };
+        let dns = self.dns.iter().flat_map(specs);
+        for spec in self.file.iter().cloned().chain(dns).chain(self.api.values().cloned()) {
+            all.insert(spec.address, spec);
         }
         all.into_values().collect()
     }
@@ -100,6 +127,12 @@ impl Backend {
     ) -> Result<Backend, tls::Error> {
         let is_http2 = config.protocol == config::Protocol::Http2;
         let tls = config.tls.as_ref().map(|tls| Connector::load(tls, is_http2)).transpose()?;
+        let wire = Wire {
+            protocol: config.protocol,
+            tls,
+            idle_max: config.idle_timeout,
+            ping_every: config.ping_interval,
+        };
         let settings = config.settings.clone();
         let handle = match before {
             Some(before) => before.handle.clone(),
@@ -110,7 +143,9 @@ impl Backend {
             Some(before)
                 if config.tls.is_none()
                     && before.config.tls.is_none()
-                    && before.config.protocol == config.protocol =>
+                    && before.config.protocol == config.protocol
+                    && before.config.idle_timeout == config.idle_timeout
+                    && before.config.ping_interval == config.ping_interval =>
             {
                 before.upstreams.clone()
             }
@@ -118,7 +153,7 @@ impl Backend {
                 .map(|lane| {
                     let counts = before.and_then(|before| before.upstreams.get(lane));
                     let counts = counts.map(|before| before.counts.clone()).unwrap_or_default();
-                    Upstream::new(handle.another(), config.protocol, tls.clone(), counts)
+                    Upstream::new(handle.another(), wire.clone(), counts)
                 })
                 .collect(),
         };
@@ -159,11 +194,20 @@ impl Backend {
                 .dns
                 .iter()
                 .map(|source| {
-                    let known = before.iter_mut().find(|(known, _)| known == source);
-                    (
-                        source.clone(),
-                        known.map(|(_, specs)| std::mem::take(specs)).unwrap_or_default(),
-                    )
+                    let known = before.iter().position(|known| known.is(source));
+                    match known.map(|idx| before.swap_remove(idx)) {
+                        Some(known) => {
+                            // No later than the new interval says.
+                            let ask_at = known.ask_at.map(|at| at.min(now + source.interval));
+                            Name { source: source.clone(), ask_at, ..known }
+                        }
+                        None => Name {
+                            source: source.clone(),
+                            addresses: Vec::new(),
+                            ask_at: None,
+                            is_being_asked: false,
+                        },
+                    }
                 })
                 .collect();
         }
@@ -190,15 +234,39 @@ impl Backend {
         was
     }
 
-    /// A name stands for these addresses now.
-    pub fn resolved(&self, source: &DnsSource, addresses: Vec<SocketAddr>) {
+    /// The names that are to be asked for now; each is told of with [`Backend::resolved`].
+    pub fn names_due(&self, now: Instant) -> Vec<DnsSource> {
+        let mut sources = self.sources.lock();
+        let due = sources
+            .dns
+            .iter_mut()
+            .filter(|name| !name.is_being_asked && name.ask_at.is_none_or(|at| now >= at));
+        due.map(|name| {
+            name.is_being_asked = true;
+            name.source.clone()
+        })
+        .collect()
+    }
+
+    /// A name stands for these addresses now; none: nobody said, and it stands for what it did. A
+    /// name that stands for nothing yet is asked for again soon.
+    pub fn resolved(&self, now: Instant, source: &DnsSource, addresses: Option<Vec<SocketAddr>>) {
         {
             let mut sources = self.sources.lock();
-            let Some((_, specs)) = sources.dns.iter_mut().find(|(known, _)| known == source) else {
-                return;
-            };
-            let spec = |address| ServerSpec { address, zone: source.zone.clone(), weight: 1.0 };
-            *specs = addresses.into_iter().map(spec).collect();
+            let Some(name) = sources.dns.iter_mut().find(|known| known.is(source)) else { return };
+            name.is_being_asked = false;
+            let interval = name.source.interval;
+            match addresses {
+                Some(addresses) => {
+                    name.ask_at = Some(now + interval);
+                    name.addresses = addresses;
+                }
+                None => {
+                    let is_new = name.addresses.is_empty();
+                    let pause = if is_new { ASK_AGAIN.min(interval) } else { interval };
+                    name.ask_at = Some(now + pause);
+                }
+            }
         }
         self.refresh();
     }

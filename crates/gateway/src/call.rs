@@ -12,8 +12,9 @@ use base::env::{Alarm, Env, Instant};
 use futures::future::{Either, select};
 use parking_lot::{Mutex, MutexGuard};
 use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// A service that many tasks use. On a cache line of its own: each request counts as its holder.
@@ -47,6 +48,63 @@ impl Handle {
     }
 }
 
+/// How long an attempt is waited for before it is looked whether its server says anything, and how
+/// often then.
+const DOUBT_AFTER: Duration = Duration::from_millis(200);
+const DOUBT_EVERY: Duration = Duration::from_millis(100);
+
+/// The timers of one caller, for one call after the other.
+#[derive(Default)]
+pub struct Alarms {
+    end: Alarm,
+    doubt: Alarm,
+}
+
+/// A request's body that its caller still sends while it is passed on. The time that it takes is
+/// the caller's: a server's begins when it is through.
+#[derive(Debug, Default)]
+pub struct Upload {
+    has_failed: AtomicBool,
+    /// Whether the caller has more to send and has not sent it.
+    is_waited_for: AtomicBool,
+    n_moved: AtomicU64,
+    ended_at: OnceLock<Instant>,
+}
+
+impl Upload {
+    /// The caller has sent something, or not yet.
+    pub fn moved(&self, has_come: bool) {
+        self.is_waited_for.store(!has_come, Relaxed);
+        if has_come {
+            self.n_moved.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// It is through, or broke off.
+    pub fn end(&self, now: Instant, is_well: bool) {
+        if !is_well {
+            self.has_failed.store(true, Relaxed);
+        }
+        self.ended_at.get_or_init(|| now);
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Relaxed)
+    }
+
+    /// Until when an attempt has time that has been waited for until `now`, where each span of
+    /// `limit` in which the caller was waited for does not count. None: its time is over.
+    fn more(&self, now: Instant, limit: Duration, n_seen: &mut u64) -> Option<Instant> {
+        if let Some(ended_at) = self.ended_at.get() {
+            return Some(*ended_at + limit).filter(|until| *until > now);
+        }
+        let n_moved = self.n_moved.load(Relaxed);
+        let is_moving = std::mem::replace(n_seen, n_moved) != n_moved;
+        // What has come and is not taken is the server's fault.
+        (is_moving || self.is_waited_for.load(Relaxed)).then(|| now + limit)
+    }
+}
+
 /// What a request asks for.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -59,6 +117,9 @@ pub struct Ask {
     pub late_from: Option<Instant>,
     /// Whether sending it twice does no harm, and it can be sent twice.
     pub may_repeat: bool,
+    /// Requests with the same number are alike, and may be expected to take about as long.
+    pub class: u32,
+    pub upload: Option<Arc<Upload>>,
 }
 
 impl Ask {
@@ -104,6 +165,18 @@ pub enum SendError {
     /// A connection that had been idle was closed by the other side before anything was sent.
     #[error("the idle connection was closed")]
     Stale,
+    /// A connection that had been used before was closed before anything of an answer came: it says
+    /// nothing about the server, which may have taken the request all the same.
+    #[error("the connection was closed before an answer: {0}")]
+    Unanswered(String),
+    /// The server says that it has done nothing with the request: harmless to send again, whatever
+    /// it is.
+    #[error("the server has not taken the request: {0}")]
+    Unprocessed(String),
+    /// The caller has no descriptors, ports or memory left: nothing was sent, and the server is not
+    /// to blame.
+    #[error("no connection can be made here: {0}")]
+    Own(String),
     /// Something was sent, and the connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -247,12 +320,14 @@ struct Tried<A> {
     ended: Option<Ended>,
     result: Result<Sent<A>, Failure>,
     at: Instant,
+    /// Since when the server's time ran.
+    since: Instant,
 }
 
 impl<A> Tried<A> {
-    fn report(&mut self, service: &mut Service) {
+    fn report(&mut self, ask: &Ask, service: &mut Service) {
         if let Some(ended) = self.ended.take() {
-            service.report(self.at, self.flight.attempt, ended);
+            service.report(self.at, self.flight.attempt, ended, ask.class);
             self.flight.is_reported = true;
         }
     }
@@ -263,7 +338,9 @@ impl<A> Tried<A> {
             Ok(Sent { verdict: Verdict::Well, .. }) => Finished::Well,
             Ok(Sent { verdict: Verdict::Failed, .. }) => Finished::Failed,
             Ok(Sent { verdict: Verdict::Late, .. }) => Finished::GivenUp,
-            Err(Failure::Send(SendError::Request { .. })) => Finished::GivenUp,
+            Err(Failure::Send(
+                SendError::Request { .. } | SendError::Unanswered(_) | SendError::Own(_),
+            )) => Finished::GivenUp,
             Err(Failure::TimedOut) if ask.late_from.is_some() => Finished::GivenUp,
             Err(_) => Finished::Failed,
         }
@@ -274,20 +351,26 @@ impl<A> Tried<A> {
         match &self.result {
             Ok(sent) => sent.verdict == Verdict::Failed && ask.may_repeat,
             Err(Failure::Send(
-                SendError::Unreachable(_) | SendError::NotShared(_) | SendError::Stale,
+                SendError::Unreachable(_)
+                | SendError::NotShared(_)
+                | SendError::Stale
+                | SendError::Unprocessed(_)
+                | SendError::Own(_),
             )) => true,
-            Err(Failure::Send(SendError::Broken(_)) | Failure::TimedOut) => ask.may_repeat,
+            Err(
+                Failure::Send(SendError::Broken(_) | SendError::Unanswered(_)) | Failure::TimedOut,
+            ) => ask.may_repeat,
             Err(Failure::Send(SendError::Request { .. }) | Failure::Refused(_)) => false,
         }
     }
 }
 
 /// Sends a request to the service, again if that is allowed and helps. `send` is told to whom, and
-/// when that begins; `alarm` is the caller's, for one call after the other.
+/// when that begins; `alarms` are the caller's, for one call after the other.
 pub async fn call<A, S, F>(
     handle: &Arc<Handle>,
     ask: &Ask,
-    alarm: &mut Alarm,
+    alarms: &mut Alarms,
     send: S,
 ) -> Result<Called<A>, Failure>
 where
@@ -298,7 +381,7 @@ where
     let (mut stay, mut attempt, hedge_after, attempt_timeout) = {
         let mut service = handle.lock();
         let admission = service.admit(now, ask.priority)?;
-        match service.pick(now, &[]) {
+        match service.pick(now, &[], ask.may_repeat) {
             Some(attempt) => {
                 let stay = Stay {
                     handle: handle.clone(),
@@ -325,23 +408,39 @@ where
     let mut tried: Vec<Attempt> = Vec::new();
     let mut n_attempts = 1;
     loop {
-        let mut last = match hedge_after.filter(|_| n_attempts == 1) {
-            // Boxed, as it is rare and twice as large as the usual way.
-            Some(after) => {
-                Box::pin(sending.hedged(now, attempt, after, &mut n_attempts, &mut tried)).await
+        let Alarms { end, doubt } = &mut *alarms;
+        let mut last = {
+            let mut first = pin!(sending.once(now, attempt, end));
+            match ask.may_repeat {
+                false => first.await,
+                true => {
+                    let hedge_after = hedge_after.filter(|_| n_attempts == 1);
+                    let look_at = now + hedge_after.unwrap_or(DOUBT_AFTER).min(DOUBT_AFTER);
+                    match doubt.timeout_at(look_at, first.as_mut()).await {
+                        Some(ended) => ended,
+                        // Boxed, as it is rare and as large again.
+                        None => {
+                            let hedge_at = hedge_after.map(|after| now + after);
+                            let n = &mut n_attempts;
+                            let beside =
+                                sending.beside(attempt, first, doubt, hedge_at, n, &mut tried);
+                            Box::pin(beside).await
+                        }
+                    }
+                }
             }
-            None => sending.once(now, attempt, alarm).await,
         };
         now = last.at;
         let next = {
             let mut service = handle.lock();
-            last.report(&mut service);
+            last.report(ask, &mut service);
             let mut next = None;
             if last.helps(ask) && now < ask.deadline && service.retry(now, n_attempts) {
                 tried.push(attempt);
-                next = service.pick(now, &tried);
+                next = service.pick(now, &tried, ask.may_repeat);
             }
             if next.is_none() {
+                stay.admission.begun = stay.admission.begun.max(last.since);
                 stay.finish(now, last.finished(ask), &mut service);
             }
             next
@@ -388,14 +487,32 @@ where
             let own = self.attempt_timeout;
             let limit = own.map_or(left, |own| own.min(left));
             let is_fair = self.ask.late_from.is_none() || own.is_some_and(|own| own <= left);
-            let sent = pin!((self.send)(attempt, begun));
-            let result = alarm.timeout_at(begun + limit, sent).await;
+            // A caller that gave less time means all of it.
+            let upload = self.ask.upload.as_ref().filter(|_| self.ask.late_from.is_none());
+            let mut sent = pin!((self.send)(attempt, begun));
+            let (mut until, mut n_seen) = (begun + limit, 0);
+            let result = loop {
+                let result = alarm.timeout_at(until, sent.as_mut()).await;
+                let more = upload
+                    .filter(|_| result.is_none())
+                    .and_then(|upload| upload.more(self.handle.env.now(), limit, &mut n_seen));
+                match more {
+                    Some(more) => until = more,
+                    None => break result,
+                }
+            };
             let now = self.handle.env.now();
-            let took = now.saturating_duration_since(begun);
+            let uploaded_at = self.ask.upload.as_ref().map(|upload| upload.ended_at.get().copied());
+            let since = match uploaded_at {
+                None => begun,
+                Some(ended_at) => ended_at.unwrap_or(now).max(begun).min(now),
+            };
+            let took = now.saturating_duration_since(since);
             let (ended, result) = match result {
                 None => (is_fair.then_some(Ended::TimedOut(took)), Err(Failure::TimedOut)),
                 Some(Ok(sent)) => {
                     let ended = match sent.verdict {
+                        Verdict::Well if uploaded_at == Some(None) => Some(Ended::Streamed),
                         Verdict::Well => Some(Ended::Well(took)),
                         Verdict::Failed => Some(Ended::Failed),
                         Verdict::Late => Some(Ended::Late),
@@ -406,45 +523,58 @@ where
                     let ended = match &error {
                         SendError::Unreachable(_) => Some(Ended::Unreachable),
                         SendError::Broken(_) => Some(Ended::Broken),
-                        SendError::NotShared(_) | SendError::Stale | SendError::Request { .. } => {
-                            None
-                        }
+                        SendError::NotShared(_)
+                        | SendError::Stale
+                        | SendError::Unanswered(_)
+                        | SendError::Unprocessed(_)
+                        | SendError::Own(_)
+                        | SendError::Request { .. } => None,
                     };
                     (ended, Err(Failure::Send(error)))
                 }
             };
-            Tried { flight, ended, result, at: now }
+            Tried { flight, ended, result, at: now, since }
         }
     }
 
-    /// One attempt, and when it takes longer than most, another beside it; the first good answer
-    /// wins.
-    async fn hedged(
+    /// An attempt that has waited for a while, and another beside it when it is time for a hedge
+    /// or when its server says nothing: no request is the trial of a server that stands still. The
+    /// first good answer wins.
+    async fn beside(
         &self,
-        begun: Instant,
         attempt: Attempt,
-        after: Duration,
+        mut first: Pin<&mut impl Future<Output = Tried<A>>>,
+        doubt: &mut Alarm,
+        hedge_at: Option<Instant>,
         n_attempts: &mut u32,
         tried: &mut Vec<Attempt>,
     ) -> Tried<A> {
-        let mut alarms = [Alarm::default(), Alarm::default()];
-        let [alarm, second_alarm] = &mut alarms;
-        let mut first = pin!(self.once(begun, attempt, alarm));
-        if let Some(ended) = self.handle.env.timeout(after, &mut first).await {
-            return ended;
-        }
-        let now = self.handle.env.now();
-        let second = {
-            let mut service = self.handle.lock();
-            match service.hedge(now, *n_attempts) {
-                true => service.pick(now, &[attempt]),
-                false => None,
+        let second = loop {
+            let now = self.handle.env.now();
+            let is_due = hedge_at.is_some_and(|at| now >= at);
+            {
+                let mut service = self.handle.lock();
+                if is_due || service.fleet.is_doubtful(attempt) {
+                    let mut known = tried.clone();
+                    known.push(attempt);
+                    break match service.hedge(now, *n_attempts) {
+                        true => service.pick(now, &known, true),
+                        false => None,
+                    };
+                }
+            }
+            let next = now + DOUBT_EVERY;
+            let next = hedge_at.filter(|at| *at > now).map_or(next, |at| at.min(next));
+            if let Some(ended) = doubt.timeout_at(next, first.as_mut()).await {
+                return ended;
             }
         };
         let Some(second) = second else { return first.await };
         *n_attempts += 1;
         tried.push(second);
-        let second = pin!(self.once(now, second, second_alarm));
+        let mut second_alarm = Alarm::default();
+        let now = self.handle.env.now();
+        let second = pin!(self.once(now, second, &mut second_alarm));
         let is_good =
             |tried: &Tried<A>| matches!(&tried.result, Ok(sent) if sent.verdict == Verdict::Well);
         match select(first, second).await {
@@ -462,6 +592,6 @@ where
 
     /// Another attempt is waited for in its place.
     fn over(&self, mut tried: Tried<A>) {
-        tried.report(&mut self.handle.lock());
+        tried.report(self.ask, &mut self.handle.lock());
     }
 }

@@ -7,10 +7,11 @@ use crate::http::ending::Place;
 use crate::http::pulse::Pulse;
 use crate::isolate::bulkhead::Priority;
 use crate::lanes::Lanes;
+use crate::rate::Buckets;
 use crate::tls::{self, Acceptor};
 use crate::traces::Traces;
 use base::env::Env;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub struct Gateway {
     stopping: watch::Sender<bool>,
     is_stopping: AtomicBool,
     n_connections: AtomicUsize,
+    /// Connections that this process has descriptors for.
+    n_connections_room: AtomicUsize,
     n_requests: OwnLine<AtomicU32>,
     pub access_log: RwLock<Option<AccessLog>>,
     is_logging: AtomicBool,
@@ -42,6 +45,8 @@ pub struct State {
     pub backends: BTreeMap<String, Arc<Backend>>,
     pub acceptors: BTreeMap<SocketAddr, Acceptor>,
     pub traces: Option<Arc<Traces>>,
+    /// By the routes' names.
+    pub rates: BTreeMap<String, Arc<Mutex<Buckets>>>,
 }
 
 /// What every request writes is not beside what every request reads.
@@ -64,6 +69,8 @@ pub struct Counters {
     pub n_refused_requests: AtomicU64,
     pub n_no_route: AtomicU64,
     pub n_bad_requests: AtomicU64,
+    pub n_left_requests: AtomicU64,
+    pub n_over_rate: AtomicU64,
     pub n_bad_greetings: AtomicU64,
     pub n_stood_still: AtomicU64,
     pub n_broken_connections: AtomicU64,
@@ -97,7 +104,10 @@ impl State {
         let mut acceptors = BTreeMap::new();
         for listener in &config.listeners {
             if !listener.certificates.is_empty() {
-                acceptors.insert(listener.address, Acceptor::load(&listener.certificates)?);
+                acceptors.insert(
+                    listener.address,
+                    Acceptor::load(&listener.certificates, listener.clients.as_ref())?,
+                );
             }
         }
         let same = before.and_then(|before| before.traces.as_ref());
@@ -105,7 +115,14 @@ impl State {
         let queue = || before.and_then(|before| Some(before.traces.as_ref()?.queue.clone()));
         let traces =
             same.or_else(|| Some(Traces::new(config.traces.clone()?, queue().unwrap_or_default())));
+        let rated = config.routes.iter().filter(|route| route.rate_limit.is_some());
+        let rates = rated.map(|route| {
+            let known = before.and_then(|before| before.rates.get(&route.name));
+            (route.name.clone(), known.cloned().unwrap_or_default())
+        });
+        let rates = rates.collect();
         Ok(State {
+            rates,
             limits: config.limits.clone(),
             routes: config.routes.clone(),
             backends,
@@ -135,6 +152,7 @@ impl Gateway {
             stopping: watch::Sender::new(false),
             is_stopping: AtomicBool::new(false),
             n_connections: AtomicUsize::new(0),
+            n_connections_room: AtomicUsize::new(usize::MAX),
             n_requests: OwnLine::default(),
             access_log: RwLock::default(),
             is_logging: AtomicBool::new(false),
@@ -201,9 +219,15 @@ impl Gateway {
         self.is_stopping.load(Relaxed)
     }
 
+    /// No more clients than so many, whatever the file says: there are no descriptors for them.
+    pub fn set_room(&self, n_connections: usize) {
+        self.n_connections_room.store(n_connections, Relaxed);
+    }
+
     /// Counts a connection, unless there are too many.
     pub fn open_connection(self: &Arc<Self>) -> Option<Open> {
-        let n_max = self.state.read().limits.n_connections_max;
+        let n_room = self.n_connections_room.load(Relaxed);
+        let n_max = self.state.read().limits.n_connections_max.min(n_room);
         self.counters.n_accepted.fetch_add(1, Relaxed);
         if self.n_connections.fetch_add(1, Relaxed) >= n_max {
             self.n_connections.fetch_sub(1, Relaxed);

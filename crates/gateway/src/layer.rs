@@ -32,11 +32,11 @@
 //! streams afterwards is not counted.
 
 use crate::balance::{Check, Closeness, ServerSpec};
-use crate::call::{Ask, Failure, Handle, SendError, Sent, Verdict, call};
+use crate::call::{Alarms, Ask, Failure, Handle, SendError, Sent, Verdict, call};
 use crate::isolate::bulkhead::Priority;
 use crate::service::Settings;
 use crate::upkeep;
-use base::env::{Alarm, Env};
+use base::env::Env;
 use futures::future::BoxFuture;
 use std::error::Error;
 use std::io;
@@ -64,6 +64,11 @@ pub struct Placed<R> {
 pub trait Protocol<R, A, E>: Clone + Send + Sync + 'static {
     fn priority(&self, _request: &R) -> Priority {
         Priority::Normal
+    }
+
+    /// Requests with the same number are alike, and may be expected to take about as long.
+    fn class(&self, _request: &R) -> u32 {
+        0
     }
 
     /// Whether sending it twice does no harm.
@@ -203,15 +208,17 @@ where
             let handle = dependency.handle;
             let env = handle.env().clone();
             let timeout = handle.lock().settings().timeout;
-            let (now, mut alarm) = (env.now(), Alarm::default());
+            let (now, mut alarms) = (env.now(), Alarms::default());
             let ask = Ask {
                 at: now,
                 priority: protocol.priority(&request),
                 deadline: now + timeout,
                 late_from: None,
                 may_repeat: protocol.may_repeat(&request),
+                class: protocol.class(&request),
+                upload: None,
             };
-            let called = call(&handle, &ask, &mut alarm, |attempt, begun| {
+            let called = call(&handle, &ask, &mut alarms, |attempt, begun| {
                 let (mut inner, protocol) = (inner.clone(), protocol.clone());
                 let left = ask.deadline.saturating_duration_since(begun);
                 let placed = Placed { server: attempt.address, left, request: request.clone() };

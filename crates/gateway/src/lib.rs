@@ -6,7 +6,8 @@
 //! * [`isolate`]: what a slow or broken service may cost: breaker, bulkhead, budget, hedges
 //! * [`service`]: both together for one service: admit, pick, report
 //! * [`call`]: runs a request at a service: attempts, retries, hedges, in time
-//! * [`config`], [`route`]: what the file says, and which service a request is for
+//! * [`config`], [`route`], [`path`]: what the file says, and which service a request is for
+//! * [`rate`]: how many requests of one kind of asker are let in
 //! * [`http`]: connections, requests, answers
 //! * [`gateway`], [`backend`]: what all connections share, and a service with its connections
 //! * [`record`], [`access_log`], [`traces`]: what is told of a request when it has ended
@@ -29,7 +30,9 @@ pub mod http;
 pub mod isolate;
 pub mod lanes;
 pub mod layer;
+pub mod path;
 pub mod process;
+pub mod rate;
 pub mod record;
 pub mod route;
 pub mod service;

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | SIGTERM, SIGINT | no more connections; requests under way end (`drain` at most); exit |
 //! | SIGHUP | the file is read now and not at the next look |
+//! | SIGUSR1 | the access log is opened anew: a tool has moved the old one away |
 //! | SIGUSR2 | this program is started anew with the open listeners; once that serves it asks this one to stop: a new binary without a refused connection |
 //!
 //! Listeners may also be handed in from outside (`LISTEN_FDS`, as systemd does).
@@ -18,13 +19,14 @@ use crate::access_log::AccessLog;
 use crate::admin;
 use crate::config::{self, Config};
 use crate::gateway::Gateway;
-use crate::http::serve;
+use crate::http::{forwarded, proxied, serve};
 use crate::lanes::Arrival;
 use crate::tls;
 use crate::upkeep;
 use base::env::{Env, JoinHandle};
 use command_fds::{CommandFdExt, FdMapping};
 use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::BTreeMap;
 use std::io;
@@ -46,6 +48,9 @@ const PREDECESSOR: &str = "ATOLL_GATEWAY_PREDECESSOR";
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long the last spans may take to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Descriptors that no client may have: listeners, files, checks; and those of each lane.
+const N_FILES_OWN: usize = 48;
+const N_FILES_OF_LANE: usize = 4;
 /// Connections that may wait to be accepted, as many as most systems allow.
 const N_NEWCOMERS_MAX: i32 = 4096;
 
@@ -101,6 +106,7 @@ fn fingerprint(path: &Path, config: &Config) -> Fingerprint {
         for files in &listener.certificates {
             paths.extend([files.certificate.clone(), files.key.clone()]);
         }
+        paths.extend(listener.clients.iter().map(|clients| clients.authority.clone()));
     }
     for service in config.services.values() {
         if let Some(tls) = &service.tls {
@@ -151,12 +157,12 @@ async fn main(
     let n_cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let n_lanes = config.threads.unwrap_or(n_cores);
     let gateway = Gateway::new(&env, config.clone(), n_lanes)?;
+    make_room(&gateway, config.limits.n_connections_max, n_lanes);
     if let Some(to) = &config.access_log {
         gateway.set_access_log(Some(AccessLog::start(&env, to).map_err(Error::AccessLog)?));
     }
     let mut bound = BTreeMap::new();
-    let addresses = config.listeners.iter().map(|listener| listener.address).chain(config.admin);
-    for address in addresses {
+    for address in config.addresses() {
         let listener = match inherited.remove(&address) {
             Some(listener) => {
                 // Its maker may have had less room for newcomers.
@@ -181,7 +187,7 @@ async fn main(
         complaint: watch::Sender::new(None),
     });
     for (address, listener) in bound {
-        process.serve(address, listener, config.admin == Some(address))?;
+        process.serve(address, listener)?;
     }
     upkeep::start(&gateway);
     process.clone().watch_files(seen);
@@ -194,6 +200,30 @@ async fn main(
     }
     relieve_predecessor();
     process.until_stopped().await
+}
+
+/// Raises the soft limit of descriptors to the hard one, and lets in no more clients than there are
+/// descriptors for: a client's request takes one for the client and one for its server.
+fn make_room(gateway: &Gateway, n_wanted: usize, n_lanes: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the soft limit of descriptors cannot be raised");
+    }
+    // None: there is no limit.
+    let Some(n_files) = getrlimit(Resource::Nofile).current else { return };
+    let n_files = usize::try_from(n_files).unwrap_or(usize::MAX);
+    let n_own = N_FILES_OWN + N_FILES_OF_LANE * n_lanes;
+    let n_clients = (n_files.saturating_sub(n_own) / 2).max(1);
+    gateway.set_room(n_clients);
+    if n_clients < n_wanted {
+        tracing::warn!(
+            descriptors = n_files,
+            connections = n_wanted,
+            "there are descriptors for {n_clients} clients' connections: raise the hard limit \
+             (ulimit -Hn, LimitNOFILE), or lower `connections` in [limits]"
+        );
+    }
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
@@ -220,9 +250,11 @@ fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<(), Error> {
                 match arrival {
                     Arrival::New { stream, from, at } => match opened(stream) {
                         Ok(stream) => {
-                            let acceptor = gateway.state().acceptors.get(&at).cloned();
-                            let (this, wire) = (gateway.clone(), stream.into());
-                            serve::connection(this, lane, wire, from, acceptor).await;
+                            if let Some((stream, from)) = come(&gateway, stream, from, at).await {
+                                let acceptor = gateway.state().acceptors.get(&at).cloned();
+                                let (this, wire) = (gateway.clone(), stream.into());
+                                serve::connection(this, lane, wire, from, acceptor).await;
+                            }
                         }
                         // It was gone before it was served.
                         Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
@@ -239,6 +271,40 @@ fn start_lane(gateway: &Arc<Gateway>, lane: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// A new connection, and who its client is: where the listener goes by the PROXY protocol, whom a
+/// trusted proxy names.
+async fn come(
+    gateway: &Gateway,
+    mut stream: tokio::net::TcpStream,
+    from: SocketAddr,
+    at: SocketAddr,
+) -> Option<(tokio::net::TcpStream, SocketAddr)> {
+    let state = gateway.state();
+    let listener = state.config.listeners.iter().find(|listener| listener.address == at);
+    if !listener.is_some_and(|listener| listener.proxy_protocol) {
+        return Some((stream, from));
+    }
+    let trusted = &state.config.trusted_proxies;
+    if !trusted.is_empty() && !forwarded::is_trusted(trusted, from.ip()) {
+        tracing::debug!(%from, "a stranger came to a listener of the PROXY protocol");
+        gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
+        return None;
+    }
+    let read = proxied::read(&mut stream);
+    match gateway.env().timeout(state.limits.header_timeout, read).await {
+        Some(Ok(client)) => Some((stream, client.unwrap_or(from))),
+        Some(Err(error)) => {
+            tracing::debug!(%from, %error, "a connection was refused");
+            gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
+            None
+        }
+        None => {
+            gateway.counters.n_stood_still.fetch_add(1, Relaxed);
+            None
+        }
+    }
+}
+
 fn opened(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
     stream.set_nodelay(true)?;
     // A client whose host is gone says nothing; a tunnel would wait for ever.
@@ -248,12 +314,7 @@ fn opened(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
 }
 
 impl Process {
-    fn serve(
-        self: &Arc<Self>,
-        address: SocketAddr,
-        listener: TcpListener,
-        is_admin: bool,
-    ) -> Result<(), Error> {
+    fn serve(self: &Arc<Self>, address: SocketAddr, listener: TcpListener) -> Result<(), Error> {
         let own = listener.try_clone()?;
         own.set_nonblocking(true)?;
         let accepting = tokio::net::TcpListener::from_std(own)?;
@@ -262,11 +323,13 @@ impl Process {
             loop {
                 let accepted = accepting.accept().await;
                 match accepted {
-                    Ok((stream, from)) if is_admin => {
+                    // By the file as it is now: an address may have another part in each.
+                    Ok((stream, from)) if this.gateway.state().config.admin == Some(address) => {
                         let complaint = this.complaint.subscribe();
                         let serving = admin::connection(
                             this.gateway.clone(),
                             Box::new(stream),
+                            address,
                             from,
                             complaint,
                         );
@@ -288,7 +351,11 @@ impl Process {
 
     fn hand_over(&self, stream: tokio::net::TcpStream, from: SocketAddr, at: SocketAddr) {
         let Ok(stream) = stream.into_std() else { return };
-        if !self.gateway.lanes.place(Arrival::New { stream, from, at }) {
+        self.place(Arrival::New { stream, from, at });
+    }
+
+    fn place(&self, arrival: Arrival) {
+        if !self.gateway.lanes.place(arrival) {
             self.gateway.counters.n_refused_connections.fetch_add(1, Relaxed);
         }
     }
@@ -303,13 +370,13 @@ impl Process {
                 let now = fingerprint(&self.path, &self.gateway.state().config);
                 if now != seen || is_asked {
                     seen = now;
-                    self.reload();
+                    self.reload().await;
                 }
             }
         });
     }
 
-    fn reload(self: &Arc<Self>) {
+    async fn reload(self: &Arc<Self>) {
         let reloaded = Config::load(&self.path).map_err(Error::from).and_then(|config| {
             let listeners = self.new_listeners(&config)?;
             let before = self.gateway.state();
@@ -328,11 +395,17 @@ impl Process {
             Ok((config, listeners))
         });
         match reloaded {
-            Ok((config, listeners)) => {
-                self.move_listeners(&config, listeners);
-                self.complaint.send_replace(None);
-                tracing::info!(file = %self.path.display(), "going by the new file");
-            }
+            Ok((config, listeners)) => match self.move_listeners(&config, listeners).await {
+                Ok(()) => {
+                    self.complaint.send_replace(None);
+                    tracing::info!(file = %self.path.display(), "going by the new file");
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    tracing::error!(error = %text, "the file is taken over but for its addresses");
+                    self.complaint.send_replace(Some(text));
+                }
+            },
             Err(error) => {
                 self.gateway.counters.n_bad_reloads.fetch_add(1, Relaxed);
                 let text = error.to_string();
@@ -342,37 +415,73 @@ impl Process {
         }
     }
 
-    /// Binds what is new, before anything is changed.
+    /// Binds what is new, before anything is changed; but for those that the system gives only when
+    /// another one is closed.
     fn new_listeners(&self, config: &Config) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
         let known = self.listeners.lock();
-        let wanted = config.listeners.iter().map(|listener| listener.address).chain(config.admin);
-        let fresh = wanted.filter(|address| !known.contains_key(address));
-        fresh.map(|address| Ok((address, listen(address)?))).collect()
+        let is_free = |address: &SocketAddr| {
+            !known.keys().any(|other| other == address || config::overlap(*other, *address))
+        };
+        config.addresses().filter(is_free).map(|address| Ok((address, listen(address)?))).collect()
     }
 
-    fn move_listeners(self: &Arc<Self>, config: &Config, fresh: Vec<(SocketAddr, TcpListener)>) {
+    async fn move_listeners(
+        self: &Arc<Self>,
+        config: &Config,
+        fresh: Vec<(SocketAddr, TcpListener)>,
+    ) -> Result<(), Error> {
         for (address, listener) in fresh {
-            if let Err(error) = self.serve(address, listener, config.admin == Some(address)) {
-                tracing::error!(%address, %error, "cannot listen");
+            self.serve(address, listener)?;
+        }
+        let wanted: Vec<SocketAddr> = config.addresses().collect();
+        let is_left = |address: &SocketAddr| !wanted.contains(address);
+        let left: Vec<SocketAddr> = self.listeners.lock().keys().copied().filter(is_left).collect();
+        for address in &left {
+            self.close(*address, config).await;
+        }
+        // From 127.0.0.1 to 0.0.0.0, or back: the old one had to go first.
+        for address in wanted {
+            if !self.listeners.lock().contains_key(&address) {
+                let listener = match listen(address) {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        let part = left.iter().find(|left| config::overlap(**left, address));
+                        if let Some(part) = part {
+                            self.serve(*part, listen(*part)?)?;
+                        }
+                        return Err(error);
+                    }
+                };
+                self.serve(address, listener)?;
             }
         }
-        let is_wanted = |address: &SocketAddr| {
-            config.admin == Some(*address)
-                || config.listeners.iter().any(|listener| listener.address == *address)
-        };
-        self.listeners.lock().retain(|address, listening| {
-            let keep = is_wanted(address);
-            if let Some(task) = listening.task.as_ref().filter(|_| !keep) {
-                task.abort();
+        Ok(())
+    }
+
+    /// Listens no more here. Who was let in by the system already is served as by the listener that
+    /// has this address from now on.
+    async fn close(&self, address: SocketAddr, config: &Config) {
+        let Some(listening) = self.listeners.lock().remove(&address) else { return };
+        let Listening { listener, task } = listening;
+        if let Some(task) = task {
+            task.abort();
+            // It ends with an error, which says that it was ended.
+            task.await.ok();
+        }
+        let mut listeners = config.listeners.iter().map(|listener| listener.address);
+        let heir = listeners.find(|heir| config::overlap(*heir, address));
+        while let (Some(at), Ok((stream, from))) = (heir, listener.accept()) {
+            if stream.set_nonblocking(true).is_ok() {
+                self.place(Arrival::New { stream, from, at });
             }
-            keep
-        });
+        }
     }
 
     async fn until_stopped(self: &Arc<Self>) -> Result<ExitCode, Error> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut replace = signal(SignalKind::user_defined2())?;
+        let mut rotate = signal(SignalKind::user_defined1())?;
         let code = loop {
             tokio::select! {
                 _ = terminate.recv() => break ExitCode::SUCCESS,
@@ -381,6 +490,12 @@ impl Process {
                     // A panic in a connection's task is a bug; the others are served to their end.
                     tracing::error!(reason = halt.reason, "stopping");
                     break ExitCode::FAILURE;
+                }
+                _ = rotate.recv() => {
+                    if let Some(log) = self.gateway.log() {
+                        log.open_anew();
+                        tracing::info!("the access log is opened anew");
+                    }
                 }
                 _ = replace.recv() => match self.start_successor() {
                     Ok(pid) => tracing::info!(pid, "a successor was started"),

@@ -2,12 +2,17 @@
 
 use crate::config::{PathMatch, Route};
 use crate::http::fields::Fields;
+use crate::path;
 use http::Method;
+
+/// Words of a path that tell what a request is like.
+const N_WORDS: usize = 4;
 
 /// What a route looks at.
 pub struct Request<'a> {
     /// Lower-case or not, with or without a port.
     pub host: &'a str,
+    /// As [`crate::path`] has it for comparing.
     pub path: &'a str,
     pub method: &'a Method,
     pub headers: &'a Fields,
@@ -46,12 +51,27 @@ pub fn target(route: &Route, draw: f64) -> Option<&str> {
     None
 }
 
-/// The path after the route's prefix is replaced, if it says so.
+/// What a request is like, among those of its service: its route, its method and the words of its
+/// path, for as many as matter. What has digits is a name, and not a word.
+pub fn class(route: &Route, method: &Method, path: &str) -> u32 {
+    let is_word = |segment: &&str| !segment.bytes().any(|byte| byte.is_ascii_digit());
+    let words = path.split('/').take(N_WORDS + 1).filter(is_word);
+    // FNV-1a.
+    let parts = [route.name.as_str(), method.as_str()].into_iter().chain(words);
+    parts
+        .flat_map(|part| part.bytes().chain([b'/']))
+        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// The path after the route's prefix is replaced, if it says so; `path` is what is passed on.
 pub fn replaced(route: &Route, path: &str) -> Option<String> {
     let by = route.replace_prefix.as_ref()?;
     let rest = match &route.path {
         PathMatch::Exactly(_) => "",
-        PathMatch::Below(prefix) => path.strip_prefix(prefix.trim_end_matches('/'))?,
+        PathMatch::Below(prefix) => {
+            let n_segments = prefix.split('/').filter(|segment| !segment.is_empty()).count();
+            path::behind(path, n_segments)
+        }
     };
     let rest = rest.trim_start_matches('/');
     let by = if rest.is_empty() { by.as_str() } else { by.trim_end_matches('/') };
@@ -104,6 +124,12 @@ mod tests {
             timeout: None,
             body_bytes_max: None,
             replace_prefix: None,
+            rewrite: None,
+            redirect: None,
+            rate_limit: None,
+            cors: None,
+            idle_timeout: None,
+            compress: false,
             request_headers: Default::default(),
             response_headers: Default::default(),
         }
@@ -178,6 +204,8 @@ mod tests {
             ("/api", "/", "/api/x", "/x"),
             ("/api", "/", "/api", "/"),
             ("/", "/in", "/x", "/in/x"),
+            ("/api", "/v2", "/%61pi%2fx", "/v2/%2fx"),
+            ("/api", "/v2", "//api//x", "/v2/x"),
         ] {
             let route = Route { replace_prefix: Some(by.into()), ..below(prefix) };
             assert_eq!(replaced(&route, path).as_deref(), Some(expected), "{prefix} {by} {path}");

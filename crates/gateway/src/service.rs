@@ -11,6 +11,7 @@ use crate::balance::{self, Attempt, Closeness, Fleet};
 use crate::isolate::breaker::{self, Breaker, Pass};
 use crate::isolate::budget::{self, Budget};
 use crate::isolate::bulkhead::{self, Bulkhead, Priority};
+use crate::isolate::classes::Classes;
 use crate::isolate::latency::Latencies;
 use base::env::Instant;
 use std::time::Duration;
@@ -114,6 +115,7 @@ pub struct Service {
     pub breaker: Breaker,
     pub bulkhead: Bulkhead,
     budget: Budget,
+    classes: Classes,
     pub latencies: Latencies,
     pub totals: Totals,
     hedge_after: Option<Duration>,
@@ -127,6 +129,7 @@ impl Service {
             breaker: Breaker::new(now, settings.breaker.clone()),
             bulkhead: Bulkhead::new(now, settings.bulkhead.clone()),
             budget: Budget::new(now, settings.budget.clone()),
+            classes: Classes::new(now),
             latencies: Latencies::new(now),
             totals: Totals::default(),
             hedge_after: None,
@@ -167,8 +170,8 @@ impl Service {
         }
     }
 
-    pub fn pick(&mut self, now: Instant, tried: &[Attempt]) -> Option<Attempt> {
-        self.fleet.pick(now, tried)
+    pub fn pick(&mut self, now: Instant, tried: &[Attempt], may_repeat: bool) -> Option<Attempt> {
+        self.fleet.pick_for(now, tried, may_repeat)
     }
 
     /// Whether a request that has had `n_attempts` gets another one.
@@ -195,18 +198,27 @@ impl Service {
         self.hedge_after
     }
 
-    pub fn report(&mut self, now: Instant, attempt: Attempt, ended: balance::Ended) {
-        self.fleet.report(now, attempt, ended);
+    /// How an attempt of a request of this kind ended.
+    pub fn report(&mut self, now: Instant, attempt: Attempt, ended: balance::Ended, class: u32) {
         let latency = match ended {
             balance::Ended::Well(latency) => {
                 self.latencies.add(now, latency);
+                let felt = self.classes.answered(now, class, latency);
+                if let Some(factor) = felt.rescale {
+                    self.fleet.rescale(factor);
+                }
+                let felt = felt.latency.map_or(balance::Ended::Streamed, balance::Ended::Well);
+                self.fleet.report(now, attempt, felt);
                 latency
             }
-            balance::Ended::TimedOut(latency) => latency,
+            balance::Ended::TimedOut(latency) => {
+                self.fleet.report(now, attempt, ended);
+                latency
+            }
             // What fails quickly is no sign of room.
-            _ => return,
+            _ => return self.fleet.report(now, attempt, ended),
         };
-        self.bulkhead.answered(now, latency);
+        self.bulkhead.answered(now, class, latency);
         self.n_until_hedge = self.n_until_hedge.saturating_sub(1);
         if let (Some(hedge), 0) = (&self.settings.hedge, self.n_until_hedge) {
             self.n_until_hedge = HEDGE_EVERY;

@@ -1,10 +1,10 @@
 //! TLS towards clients (SNI, ALPN, certificates read anew when the files change) and towards
 //! servers.
 
-use crate::config::{Certificate, UpstreamTls};
+use crate::config::{Certificate, Clients, UpstreamTls};
 use base::env::Stream;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::io;
@@ -44,6 +44,35 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
     rustls_pemfile::private_key(&mut &pem[..])
         .map_err(|error| wrong(path, error))?
         .ok_or_else(|| wrong(path, "there is no private key in it"))
+}
+
+fn roots(authority: &Path) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in chain(authority)? {
+        roots.add(certificate).map_err(|error| wrong(authority, error))?;
+    }
+    Ok(roots)
+}
+
+/// Whom a certificate names, as Envoy's `x-forwarded-client-cert` tells it.
+fn named(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    // A quote in a name would end it.
+    let quoted = |text: &str| {
+        let is_plain = |c: &char| !c.is_control() && *c != '"' && *c != '\\' && c.is_ascii();
+        format!("\"{}\"", text.chars().filter(is_plain).collect::<String>())
+    };
+    let mut told = format!("Subject={}", quoted(&parsed.subject().to_string()));
+    if let Ok(Some(alternative)) = parsed.subject_alternative_name() {
+        for name in &alternative.value.general_names {
+            match name {
+                GeneralName::DNSName(name) => told += &format!(";DNS={}", quoted(name)),
+                GeneralName::URI(uri) => told += &format!(";URI={}", quoted(uri)),
+                _ => {}
+            }
+        }
+    }
+    Some(told)
 }
 
 /// One certificate that this gateway shows.
@@ -106,21 +135,41 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    pub fn load(certificates: &[Certificate]) -> Result<Acceptor, Error> {
+    pub fn load(
+        certificates: &[Certificate],
+        clients: Option<&Clients>,
+    ) -> Result<Acceptor, Error> {
         let shown: Result<Vec<Shown>, Error> = certificates.iter().map(Shown::load).collect();
         let shown = Arc::new(shown?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| wrong(Path::new("TLS"), error))?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(BySni(shown.clone())));
+            .map_err(|error| wrong(Path::new("TLS"), error))?;
+        let config = match clients {
+            None => config.with_no_client_auth(),
+            Some(Clients { authority, is_needed }) => {
+                let provider = Arc::new(rustls::crypto::ring::default_provider());
+                let roots = Arc::new(roots(authority)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                let verifier = match is_needed {
+                    true => verifier,
+                    false => verifier.allow_unauthenticated(),
+                };
+                let verifier = verifier.build().map_err(|error| wrong(authority, error))?;
+                config.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = config.with_cert_resolver(Arc::new(BySni(shown.clone())));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Acceptor { acceptor: TlsAcceptor::from(Arc::new(config)), shown })
     }
 
-    pub async fn accept(&self, stream: Stream) -> io::Result<Stream> {
-        Ok(Box::new(self.acceptor.accept(stream).await?))
+    /// The stream, and who its client's certificate says that it is.
+    pub async fn accept(&self, stream: Stream) -> io::Result<(Stream, Option<String>)> {
+        let stream = self.acceptor.accept(stream).await?;
+        let (_, session) = stream.get_ref();
+        let shown = session.peer_certificates().and_then(|chain| named(chain.first()?));
+        Ok((Box::new(stream), shown))
     }
 }
 
@@ -133,10 +182,7 @@ pub struct Connector {
 
 impl Connector {
     pub fn load(tls: &UpstreamTls, is_http2: bool) -> Result<Connector, Error> {
-        let mut roots = RootCertStore::empty();
-        for certificate in chain(&tls.authority)? {
-            roots.add(certificate).map_err(|error| wrong(&tls.authority, error))?;
-        }
+        let roots = roots(&tls.authority)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

@@ -3,12 +3,13 @@
 
 use crate::backend::Backend;
 use crate::balance::{Check, CheckKind, Event};
-use crate::call::Handle;
+use crate::call::{Handle, SendError};
 use crate::config::DnsSource;
 use crate::gateway::Gateway;
+use crate::http::pool;
 use crate::isolate::breaker;
 use base::env::Env;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +20,11 @@ pub fn start(gateway: &Arc<Gateway>) {
     let this = gateway.clone();
     gateway.env().spawn("upkeep", async move {
         let mut breakers = BTreeMap::new();
-        let mut asked_at = HashMap::new();
         loop {
             let state = this.state();
             for (name, backend) in &state.backends {
                 look_after(this.env(), name, backend, &mut breakers);
-                ask_names(this.env(), backend, &mut asked_at);
+                ask_names(this.env(), backend);
             }
             if let Some(traces) = &state.traces {
                 traces.step(this.env());
@@ -55,8 +55,23 @@ fn look_after(
     for check in checks {
         let (world, backend) = (env.clone(), backend.clone());
         env.spawn("check", async move {
-            let took = timed(&world, look_at(&world, &backend, &check)).await;
-            backend.handle.lock().fleet.checked(world.now(), &check, took);
+            let begun = world.now();
+            let looked = world.timeout(check.timeout, look_at(&world, &backend, &check)).await;
+            let now = world.now();
+            let fleet = &mut backend.handle.lock().fleet;
+            match looked {
+                Some(Looked::Well) => {
+                    let took = now.saturating_duration_since(begun);
+                    fleet.checked(now, &check, Some(took));
+                }
+                Some(Looked::NotReached) if check.kind == CheckKind::Sign => {
+                    fleet.not_reached(now, &check);
+                }
+                Some(Looked::Unwell | Looked::NotReached) | None => {
+                    fleet.checked(now, &check, None)
+                }
+                Some(Looked::Unknown) => fleet.not_looked(&check),
+            }
         });
     }
 }
@@ -67,15 +82,32 @@ pub async fn timed(env: &Env, look: impl Future<Output = bool>) -> Option<Durati
     look.await.then(|| env.now().saturating_duration_since(begun))
 }
 
-async fn look_at(env: &Env, backend: &Backend, check: &Check) -> bool {
+/// What a look at a server showed.
+enum Looked {
+    Well,
+    Unwell,
+    NotReached,
+    /// The look could not be taken, for want of something here.
+    Unknown,
+}
+
+async fn look_at(env: &Env, backend: &Backend, check: &Check) -> Looked {
     let address = check.attempt.address;
-    let looked = async {
-        match &check.kind {
-            CheckKind::Connect => env.net().connect(address).await.is_ok(),
-            CheckKind::Get(path) => backend.upstream(0).is_well(env, address, path).await,
-        }
+    let upstream = backend.upstream(0);
+    let looked = match &check.kind {
+        CheckKind::Connect => match env.net().connect(address).await {
+            Ok(_) => Ok(true),
+            Err(error) => Err(SendError::from(pool::no_connection(&error))),
+        },
+        CheckKind::Ask(check) => upstream.is_well(env, address, check).await,
+        CheckKind::Sign => upstream.sign(env, address).await.map(|()| true),
     };
-    env.timeout(check.timeout, looked).await.unwrap_or(false)
+    match looked {
+        Ok(true) => Looked::Well,
+        Err(SendError::Own(_)) => Looked::Unknown,
+        Err(SendError::Unreachable(_)) => Looked::NotReached,
+        Ok(false) | Err(_) => Looked::Unwell,
+    }
 }
 
 /// Time passes for the service; what it wants to be looked at, and says what happened.
@@ -112,21 +144,9 @@ fn say(service: &str, event: &Event) {
 }
 
 /// Names that are due are asked for; who does not answer keeps the addresses it had.
-fn ask_names(
-    env: &Env,
-    backend: &Arc<Backend>,
-    asked_at: &mut HashMap<(String, String, u16), base::env::Instant>,
-) {
-    let now = env.now();
-    for source in &backend.config.dns {
-        let service = backend.handle.name.to_string();
-        let key = (service, source.name.clone(), source.port);
-        let is_due = asked_at.get(&key).is_none_or(|at| now >= *at + source.interval);
-        if !is_due {
-            continue;
-        }
-        asked_at.insert(key, now);
-        let (world, backend, source) = (env.clone(), backend.clone(), source.clone());
+fn ask_names(env: &Env, backend: &Arc<Backend>) {
+    for source in backend.names_due(env.now()) {
+        let (world, backend) = (env.clone(), backend.clone());
         env.spawn("names", async move { ask_name(&world, &backend, &source).await });
     }
 }
@@ -134,10 +154,20 @@ fn ask_names(
 async fn ask_name(env: &Env, backend: &Backend, source: &DnsSource) {
     let asked = env.timeout(Duration::from_secs(5), env.net().lookup(&source.name, source.port));
     let service = &*backend.handle.name;
-    match asked.await {
-        Some(Ok(addresses)) if !addresses.is_empty() => backend.resolved(source, addresses),
-        Some(Ok(_)) => tracing::warn!(service, name = source.name, "the name has no address"),
-        Some(Err(error)) => tracing::warn!(service, name = source.name, %error, "no answer"),
-        None => tracing::warn!(service, name = source.name, "no answer within 5 s"),
-    }
+    let addresses = match asked.await {
+        Some(Ok(addresses)) if !addresses.is_empty() => Some(addresses),
+        Some(Ok(_)) => {
+            tracing::warn!(service, name = source.name, "the name has no address");
+            None
+        }
+        Some(Err(error)) => {
+            tracing::warn!(service, name = source.name, %error, "no answer");
+            None
+        }
+        None => {
+            tracing::warn!(service, name = source.name, "no answer within 5 s");
+            None
+        }
+    };
+    backend.resolved(env.now(), source, addresses);
 }

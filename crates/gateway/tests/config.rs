@@ -3,7 +3,7 @@
 
 use gateway::balance::settings::HealthCheck;
 use gateway::balance::{Closeness, ServerSpec};
-use gateway::config::{AccessLog, Certificate, Config, Error, Listener, PathMatch, Protocol};
+use gateway::config::{Certificate, Config, Error, Listener, LogFile, PathMatch, Protocol};
 use gateway::isolate::bulkhead::Priority;
 use gateway::service::Hedge;
 use rand::rngs::SmallRng;
@@ -20,12 +20,16 @@ zone = "a"
 closeness = ["a", ["b", "c"]]
 threads = 2
 drain = "5s"
-access_log = "access.log"
+access_log = { to = "access.log", fields = ["at_us", "status"], headers = ["user-agent"] }
+trusted_proxies = ["10.0.0.0/8", "::1"]
 listen = "127.0.0.1:8000"
 
 [[listeners]]
 address = "0.0.0.0:8443"
 certificates = [{ certificate = "site.pem", key = "/keys/site.key" }]
+client_authority = "clients.pem"
+client_optional = true
+proxy_protocol = true
 
 [[listeners]]
 address = "[::]:8444"
@@ -73,11 +77,28 @@ add = { vary = "accept" }
 [[routes]]
 exact_path = "/robots.txt"
 service = "canary"
+rewrite = { from = "^/r(.*)$", to = "/$1" }
+rate_limit = { per_second = 10, burst = 20, by = "header:x-api-key" }
+idle_timeout = "1h"
+compress = true
+[routes.cors]
+origins = ["https://shop.example"]
+methods = ["PUT"]
+headers = ["x-a"]
+expose = ["x-b"]
+credentials = true
+max_age = "1h"
+
+[[routes]]
+hosts = ["old.example"]
+redirect = { to = "https://new.example{path}{query}", from = "^/", status = 301 }
 
 [services.api]
 servers = ["a=10.0.0.1:80", "10.0.0.2:80", { address = "[fd00::3]:80", zone = "b", weight = 2 }]
 dns = [{ name = "Api.Internal", port = 80, zone = "c", interval = "1m" }]
 protocol = "http2"
+idle_timeout = "2s"
+ping_interval = "5m"
 tls = { authority = "ca.pem", server_name = "api.internal", certificate = "me.pem", key = "me.key" }
 timeout = "2s"
 attempt_timeout = "1s"
@@ -107,6 +128,7 @@ slow_max = 0.7
 open_for = "2s"
 open_max = "20s"
 trials = 3
+trial_timeout = "3s"
 
 [services.api.balance]
 load_max = 50
@@ -123,6 +145,9 @@ warm_up = "0s"
 
 [services.api.health]
 path = "/healthy?deep=1"
+host = "api.internal"
+method = "HEAD"
+statuses = [204, "2xx", "300-302"]
 interval = "2s"
 timeout = "500ms"
 well_after = 1
@@ -144,6 +169,8 @@ answer = { status = 200, content_type = "application/json", body = "[]" }
 
 [services.canary]
 servers = ["10.0.1.1:80"]
+protocol = "http2"
+health = { grpc = "shop.Orders" }
 hedge = true
 "#;
 
@@ -171,7 +198,8 @@ servers = ["10.0.0.1:80", "b=10.0.0.2:80"]
     assert_eq!(config.zone, "local");
     assert_eq!(config.closeness, Closeness(vec![vec!["local".into()]]), "all others come after");
     let address = "127.0.0.1:8000".parse().unwrap();
-    assert_eq!(config.listeners, [Listener { address, certificates: Vec::new() }]);
+    let listener = Listener { address, certificates: Vec::new(), clients: None, proxy_protocol: false };
+    assert_eq!(config.listeners, [listener]);
     assert_eq!((config.admin, config.threads, config.access_log), (None, None, None));
     assert_eq!(config.limits, Default::default());
     assert_eq!(config.drain, Duration::from_secs(30));
@@ -197,7 +225,9 @@ fn everything_that_is_said_arrives() {
         config.closeness,
         Closeness(tiers.map(|t| t.into_iter().map(Into::into).collect()).into())
     );
-    assert_eq!(config.access_log, Some(AccessLog::File("conf/access.log".into())));
+    let log = config.access_log.as_ref().unwrap();
+    assert_eq!(log.to, LogFile::File("conf/access.log".into()));
+    assert_eq!((log.fields.len(), log.headers.len()), (2, 1));
     let traces = config.traces.unwrap();
     assert_eq!((&*traces.host, traces.port, &*traces.path), ("collector.internal", 4320, "/otlp"));
     assert_eq!((traces.share, &*traces.name, &*traces.zone), (0.0, "front", "a"));
@@ -217,7 +247,8 @@ fn everything_that_is_said_arrives() {
     assert_eq!(config.limits.n_streams_max, 64);
     assert_eq!(config.limits.idle_timeout, Duration::from_secs(180));
 
-    let [beta, robots] = &config.routes[..] else { panic!("{:?}", config.routes) };
+    let [beta, robots, old] = &config.routes[..] else { panic!("{:?}", config.routes) };
+    assert_eq!((old.targets.len(), old.redirect.as_ref().unwrap().status.as_u16()), (0, 301));
     assert_eq!(beta.hosts, ["shop.example", "*.shop.example", "[::1]"]);
     assert_eq!(beta.targets, [("api".into(), 95), ("canary".into(), 5)]);
     assert_eq!(beta.priority, Priority::Critical);
@@ -248,6 +279,9 @@ fn everything_that_is_said_arrives() {
         timeout: Duration::from_millis(500),
         n_well: 1,
         n_unwell: 2,
+        host: Some("api.internal".into()),
+        method: http::Method::HEAD,
+        statuses: vec![(204, 204), (200, 299), (300, 302)],
         ..HealthCheck::of("/healthy?deep=1".into())
     };
     assert_eq!(api.settings.balance.check, Some(check));
@@ -301,7 +335,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "[services.\"api.v2\"]\nweight = 2",
-        r#"2: there is no setting "weight" in [services."api.v2"]"#,
+        r#"2: there is no setting "weight" in [services."api.v2"]: "weight" is one of [[services.NAME.servers]]"#,
     ),
     (
         "[[listeners]]\nadress = \"127.0.0.1:80\"",
@@ -311,7 +345,19 @@ const REFUSED: &[(&str, &str)] = &[
         "[services.api.breaker]\ntrails = 1\nwindows = \"1s\"",
         r#"2: there is no setting "trails" in [services.api.breaker], did you mean "trials"?"#,
     ),
-    ("\"a\\nb\" = 1", r#"1: there is no setting "a\nb""#),
+    ("\"a\\nb\" = 1", r#"1: there is no setting "a\nb"; it has zone, closeness, listen, listeners, admin, trusted_proxies, threads, access_log, traces, limits, drain, services, routes"#),
+    (
+        "[services.api]\nhosts = [\"shop.example\"]",
+        r#"2: there is no setting "hosts" in [services.api]: "hosts" is one of [[routes]]"#,
+    ),
+    (
+        "admin = \"127.0.0.1:8081\"",
+        r#"1: admin must be a table, such as admin = { address = "127.0.0.1:8081" }, not "127.0.0.1:8081""#,
+    ),
+    (
+        "[services.api]\nhealth = \"/up\"",
+        r#"2: health in [services.api] must be a table, such as health = { path = "/up" }, not "/up""#,
+    ),
     ("[[route]]\nservice = \"a\"", r#"1: there is no setting "route", did you mean "routes"?"#),
     // Settings that are missing.
     ("[[listeners]]", r#"1: [[listeners]] needs the setting "address""#),
@@ -389,7 +435,7 @@ const REFUSED: &[(&str, &str)] = &[
         "traces = { collector = \"http://h\", share = 1.5 }",
         "1: share in [traces] must be a number from 0 to 1, not 1.5",
     ),
-    ("access_log = true", "1: access_log must be text in quotes, not true"),
+    ("access_log = true", r#"1: access_log must be "stdout", a file or a table, not true"#),
     ("access_log = \"\"", r#"1: access_log must be the path of a file, not """#),
     (
         "[services.api.retries]\nshare = nan",
@@ -441,7 +487,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "access_log = [\"0123456789012345678901234567890123456789012345678901234567890123456789\"]",
-        "1: access_log must be text in quotes, not a list",
+        r#"1: access_log must be "stdout", a file or a table, not a list"#,
     ),
     (
         "drain = \"0123456789012345678901234567890123456789012345678901234567890123456789\"",
@@ -488,7 +534,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "[services.api.health]\nunwell_after = 2",
-        r#"2: unwell_after in [services.api.health] is about an active check: add path = "/…" to turn it on"#,
+        r#"2: unwell_after in [services.api.health] is about an active check: add path = "/…" (or grpc) to turn it on"#,
     ),
     // Listeners.
     (
@@ -775,8 +821,11 @@ fn with_lines(heading: &str, lines: &str) -> String {
         text += "[admin]\n";
     }
     text += "[services.other]\n";
-    if heading != "[[routes]]" {
-        text += "[[routes]]\nservice = \"other\"\n";
+    // Where clients are sent elsewhere there is no service.
+    match heading {
+        "[[routes]]" => {}
+        "[routes.redirect]" => text += "[[routes]]\n",
+        _ => text += "[[routes]]\nservice = \"other\"\n",
     }
     if heading == "[[listeners.certificates]]" {
         text += "[[listeners]]\naddress = \"127.0.0.1:8001\"\n";
@@ -835,6 +884,19 @@ fn reader_document_and_fullest_file_know_the_same_settings() {
     assert_eq!(in_file, in_reader, "the fullest file (left) and the reader (right)");
 }
 
+/// What is said of a setting that stands in another table comes from a list.
+#[test]
+fn the_list_of_places_is_the_readers() {
+    let listed = gateway::config::PLACES.iter().map(|(table, settings)| {
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        ((*table).to_owned(), settings)
+    });
+    let in_document = documented().into_iter().map(|(heading, settings)| {
+        (heading, settings.into_iter().map(|(setting, _)| setting).collect::<BTreeSet<String>>())
+    });
+    assert_eq!(listed.collect::<Settings>(), in_document.collect::<Settings>());
+}
+
 /// To write a default is to write nothing.
 #[test]
 fn documented_defaults_are_the_defaults() {
@@ -845,7 +907,9 @@ fn documented_defaults_are_the_defaults() {
             let example = match setting.as_str() {
                 "address" => "\"127.0.0.1:9\"",
                 "service" => "\"other\"",
-                "port" | "status" => "200",
+                "port" | "status" | "per_second" => "200",
+                "origins" => "[\"*\"]",
+                "from" | "to" => "\"/\"",
                 "collector" => "\"http://h\"",
                 _ => "\"a\"",
             };

@@ -350,7 +350,7 @@ impl Stage {
             let n_in = (0..n).filter(|_| bulkhead.admit(Priority::Critical)).count();
             self.now += latency;
             for _ in 0..n_in {
-                bulkhead.answered(self.now, latency);
+                bulkhead.answered(self.now, 0, latency);
                 bulkhead.release();
             }
         }

@@ -88,9 +88,16 @@ async fn what_http1_cannot_have_is_mended_or_refused() {
     let crumbs = [("cookie", "a=1"), ("x-a", "1"), ("cookie", "b=2")];
     assert_eq!(ask(&crumbs).await, (200, "a=1; b=2".into()));
     assert_eq!(ask(&[("cookie", "a"); 50]).await.0, 200, "they are one");
-    assert_eq!(ask(&[("a\"b", "1")]).await, (400, "".into()));
+    let (status, reason) = ask(&[("a\"b", "1")]).await;
+    assert_eq!(status, 400);
+    assert!(reason.starts_with(b"the request cannot be read: a field's name"), "{reason:?}");
     for _ in 0..5 {
-        assert_eq!(ask(&[("x-a", "1"); 11]).await, (431, "".into()));
+        let (status, reason) = ask(&[("x-a", "1"); 11]).await;
+        assert_eq!(status, 431);
+        assert!(
+            reason.starts_with(b"the request cannot be read: there are too many"),
+            "{reason:?}"
+        );
         tokio::time::sleep(Duration::from_secs(20)).await;
     }
     let counters = &world.gateway.counters;
@@ -311,4 +318,42 @@ async fn a_connection_is_opened_for_all_who_wait_for_it() {
     let service = world.gateway.state().backends["web"].handle.clone();
     let n_failed: u64 = service.lock().fleet.servers().map(|server| server.n_failed).sum();
     assert!(n_failed <= 4, "{n_failed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_grants_no_room_is_not_waited_for() {
+    let limits = "[limits]\nbody_idle_timeout = \"2s\"\n";
+    let world = World::new(&format!("{ONE}\n{limits}"));
+    world.server(1, handler(|_| async { says("x".repeat(300_000)) })).await;
+    let io = hyper_util::rt::TokioIo::new(world.connect());
+    let spawn = gateway::http::pool::Spawn(world.env.clone());
+    let mut builder = hyper::client::conn::http2::Builder::new(spawn);
+    builder.initial_stream_window_size(70_000);
+    let (mut sender, connection) = builder.handshake(io).await.unwrap();
+    world.env.spawn("client", async move {
+        connection.await.ok();
+    });
+    let request = || Request::get("http://h/").body(Full::<Bytes>::default()).unwrap();
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        unread.push(sender.send_request(request()).await.unwrap());
+    }
+    // Who reads on is served meanwhile, and for longer than that.
+    let mut slow = sender.send_request(request()).await.unwrap().into_body();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.gateway.n_requests(), 21);
+    let mut n = 0;
+    while let Some(frame) = slow.frame().await {
+        n += frame.unwrap().into_data().unwrap().len();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert_eq!(n, 300_000);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.gateway.n_requests(), 0);
+    assert_eq!(world.gateway.counters.n_stood_still.load(SeqCst), 20);
+    let answer = sender.send_request(request()).await.unwrap();
+    assert_eq!(answer.status(), 200, "the connection is as good as before");
+    for answer in unread {
+        assert!(answer.into_body().collect().await.is_err(), "a part is not the whole");
+    }
 }

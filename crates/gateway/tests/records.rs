@@ -25,7 +25,7 @@ async fn each_request_has_its_line_in_the_access_log() {
     world.server(1, handler(|_| async { says("twelve bytes") })).await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
-    let to = gateway::config::AccessLog::File(path.clone());
+    let to = gateway::config::AccessLog::whole(gateway::config::LogFile::File(path.clone()));
     let log = gateway::access_log::AccessLog::start(&world.env, &to).unwrap();
     world.gateway.set_access_log(Some(log));
     let mut client = world.client().await;

@@ -5,7 +5,7 @@ mod support;
 
 use base::env::Stream;
 use bytes::Bytes;
-use gateway::config::{Certificate, UpstreamTls};
+use gateway::config::{Certificate, Clients, UpstreamTls};
 use gateway::http::serve;
 use gateway::tls::{Acceptor, Connector};
 use http::Request;
@@ -57,14 +57,29 @@ fn certificate(authority: &Authority, dir: &Path, names: &[&str], year: i32) -> 
 }
 
 fn trusting(authority: &Authority, protocols: &[&[u8]]) -> TlsConnector {
+    showing(authority, protocols, None)
+}
+
+/// A client that trusts the authority, and shows a certificate if it has one.
+fn showing(authority: &Authority, protocols: &[&[u8]], own: Option<&Certificate>) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(authority.certificate.clone()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let read = |path| std::fs::read(path).unwrap();
+            let pem = read(&own.certificate);
+            let chain: Result<Vec<_>, _> = rustls_pemfile::certs(&mut &pem[..]).collect();
+            let chain = chain.unwrap();
+            let key = rustls_pemfile::private_key(&mut &read(&own.key)[..]).unwrap().unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     TlsConnector::from(Arc::new(config))
 }
@@ -100,7 +115,7 @@ async fn the_asked_name_decides_which_certificate_is_shown() {
         certificate(&authority, dir.path(), &["first.example"], 2100),
         certificate(&authority, dir.path(), &["second.example", "*.second.example"], 2100),
     ];
-    let acceptor = Acceptor::load(&files).unwrap();
+    let acceptor = Acceptor::load(&files, None).unwrap();
     let connector = trusting(&authority, &[b"h2", b"http/1.1"]);
     for name in ["first.example", "second.example", "a.second.example"] {
         let stream = greet(&world, &acceptor, &connector, name).await.unwrap();
@@ -125,7 +140,7 @@ async fn requests_go_through_and_say_that_they_came_by_tls() {
         );
     world.server(1, told).await;
     let files = certificate(&authority, dir.path(), &["site.example"], 2100);
-    let acceptor = Acceptor::load(std::slice::from_ref(&files)).unwrap();
+    let acceptor = Acceptor::load(std::slice::from_ref(&files), None).unwrap();
     let connector = trusting(&authority, &[b"http/1.1"]);
     let stream = greet(&world, &acceptor, &connector, "site.example").await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -145,7 +160,7 @@ async fn what_expires_is_known_and_what_has_expired_is_refused_and_counted() {
     let authority = authority(dir.path());
     let world = World::new(ONE);
     let old = certificate(&authority, dir.path(), &["old.example"], 2020);
-    let acceptor = Acceptor::load(std::slice::from_ref(&old)).unwrap();
+    let acceptor = Acceptor::load(std::slice::from_ref(&old), None).unwrap();
     assert_eq!(acceptor.shown[0].expires_s, 1_577_836_800);
     let connector = trusting(&authority, &[]);
     let error = greet(&world, &acceptor, &connector, "old.example").await.unwrap_err();
@@ -158,7 +173,7 @@ async fn what_expires_is_known_and_what_has_expired_is_refused_and_counted() {
     for (shown, name, is_well) in
         [(&good, "good.example", true), (&old, "old.example", false), (&good, "x.example", false)]
     {
-        let server = Acceptor::load(std::slice::from_ref(shown)).unwrap();
+        let server = Acceptor::load(std::slice::from_ref(shown), None).unwrap();
         let (near, far) = tokio::io::duplex(64 << 10);
         let tls = UpstreamTls {
             authority: authority.pem.clone(),
@@ -183,11 +198,49 @@ fn files_that_are_no_certificates_are_named() {
     let missing = dir.path().join("missing.pem");
     let load = |certificate: &Path, key: &Path| {
         let files = Certificate { certificate: certificate.into(), key: key.into() };
-        Acceptor::load(&[files]).err().map(|error| error.to_string()).unwrap_or_default()
+        Acceptor::load(&[files], None).err().map(|error| error.to_string()).unwrap_or_default()
     };
     assert!(load(&missing, &good.key).starts_with(&format!("cannot read {}", missing.display())));
     assert!(load(&empty, &good.key).ends_with("there is no certificate in it"));
     assert!(load(&good.certificate, &empty).ends_with("there is no private key in it"));
     assert!(load(&good.certificate, &other.key).starts_with(&other.key.display().to_string()));
     assert_eq!(load(&good.certificate, &good.key), "");
+}
+
+#[tokio::test]
+async fn a_client_shows_who_it_is_where_the_listener_wants_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let strangers = tempfile::tempdir().unwrap();
+    let (own, other) = (authority(dir.path()), authority(strangers.path()));
+    let files = certificate(&own, dir.path(), &["site.example"], 2100);
+    let alice = certificate(&own, dir.path(), &["alice.example"], 2100);
+    let mallory = certificate(&other, strangers.path(), &["mallory.example"], 2100);
+    let world = World::new(ONE);
+    let told = handler(|request| async move {
+        let told = request.headers().get("x-forwarded-client-cert");
+        says(told.map_or("nobody", |told| told.to_str().unwrap()))
+    });
+    world.server(1, told).await;
+    // What a server gets to see; none: the client was not let in.
+    let ask = async |is_needed: bool, shown: Option<&Certificate>| {
+        let clients = Clients { authority: own.pem.clone(), is_needed };
+        let acceptor = Acceptor::load(std::slice::from_ref(&files), Some(&clients)).unwrap();
+        let connector = showing(&own, &[b"http/1.1"], shown);
+        let stream = greet(&world, &acceptor, &connector, "site.example").await.ok()?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+        world.env.spawn("client", async move {
+            connection.await.ok();
+        });
+        let request = Request::get("/").header("host", "h");
+        let request = request.header("x-forwarded-client-cert", "Subject=\"CN=admin\"");
+        let answer = sender.send_request(request.body(Full::<Bytes>::default()).unwrap()).await;
+        let body = answer.ok()?.into_body().collect().await.ok()?.to_bytes();
+        Some(String::from_utf8(body.to_vec()).unwrap())
+    };
+    let told = ask(true, Some(&alice)).await.unwrap();
+    assert!(told.starts_with("Subject=\"") && told.ends_with(";DNS=\"alice.example\""), "{told}");
+    assert_eq!(ask(true, None).await, None);
+    assert_eq!(ask(true, Some(&mallory)).await, None);
+    assert_eq!(ask(false, None).await.as_deref(), Some("nobody"), "and what it says is not believed");
+    assert_eq!(ask(false, Some(&mallory)).await, None);
 }

@@ -109,6 +109,16 @@ impl Snapshot {
                 &counters.n_no_route,
             ),
             counter("requests_malformed", "Requests that are malformed", &counters.n_bad_requests),
+            counter(
+                "requests_over_rate",
+                "Requests over their route's rate",
+                &counters.n_over_rate,
+            ),
+            counter(
+                "requests_left",
+                "Requests whose client left before the answer",
+                &counters.n_left_requests,
+            ),
             counter("tls_greetings_failed", "TLS greetings that failed", &counters.n_bad_greetings),
             counter(
                 "connections_stood_still",

@@ -102,6 +102,8 @@ pub fn of(gateway: &Gateway, complaint: Option<&str>) -> State {
             ("requests refused", count(&counters.n_refused_requests)),
             ("requests without a route", count(&counters.n_no_route)),
             ("malformed requests", count(&counters.n_bad_requests)),
+            ("requests over a rate", count(&counters.n_over_rate)),
+            ("requests left by clients", count(&counters.n_left_requests)),
             ("failed TLS greetings", count(&counters.n_bad_greetings)),
             ("stood still", count(&counters.n_stood_still)),
             ("broken connections", count(&counters.n_broken_connections)),

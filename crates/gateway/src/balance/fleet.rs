@@ -5,7 +5,7 @@
 
 use super::health::Reason;
 use super::server::{Server, is_better};
-use super::settings::{Closeness, ServerSpec, Settings};
+use super::settings::{Closeness, HealthCheck, ServerSpec, Settings};
 use super::subset::subset;
 use super::zone::Zone;
 use crate::isolate::window::Counts;
@@ -21,6 +21,11 @@ pub const STEP: Duration = Duration::from_millis(100);
 /// How often an unreachable server is probed.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a server that is suspected of saying nothing has to say something, before it is out and
+/// then; and how often it is asked.
+const SIGN_TIMEOUT: Duration = Duration::from_millis(200);
+const SIGN_TIMEOUT_OUT: Duration = Duration::from_secs(1);
+const ASK_EVERY: Duration = Duration::from_millis(250);
 /// Draws before a candidate is taken whatever its share.
 const N_DRAWS_MAX: usize = 16;
 /// How often outliers are looked for.
@@ -34,6 +39,8 @@ pub struct Attempt {
     pub address: SocketAddr,
     server: u32,
     life: u64,
+    /// Its number among those of its server.
+    nth: u64,
 }
 
 impl Attempt {
@@ -48,6 +55,8 @@ impl Attempt {
 pub enum Ended {
     /// With an answer, after so long.
     Well(Duration),
+    /// With an answer whose time says nothing: its request was still on its way.
+    Streamed,
     /// With an answer that says that the server failed.
     Failed,
     /// With an answer that says that its caller gave it too little time: it is alive.
@@ -71,7 +80,9 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq)]
 pub enum CheckKind {
     Connect,
-    Get(String),
+    Ask(Box<HealthCheck>),
+    /// Any word from it will do: it owes answers and says nothing.
+    Sign,
 }
 
 /// What a person on call wants to read.
@@ -164,14 +175,24 @@ impl Fleet {
     pub fn set_servers(&mut self, now: Instant, specs: Vec<ServerSpec>) {
         let is_first = self.slots.is_empty();
         let specs = self.chosen(specs);
-        for slot in &mut self.slots {
-            let Some(server) = &mut slot.server else { continue };
-            match specs.iter().find(|spec| spec.address == server.spec.address) {
-                Some(spec) if spec.zone == server.spec.zone => {
-                    server.spec.weight = spec.weight;
-                    server.leaving = false;
-                }
-                _ => server.leaving = true,
+        for idx in 0..self.slots.len() {
+            let Some(server) = &self.slots[idx].server else { continue };
+            let spec = specs.iter().find(|spec| spec.address == server.spec.address).cloned();
+            let zone = spec.as_ref().map(|spec| self.zone_of(now, &spec.zone));
+            let Some(server) = &mut self.slots[idx].server else { continue };
+            server.leaving = spec.is_none();
+            let (Some(spec), Some(zone)) = (spec, zone) else { continue };
+            // It is the same server wherever it stands, and takes along what is under way.
+            let (n_in_flight, n_owed) = (server.n_in_flight, server.n_owed());
+            let before = std::mem::replace(&mut server.zone, zone);
+            server.spec = spec;
+            if before != zone {
+                let old = &mut self.zones[before];
+                old.n_in_flight = old.n_in_flight.saturating_sub(n_in_flight);
+                old.n_waiting = old.n_waiting.saturating_sub(n_owed);
+                let new = &mut self.zones[zone];
+                new.n_in_flight += n_in_flight;
+                new.n_waiting += n_owed;
             }
         }
         for spec in specs {
@@ -226,6 +247,17 @@ impl Fleet {
     /// The server for one attempt; none when the service has none at all. Those in `tried` get it
     /// only when there is no other.
     pub fn pick(&mut self, now: Instant, tried: &[Attempt]) -> Option<Attempt> {
+        self.pick_for(now, tried, true)
+    }
+
+    /// As [`Fleet::pick`]. What cannot be sent twice does not go to a server on trial while there
+    /// are others.
+    pub fn pick_for(
+        &mut self,
+        now: Instant,
+        tried: &[Attempt],
+        may_repeat: bool,
+    ) -> Option<Attempt> {
         if now.saturating_duration_since(self.stepped_at) >= STEP {
             self.step(now);
         }
@@ -242,14 +274,14 @@ impl Fleet {
             (None, Some(zone)) => (zone, &[][..]),
             (None, None) => return None,
         };
-        let place = self.choose(now, zone, tried)?;
+        let place = self.choose(now, zone, tried, may_repeat)?;
         let slot = &mut self.slots[place as usize];
         let server = slot.server.as_mut()?;
-        server.begin(now);
+        let nth = server.begin(now);
         let zone = &mut self.zones[server.zone];
         zone.n_in_flight += 1;
         zone.n_waiting += 1;
-        Some(Attempt { address: server.spec.address, server: place, life: slot.life })
+        Some(Attempt { address: server.spec.address, server: place, life: slot.life, nth })
     }
 
     /// Zones fail as one: what failed in one is tried in the next closest, in one of them where
@@ -318,19 +350,44 @@ impl Fleet {
     }
 
     /// The better of two servers of the zone, drawn by their shares.
-    fn choose(&mut self, now: Instant, zone: usize, tried: &[Attempt]) -> Option<u32> {
-        let one = self.draw(zone, tried, None)?;
-        let Some(other) = self.draw(zone, tried, Some(one)) else { return Some(one) };
+    fn choose(
+        &mut self,
+        now: Instant,
+        zone: usize,
+        tried: &[Attempt],
+        may_repeat: bool,
+    ) -> Option<u32> {
+        let is_safe = |place: &u32| {
+            may_repeat || self.server(*place).is_some_and(|server| !server.is_on_trial)
+        };
+        let has_safe = self.zones[zone].open.iter().any(is_safe);
+        let may_repeat = may_repeat || !has_safe;
+        let one = self.draw(zone, tried, None, may_repeat)?;
+        let other = self.draw(zone, tried, Some(one), may_repeat);
+        let Some(other) = other else { return Some(one) };
         let server = |place: u32| self.slots.get(place as usize)?.server.as_ref();
         let (first, second) = (server(one)?, server(other)?);
         let is_first = is_better(now, first, second, self.zones[zone].hot_above);
         Some(if is_first { one } else { other })
     }
 
-    fn draw(&mut self, zone: usize, tried: &[Attempt], not: Option<u32>) -> Option<u32> {
+    fn draw(
+        &mut self,
+        zone: usize,
+        tried: &[Attempt],
+        not: Option<u32>,
+        may_repeat: bool,
+    ) -> Option<u32> {
         let open = &self.zones[zone].open;
-        let is_free =
-            |place: u32| not != Some(place) && tried.iter().all(|attempt| attempt.server != place);
+        let slots = &self.slots;
+        let is_on_trial = |place: u32| {
+            slots[place as usize].server.as_ref().is_some_and(|server| server.is_on_trial)
+        };
+        let is_free = |place: u32| {
+            not != Some(place)
+                && tried.iter().all(|attempt| attempt.server != place)
+                && (may_repeat || !is_on_trial(place))
+        };
         if open.len() == 1 {
             return open.first().copied().filter(|place| is_free(*place));
         }
@@ -348,21 +405,33 @@ impl Fleet {
     /// What became of an attempt. It stays in flight until [`Fleet::release`].
     pub fn report(&mut self, now: Instant, attempt: Attempt, ended: Ended) {
         let Some((server, zone)) = self.at(attempt) else { return };
-        zone.n_waiting = zone.n_waiting.saturating_sub(1);
+        let n_owed = server.n_owed();
+        match ended {
+            Ended::Well(_) | Ended::Streamed | Ended::Failed | Ended::Late => {
+                server.heard(now, attempt.nth);
+            }
+            Ended::Unreachable | Ended::TimedOut(_) | Ended::Broken => server.forget(attempt.nth),
+        }
+        zone.n_waiting = zone.n_waiting.saturating_sub(n_owed - server.n_owed());
+        if server.health.out() == Some(Reason::Silent) && server.spoke_at == now {
+            self.bring_back(now, attempt.server);
+        }
+        let Some((server, zone)) = self.at(attempt) else { return };
         if ended == Ended::Late {
-            return server.spoke(now);
+            return;
         }
         // A server that fails quickly is not quick.
         if let Ended::Well(latency) | Ended::TimedOut(latency) = ended {
             server.answered(now, latency);
             zone.answered(now, latency);
         }
-        let is_failure = !matches!(ended, Ended::Well(_));
+        let is_failure = !matches!(ended, Ended::Well(_) | Ended::Streamed);
         let counts = Counts { n_all: 1, n_failed: u32::from(is_failure), n_slow: 0 };
         server.window.add(now, counts);
         zone.window.add(now, counts);
         if !is_failure {
             server.health.answered_well();
+            server.is_on_trial = false;
             return;
         }
         server.n_failed += 1;
@@ -371,6 +440,13 @@ impl Fleet {
         {
             self.take_out(now, attempt.server, reason);
         }
+    }
+
+    /// Latencies are told on another scale from now on: what is known is multiplied.
+    pub fn rescale(&mut self, factor: f64) {
+        self.zones.iter_mut().for_each(|zone| zone.rescale(factor));
+        let servers = self.slots.iter_mut().filter_map(|slot| slot.server.as_mut());
+        servers.for_each(|server| server.rescale(factor));
     }
 
     fn failed(&mut self, place: u32, is_unreachable: bool) -> Option<Reason> {
@@ -412,8 +488,20 @@ impl Fleet {
     pub fn give_up(&mut self, attempt: Attempt, waited: Duration) {
         let Some((server, zone)) = self.at(attempt) else { return };
         server.gave_up(waited);
-        zone.n_waiting = zone.n_waiting.saturating_sub(1);
+        let n_owed = server.n_owed();
+        server.forget(attempt.nth);
+        zone.n_waiting = zone.n_waiting.saturating_sub(n_owed - server.n_owed());
         self.release(attempt);
+    }
+
+    /// Whether another attempt should stand beside this one, which has waited for a while: its
+    /// server says nothing, or is on trial.
+    pub fn is_doubtful(&self, attempt: Attempt) -> bool {
+        let slot = self.slots.get(attempt.server as usize);
+        let server = slot.filter(|slot| slot.life == attempt.life);
+        server
+            .and_then(|slot| slot.server.as_ref())
+            .is_none_or(|server| server.is_on_trial || server.health.is_fact())
     }
 
     /// The attempt's server and its zone, unless another server has its place by now.
@@ -471,14 +559,30 @@ impl Fleet {
                 continue;
             };
             let idle = now.saturating_duration_since(server.answered_at);
+            let is_silent = server.health.out() == Some(Reason::Silent);
+            let is_suspect = server.health.out().is_none() && server.is_suspect(now);
+            let attempt = Attempt {
+                address: server.spec.address,
+                server: u32::try_from(place).unwrap_or(u32::MAX),
+                life: slot.life,
+                nth: 0,
+            };
             let health = &mut server.health;
+            if (is_silent || is_suspect) && health.asked_at.is_none() && now >= health.ask_at {
+                health.asked_at = Some(now);
+                let timeout = if is_silent { SIGN_TIMEOUT_OUT } else { SIGN_TIMEOUT };
+                due.push(Check { attempt, kind: CheckKind::Sign, timeout });
+            }
+            if is_silent {
+                continue;
+            }
             if health.is_checking || now < health.check_at {
                 continue;
             }
             let is_unreachable = health.out() == Some(Reason::Unreachable);
             let (kind, timeout) = match &settings.check {
                 _ if is_unreachable => (CheckKind::Connect, PROBE_TIMEOUT),
-                Some(check) => (CheckKind::Get(check.path.clone()), check.timeout),
+                Some(check) => (CheckKind::Ask(Box::new(check.clone())), check.timeout),
                 None if idle >= settings.idle_probe_after => (CheckKind::Connect, PROBE_TIMEOUT),
                 None => continue,
             };
@@ -492,14 +596,53 @@ impl Fleet {
                         settings.idle_probe_after
                     }),
                 };
-            let attempt = Attempt {
-                address: server.spec.address,
-                server: u32::try_from(place).unwrap_or(u32::MAX),
-                life: slot.life,
-            };
             due.push(Check { attempt, kind, timeout });
         }
         due
+    }
+
+    /// A look at a server that could not be taken, for want of something here.
+    pub fn not_looked(&mut self, check: &Check) {
+        let Some(slot) = self.slots.get_mut(check.attempt.place()) else { return };
+        let server = slot.server.as_mut().filter(|_| slot.life == check.attempt.life);
+        let Some(server) = server else { return };
+        match check.kind {
+            CheckKind::Sign => server.health.asked_at = None,
+            CheckKind::Connect | CheckKind::Ask(_) => server.health.is_checking = false,
+        }
+    }
+
+    /// Nobody let us in where a sign was asked for: that is another fact than silence.
+    pub fn not_reached(&mut self, now: Instant, check: &Check) {
+        self.not_looked(check);
+        let place = check.attempt.server;
+        let Some(slot) = self.slots.get_mut(place as usize) else { return };
+        let server = slot.server.as_mut().filter(|_| slot.life == check.attempt.life);
+        let Some(server) = server else { return };
+        server.health.ask_at = now + ASK_EVERY;
+        if server.health.out().is_none() && server.health.failed(&self.settings, true).is_some() {
+            self.take_out(now, place, Reason::Unreachable);
+        }
+    }
+
+    /// Whether a server that was asked for a sign gave one, or said something meanwhile.
+    fn signed(&mut self, now: Instant, place: u32, is_well: bool) {
+        let Some(slot) = self.slots.get_mut(place as usize) else { return };
+        let Some(server) = slot.server.as_mut() else { return };
+        let asked_at = server.health.asked_at.take().unwrap_or(now);
+        let is_out = server.health.out() == Some(Reason::Silent);
+        server.health.ask_at = now + if is_out { PROBE_EVERY } else { ASK_EVERY };
+        if is_well {
+            let n_owed = server.n_owed();
+            server.heard_all(now);
+            let zone = &mut self.zones[server.zone];
+            zone.n_waiting = zone.n_waiting.saturating_sub(n_owed);
+            if is_out {
+                self.bring_back(now, place);
+            }
+        } else if server.health.out().is_none() && server.spoke_at < asked_at {
+            self.take_out(now, place, Reason::Silent);
+        }
     }
 
     /// What a look at a server showed: that it is well, and after how long; none: it is not.
@@ -510,10 +653,14 @@ impl Fleet {
         let Some(server) = slot.server.as_mut().filter(|_| slot.life == check.attempt.life) else {
             return;
         };
+        if check.kind == CheckKind::Sign {
+            return self.signed(now, place, is_well);
+        }
         let health = &mut server.health;
         health.is_checking = false;
         if check.kind == CheckKind::Connect {
             let out = health.out();
+            health.is_probed |= !is_well;
             if is_well && out == Some(Reason::Unreachable) {
                 self.bring_back(now, place);
             } else if !is_well && out.is_none() && health.failed(&self.settings, true).is_some() {
@@ -603,7 +750,7 @@ impl Fleet {
     fn refresh(&mut self, now: Instant) {
         self.order = (0..self.zones.len()).collect();
         self.order.sort_by_key(|zone| self.zones[*zone].tier);
-        let n_reachable = self.count(|server| server.health.out() != Some(Reason::Unreachable));
+        let n_reachable = self.count(|server| !server.health.is_fact());
         let n_well = self.count(|server| server.health.out().is_none());
         let is_panicking = n_well < n_reachable
             && (n_well as f64) < self.settings.panic_below * n_reachable as f64;
@@ -615,7 +762,7 @@ impl Fleet {
         let is_open = |server: &Server| match server.health.out() {
             _ if server.leaving => false,
             None => true,
-            Some(Reason::Unreachable) => n_reachable == 0,
+            Some(Reason::Unreachable | Reason::Silent) => n_reachable == 0,
             Some(_) => is_panicking,
         };
         for idx in 0..self.zones.len() {

@@ -2,12 +2,14 @@
 //!
 //! | reason | sign | back when |
 //! |---|---|---|
-//! | unreachable | connections fail in a row (Ribbon's trip) | a connection succeeds, or time is up |
+//! | unreachable | connections fail in a row (Ribbon's trip) | a connection succeeds; time is up, where nobody tries |
+//! | silent | it owes answers, says nothing, and does not answer the gateway's own question | it says something |
 //! | failing | failures in a row | time is up |
 //! | outlier | its share of failures is far above its zone's median | time is up |
 //! | check | active checks failed in a row | checks succeed in a row |
 //!
-//! That nobody listens is a fact and has no cap. The others are suspicions: no more of a zone than
+//! That nobody listens, or that nobody says anything, is a fact and has no cap: a zone whose servers
+//! all stand still is left as a whole, and no request is their trial. The others are suspicions: no more of a zone than
 //! `ejected_max` is ejected for them, and when hardly any server looks well they are ignored.
 //! Who is back is on probation: two failures in a row are enough to be out again, for longer.
 
@@ -18,6 +20,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     Unreachable,
+    Silent,
     Failing,
     Outlier,
     Check,
@@ -27,6 +30,7 @@ impl Reason {
     pub fn name(self) -> &'static str {
         match self {
             Reason::Unreachable => "unreachable",
+            Reason::Silent => "silent",
             Reason::Failing => "failing",
             Reason::Outlier => "outlier",
             Reason::Check => "check",
@@ -48,6 +52,11 @@ pub struct Health {
     n_checks_unwell: u32,
     pub check_at: Instant,
     pub is_checking: bool,
+    /// Since it was out a probe has failed.
+    pub is_probed: bool,
+    /// When it is asked again whether it is there, and since when it is being asked.
+    pub ask_at: Instant,
+    pub asked_at: Option<Instant>,
 }
 
 impl Health {
@@ -63,7 +72,15 @@ impl Health {
             n_checks_unwell: 0,
             check_at: now,
             is_checking: false,
+            is_probed: false,
+            ask_at: now,
+            asked_at: None,
         }
+    }
+
+    /// Whether that is a fact, and no suspicion.
+    pub fn is_fact(&self) -> bool {
+        matches!(self.out(), Some(Reason::Unreachable | Reason::Silent))
     }
 
     /// Why it is out, if it is.
@@ -110,15 +127,18 @@ impl Health {
                     .min(settings.eject_max)
             }
             // Ended by checks alone.
-            Reason::Check => now + Duration::from_secs(3600 * 24 * 365),
+            Reason::Check | Reason::Silent => now + Duration::from_secs(3600 * 24 * 365),
         };
         self.n_outs = self.n_outs.saturating_add(1);
+        self.is_probed = false;
         self.out = Some((reason, until));
     }
 
-    /// Whether its time out is over now.
+    /// Whether its time out is over now. Of a server that nobody reaches the gateway's own probes
+    /// tell that, and not the requests of users; where there are no probes, it is time.
     pub fn is_over(&self, now: Instant) -> bool {
-        self.out.is_some_and(|(_, until)| now >= until)
+        let is_for_probes = self.is_probed && self.out() == Some(Reason::Unreachable);
+        self.out.is_some_and(|(_, until)| now >= until) && !is_for_probes
     }
 
     pub fn bring_back(&mut self, now: Instant, settings: &Settings) {

@@ -8,7 +8,10 @@
 //! Who fails a clearly larger share is worse, whatever its latency: errors come quickly.
 //!
 //! A server that owes answers and gives none is as slow as it has been silent: one that hangs is
-//! avoided long before a time-out.
+//! avoided long before a time-out, and one that has been silent for longer than it usually takes is
+//! asked by the gateway itself whether it is there. What later requests have overtaken it does not
+//! owe any more: an answer to a later one shows that it is alive, and that the earlier one waits for
+//! something else (a long poll, a stream).
 //!
 //! Where there is no traffic, active checks tell who is slow. They are compared with each other
 //! alone, as a check is another question than a request is: who takes eight times as long as its
@@ -18,12 +21,18 @@ use super::health::Health;
 use super::settings::{ServerSpec, Settings};
 use crate::isolate::window::Window;
 use base::env::Instant;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How long an answer counts in the mean latency.
 const MEMORY: Duration = Duration::from_secs(1);
 /// A server that has not answered for a while is thought half as slow after this time.
 const FADING: Duration = Duration::from_secs(5);
+/// So many times its mean latency a server may be silent before it is asked whether it is there,
+/// within these bounds.
+const SUSPECT_TIMES: f64 = 3.0;
+const SUSPECT_MIN_S: f64 = 0.1;
+const SUSPECT_MAX_S: f64 = 1.0;
 /// Of a server that never answered, less than this tells nothing.
 const TELLING_S: f64 = 0.1;
 /// The share of a server that has just come or come back.
@@ -43,8 +52,11 @@ pub struct Server {
     /// Its zone's place in the fleet.
     pub zone: usize,
     pub n_in_flight: u32,
-    /// Since when it owes an answer and has given none.
-    owes_since: Option<Instant>,
+    /// The attempts that it owes an answer, in the order in which they began.
+    owed: VecDeque<u64>,
+    /// Since when it has owed answers without a sign of life.
+    silent_since: Option<Instant>,
+    pub spoke_at: Instant,
     latency_s: Option<f64>,
     pub answered_at: Instant,
     /// How long active checks take.
@@ -54,6 +66,9 @@ pub struct Server {
     lag_s: Option<f64>,
     pub window: Window,
     pub health: Health,
+    /// It was out, and has not answered well since: requests that cannot be sent twice go
+    /// elsewhere, and those that can get another attempt beside theirs soon.
+    pub is_on_trial: bool,
     /// None: it was there from the beginning.
     warm_from: Option<Instant>,
     /// How likely it is drawn, 0 to 1, relative to its zone's likeliest.
@@ -72,13 +87,16 @@ impl Server {
             spec,
             zone,
             n_in_flight: 0,
-            owes_since: None,
+            owed: VecDeque::new(),
+            silent_since: None,
+            spoke_at: now,
             latency_s: None,
             answered_at: now,
             look_s: None,
             lag_s: None,
             window: Window::new(now, Duration::from_secs(10)),
             health: Health::new(now),
+            is_on_trial: false,
             warm_from: (!warm).then_some(now),
             draw: 1.0,
             failing: 0.0,
@@ -88,18 +106,57 @@ impl Server {
         }
     }
 
-    pub fn begin(&mut self, now: Instant) {
+    /// An attempt begins; its number among this server's.
+    pub fn begin(&mut self, now: Instant) -> u64 {
         self.n_in_flight += 1;
         self.n_requests += 1;
-        self.owes_since.get_or_insert(now);
+        self.owed.push_back(self.n_requests);
+        self.silent_since.get_or_insert(now);
+        self.n_requests
     }
 
     /// One request less is under way.
     pub fn release(&mut self) {
         self.n_in_flight = self.n_in_flight.saturating_sub(1);
-        if self.n_in_flight == 0 {
-            self.owes_since = None;
+    }
+
+    /// Answers that it owes.
+    pub fn n_owed(&self) -> u32 {
+        u32::try_from(self.owed.len()).unwrap_or(u32::MAX)
+    }
+
+    /// It answered this attempt, and owes none of those before it.
+    pub fn heard(&mut self, now: Instant, nth: u64) {
+        while self.owed.front().is_some_and(|owed| *owed <= nth) {
+            self.owed.pop_front();
         }
+        self.spoke(now);
+    }
+
+    /// It gave a sign of life that is no answer: whatever it owes waits for something else.
+    pub fn heard_all(&mut self, now: Instant) {
+        self.owed.clear();
+        self.spoke(now);
+    }
+
+    /// This attempt is over without a word from the server.
+    pub fn forget(&mut self, nth: u64) {
+        if let Ok(place) = self.owed.binary_search(&nth) {
+            self.owed.remove(place);
+        }
+    }
+
+    /// How long it has been silent, if it owes or has owed something since its last sign of life.
+    pub fn silence(&self, now: Instant) -> Option<Duration> {
+        self.silent_since.map(|since| now.saturating_duration_since(since))
+    }
+
+    /// Whether it has been silent for longer than it usually takes: somebody should ask whether it
+    /// is there.
+    pub fn is_suspect(&self, now: Instant) -> bool {
+        let usual_s = self.latency_s.unwrap_or(0.0);
+        let patience_s = (SUSPECT_TIMES * usual_s).clamp(SUSPECT_MIN_S, SUSPECT_MAX_S);
+        self.silence(now).is_some_and(|silence| silence.as_secs_f64() > patience_s)
     }
 
     /// An answer came: it is alive.
@@ -113,12 +170,16 @@ impl Server {
             None => sample,
         });
         self.answered_at = now;
-        self.spoke(now);
     }
 
     /// It gave a sign of life.
-    pub fn spoke(&mut self, now: Instant) {
-        self.owes_since = Some(now);
+    fn spoke(&mut self, now: Instant) {
+        self.spoke_at = now;
+        self.silent_since = (!self.owed.is_empty()).then_some(now);
+    }
+
+    pub fn rescale(&mut self, factor: f64) {
+        self.latency_s = self.latency_s.map(|latency_s| latency_s * factor);
     }
 
     /// An active check went well.
@@ -151,6 +212,7 @@ impl Server {
         self.latency_s = None;
         self.answered_at = now;
         self.window.clear();
+        self.is_on_trial = true;
     }
 
     /// How long an answer takes, as far as is known, in seconds. What is known fades, so that a
@@ -161,7 +223,8 @@ impl Server {
         let faded = (-idle_s / FADING.as_secs_f64()).exp2();
         let known = self.latency_s.map(|mean| mean * faded);
         let known = known.map_or(self.lag_s, |mean| Some(mean.max(self.lag_s.unwrap_or(0.0))));
-        match (known, self.owes_since.map(since)) {
+        let silent_s = self.silent_since.filter(|_| !self.owed.is_empty()).map(since);
+        match (known, silent_s) {
             (Some(mean), Some(silent)) => Some(mean.max(silent)),
             // What never answered is known only to be silent.
             (None, Some(silent)) if silent > TELLING_S => Some(silent),

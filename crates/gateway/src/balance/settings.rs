@@ -1,5 +1,6 @@
 //! What the balancer is told.
 
+use http::Method;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -76,7 +77,16 @@ pub struct Settings {
 /// are no requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthCheck {
+    /// A path, and a query if it needs one; of a service of gRPC that is checked, its method.
     pub path: String,
+    pub method: Method,
+    /// None: the server's address.
+    pub host: Option<String>,
+    /// Statuses of a server that is well, each range with both ends.
+    pub statuses: Vec<(u16, u16)>,
+    /// The service that the server is asked for, by gRPC's health checking protocol; empty: the
+    /// server as a whole.
+    pub grpc: Option<String>,
     pub interval: Duration,
     pub timeout: Duration,
     /// Checks in a row that change what is thought of the server.
@@ -117,6 +127,10 @@ impl HealthCheck {
     pub fn of(path: String) -> HealthCheck {
         HealthCheck {
             path,
+            method: Method::GET,
+            host: None,
+            statuses: vec![(200, 399)],
+            grpc: None,
             interval: Duration::from_secs(5),
             timeout: Duration::from_secs(1),
             n_well: 2,

@@ -47,8 +47,9 @@ pub struct Zone {
     pub open_weight: f64,
     pub all_weight: f64,
     pub n_in_flight: u32,
-    /// Of those, the requests that have no answer yet. An answer that streams, or a tunnel, takes no
-    /// room: it says nothing about the zone's speed.
+    /// Of those, the requests that have no answer yet and that no later one has overtaken. An answer
+    /// that streams, or a tunnel, or a long poll, takes no room: it says nothing about the zone's
+    /// speed.
     pub n_waiting: u32,
     pub share: f64,
     /// Requests under way per weight above which a server is hot.
@@ -108,6 +109,11 @@ impl Zone {
         });
         self.answered_at = now;
         self.n_answers += 1;
+    }
+
+    pub fn rescale(&mut self, factor: f64) {
+        self.latency_s = self.latency_s.map(|latency_s| latency_s * factor);
+        self.base_s = self.base_s.map(|base_s| base_s * factor);
     }
 
     /// The mean latency of its recent answers, in seconds; none when there were none.

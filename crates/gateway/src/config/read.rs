@@ -7,14 +7,17 @@
 //!
 //! The reader decides nothing about files that are named in the file: it does not open them.
 
+pub mod known;
 mod route;
 mod service;
 mod table;
 mod value;
 
 use self::table::{Problem, Result, Table, Value, What, nearest};
-use super::{AccessLog, Certificate, Config, Limits, Listener, Service, Traces};
+use super::{AccessLog, Certificate, Config, Limits, Listener, Service, Traces, overlap};
 use crate::balance::Closeness;
+use crate::config::{Clients, LogFile};
+use crate::record::FIELDS;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
@@ -45,9 +48,11 @@ impl Display for Unknown<'_> {
         if !table.is_empty() {
             write!(f, " in {table}")?;
         }
-        match nearest(key, known.iter().copied()) {
-            Some(near) => write!(f, ", did you mean {near:?}?"),
-            None => Ok(()),
+        match (nearest(key, known.iter().copied()), known::elsewhere(key)) {
+            (Some(near), _) => write!(f, ", did you mean {near:?}?"),
+            (None, Some(place)) => write!(f, ": {key:?} is one of {place}"),
+            (None, None) if known.is_empty() => Ok(()),
+            (None, None) => write!(f, "; it has {}", known.join(", ")),
         }
     }
 }
@@ -134,16 +139,19 @@ fn config(folder: &Path, mut table: Table) -> Result<Config> {
 
     let listen = table.read("listen", value::address)?;
     let mut taken = Taken(listen.into_iter().collect());
-    let without_tls = |address| Listener { address, certificates: Vec::new() };
+    let without_tls = |address| Listener {
+        address,
+        certificates: Vec::new(),
+        clients: None,
+        proxy_protocol: false,
+    };
     let mut listeners: Vec<Listener> = listen.into_iter().map(without_tls).collect();
     listeners.extend(table.list("listeners", |value| listener(value, &here, &mut taken))?);
     let (admin, admin_token) = table.read("admin", |value| admin(value, &mut taken))?.unzip();
 
+    let trusted_proxies = table.list("trusted_proxies", value::network)?;
     let threads = table.read("threads", value::integer(1..=1024))?;
-    let access_log = table.read("access_log", |value| match value.text()? {
-        "stdout" => Ok(AccessLog::Stdout),
-        _ => here.file(value).map(AccessLog::File),
-    })?;
+    let access_log = table.read("access_log", |value| access_log(value, &here))?;
     let traces = table.read("traces", |value| traces(value, &here))?;
     let limits = table.read("limits", limits)?.unwrap_or_default();
     let mut drain = Duration::from_secs(30);
@@ -182,6 +190,7 @@ fn config(folder: &Path, mut table: Table) -> Result<Config> {
         zone,
         closeness,
         listeners,
+        trusted_proxies,
         admin,
         admin_token: admin_token.flatten(),
         threads,
@@ -237,22 +246,28 @@ impl Taken {
     }
 }
 
-/// Whether two listeners cannot have these addresses: `0.0.0.0` is all of IPv4, `[::]` everything.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let holds = |all: SocketAddr, part: SocketAddr| {
-        all.ip() == part.ip() || all.ip().is_unspecified() && (all.is_ipv6() || part.is_ipv4())
-    };
-    // With port 0 the system chooses one that is free.
-    one.port() != 0 && one.port() == other.port() && (holds(one, other) || holds(other, one))
-}
-
 fn listener(value: &Value, here: &Here, taken: &mut Taken) -> Result<Listener> {
     let mut table = value.table()?;
     let address = table.read("address", value::address)?;
     let certificates = table.list("certificates", |value| here.certificate(value))?;
+    let authority = table.read("client_authority", |value| here.file(value))?;
+    let mut is_optional = false;
+    table.set("client_optional", &mut is_optional, value::flag)?;
+    let mut proxy_protocol = false;
+    table.set("proxy_protocol", &mut proxy_protocol, value::flag)?;
     table.finish()?;
     let address = taken.take(table.need("address", address)?, &table)?;
-    Ok(Listener { address, certificates })
+    for (key, is_said, needs, has) in [
+        ("client_authority", authority.is_some(), "certificates", !certificates.is_empty()),
+        ("client_optional", is_optional, "client_authority", authority.is_some()),
+    ] {
+        if is_said && !has {
+            let name = table.name();
+            return Err(table.refuse_at(key, format_args!("{key} in {name} needs {needs}, too")));
+        }
+    }
+    let clients = authority.map(|authority| Clients { authority, is_needed: !is_optional });
+    Ok(Listener { address, certificates, clients, proxy_protocol })
 }
 
 /// The address, and the token if there is one.
@@ -263,6 +278,31 @@ fn admin(value: &Value, taken: &mut Taken) -> Result<(SocketAddr, Option<String>
     let token = table.read("token", value::secret)?;
     table.finish()?;
     Ok((taken.take(address, &table)?, token))
+}
+
+/// Where the lines go, or a table that says what is in them, too.
+fn access_log(value: &Value, here: &Here) -> Result<AccessLog> {
+    let place = |value: &Value| match value.text()? {
+        "stdout" => Ok(LogFile::Stdout),
+        _ => here.file(value).map(LogFile::File),
+    };
+    if value.get().as_str().is_some() {
+        return place(value).map(AccessLog::whole);
+    }
+    let mut table = value.table().map_err(|_| value.must("be \"stdout\", a file or a table"))?;
+    let to = table.read("to", place)?;
+    let fields = table.list("fields", |value| {
+        let text = value.text()?;
+        if FIELDS.contains(&text) {
+            return Ok(text.to_owned());
+        }
+        let near = nearest(text, FIELDS.iter().copied());
+        let near = near.map(|near| format!(", did you mean {near:?}?")).unwrap_or_default();
+        Err(value.refuse(format_args!("the access log has no field {text:?}{near}")))
+    })?;
+    let headers = table.list("headers", value::header_name)?;
+    table.finish()?;
+    Ok(AccessLog { to: table.need("to", to)?, fields, headers })
 }
 
 fn traces(value: &Value, here: &Here) -> Result<Traces> {

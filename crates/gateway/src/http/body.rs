@@ -1,7 +1,7 @@
 //! Bodies on their way. Nothing is collected on the way but small requests whose length is told,
 //! and answers that may be served stale.
 
-use crate::call::{Stay, Verdict};
+use crate::call::{Stay, Upload, Verdict};
 use crate::http::ending::{Ending, Place};
 use crate::http::fields::name;
 use crate::http::headers;
@@ -9,16 +9,18 @@ use crate::http::http1;
 use crate::http::http1::client::Failure;
 use crate::http::http1::io::Io;
 use crate::http::http1::server;
+use crate::http::http2;
 use crate::http::pool::Loan;
+use crate::http::squeeze::Squeeze;
 use crate::stale::Capture;
-use base::env::Env;
+use base::env::{Env, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ pub enum Error {
     NotAsTold,
     #[error(transparent)]
     Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
@@ -54,6 +58,8 @@ pub enum Incoming {
     Empty,
     Http1(server::Incoming),
     Http2(hyper::body::Incoming),
+    /// A server's.
+    Answer(http2::Incoming),
 }
 
 impl Body for Incoming {
@@ -67,6 +73,7 @@ impl Body for Incoming {
             Incoming::Http2(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| Some(frame?.map_err(Error::from)))
             }
+            Incoming::Answer(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -75,6 +82,7 @@ impl Body for Incoming {
             Incoming::Empty => true,
             Incoming::Http1(body) => body.is_end_stream(),
             Incoming::Http2(body) => body.is_end_stream(),
+            Incoming::Answer(body) => body.is_end_stream(),
         }
     }
 
@@ -83,6 +91,7 @@ impl Body for Incoming {
             Incoming::Empty => SizeHint::with_exact(0),
             Incoming::Http1(body) => body.size_hint(),
             Incoming::Http2(body) => body.size_hint(),
+            Incoming::Answer(body) => body.size_hint(),
         }
     }
 }
@@ -151,6 +160,13 @@ impl Content {
         }
     }
 
+    fn env(&self) -> Option<&Env> {
+        match self {
+            Content::Bytes(_) => None,
+            Content::Stream(_, patience) | Content::OnLoan(patience, _) => Some(&patience.env),
+        }
+    }
+
     fn is_end_stream(&self, loan: Option<&Loan>) -> bool {
         match self {
             Content::Bytes(bytes) => bytes.is_none(),
@@ -173,12 +189,6 @@ impl Content {
 
 fn length(bytes: &Bytes) -> u64 {
     bytes.len() as u64
-}
-
-/// What became of a body that a client sends while it is passed on.
-#[derive(Default)]
-pub struct Upload {
-    has_failed: AtomicBool,
 }
 
 /// A request's body on its way to a server.
@@ -217,7 +227,11 @@ impl Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
-        let mut frame = ready!(self.content.poll_frame(cx, None));
+        let polled = self.content.poll_frame(cx, None);
+        if let Some(upload) = &self.upload {
+            upload.moved(polled.is_ready());
+        }
+        let mut frame = ready!(polled);
         if let Some(Ok(data)) = &frame {
             let n = data.data_ref().map_or(0, length);
             match self.n_left.checked_sub(n) {
@@ -225,8 +239,12 @@ impl Body for RequestBody {
                 None => frame = Some(Err(Error::TooLarge(self.n_max))),
             }
         }
-        if let (Some(upload), Some(Err(_))) = (&self.upload, &frame) {
-            upload.has_failed.store(true, Relaxed);
+        if let (Some(upload), Some(env)) = (&self.upload, self.content.env()) {
+            let is_well = !matches!(&frame, Some(Err(_)));
+            let is_last = matches!(&frame, Some(Ok(_))) && self.content.is_end_stream(None);
+            if frame.is_none() || is_last || !is_well {
+                upload.end(env.now(), is_well);
+            }
         }
         Poll::Ready(frame)
     }
@@ -240,12 +258,43 @@ impl Body for RequestBody {
     }
 }
 
+/// Since when an answer's client has not come for more of it: HTTP/2 asks a body for as much as the
+/// client has room for, and for nothing when it grants none.
+pub struct Reader {
+    origin: Instant,
+    /// In microseconds since `origin`, plus one; 0: it is the server's turn.
+    since_us: AtomicU64,
+}
+
+impl Reader {
+    pub fn new(env: &Env) -> Reader {
+        Reader { origin: env.now(), since_us: AtomicU64::new(0) }
+    }
+
+    fn wait(&self, now: Instant) {
+        let us = now.saturating_duration_since(self.origin).as_micros();
+        self.since_us.store(u64::try_from(us).unwrap_or(u64::MAX - 1) + 1, Relaxed);
+    }
+
+    fn came(&self) {
+        self.since_us.store(0, Relaxed);
+    }
+
+    /// For how long it has not come.
+    pub fn blocked_for(&self, now: Instant) -> Option<Duration> {
+        let since = Duration::from_micros(self.since_us.load(Relaxed).checked_sub(1)?);
+        Some(now.saturating_duration_since(self.origin + since))
+    }
+}
+
 /// An answer's body on its way to a client. What the request held is given back when it is
 /// through or given up.
 pub struct AnswerBody {
     content: Content,
     ending: Option<Box<Ending>>,
     capture: Option<Box<Capture>>,
+    reader: Option<Arc<Reader>>,
+    squeeze: Option<Box<Squeeze>>,
     /// Of an answer behind which the connection is no longer one of HTTP.
     pub tunnel: Option<Box<Tunnel>>,
 }
@@ -259,18 +308,39 @@ pub struct Tunnel {
 
 impl AnswerBody {
     pub fn bytes(bytes: Bytes) -> AnswerBody {
-        AnswerBody { content: Content::bytes(bytes), ending: None, capture: None, tunnel: None }
+        AnswerBody {
+            content: Content::bytes(bytes),
+            ending: None,
+            capture: None,
+            reader: None,
+            squeeze: None,
+            tunnel: None,
+        }
     }
 
     pub fn stream(env: &Env, incoming: Incoming, idle: Duration) -> AnswerBody {
         let content = Content::Stream(incoming, Patience::new(env, idle));
-        AnswerBody { content, ending: None, capture: None, tunnel: None }
+        AnswerBody {
+            content,
+            ending: None,
+            capture: None,
+            reader: None,
+            squeeze: None,
+            tunnel: None,
+        }
     }
 
     /// The answer on the connection that its ending has.
     pub fn on_loan(env: &Env, idle: Duration) -> AnswerBody {
         let content = Content::OnLoan(Patience::new(env, idle), 0);
-        AnswerBody { content, ending: None, capture: None, tunnel: None }
+        AnswerBody {
+            content,
+            ending: None,
+            capture: None,
+            reader: None,
+            squeeze: None,
+            tunnel: None,
+        }
     }
 
     /// Goes on with the request while nobody reads its answer.
@@ -284,11 +354,36 @@ impl AnswerBody {
         self.ending.as_ref()?.loan.as_ref()
     }
 
+    /// Compresses it on its way.
+    pub fn squeeze(&mut self) {
+        self.squeeze = Some(Box::default());
+    }
+
+    /// How much of it the server sends, where that is told.
+    pub fn n_told(&self, loan: &Loan) -> Option<u64> {
+        self.content.size_hint(Some(loan)).exact()
+    }
+
+    /// Tells `reader` when its client comes for more.
+    pub fn watch(&mut self, reader: Arc<Reader>) {
+        if let Some(ending) = &self.ending {
+            reader.wait(ending.now());
+        }
+        self.reader = Some(reader);
+    }
+
     pub fn hold(&mut self, ending: Box<Ending>) {
         self.ending = Some(ending);
         // Nobody asks for what is not there.
         if self.content.is_end_stream(self.loan()) {
             self.ended(true);
+        }
+    }
+
+    /// All that its client asked for was sent: of an answer to HEAD nobody takes the content.
+    pub fn is_sent(&mut self) {
+        if let Some(ending) = &mut self.ending {
+            ending.is_through = true;
         }
     }
 
@@ -299,9 +394,10 @@ impl AnswerBody {
     fn ended(&mut self, is_well: bool) {
         let capture = self.capture.take();
         let Some(ending) = &mut self.ending else { return };
+        ending.is_through |= is_well;
         // A server cannot end its answer to a question that broke off.
         let upload = ending.upload.as_ref();
-        let is_clients = upload.is_some_and(|upload| upload.has_failed.load(Relaxed));
+        let is_clients = upload.is_some_and(|upload| upload.has_failed());
         if let Some(stay) = &mut ending.stay {
             match is_clients && !is_well {
                 true => stay.has_no_end(),
@@ -315,14 +411,18 @@ impl AnswerBody {
     }
 }
 
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+impl AnswerBody {
+    /// As it comes.
+    fn poll_plain(&mut self, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
+        if let Some(reader) = &this.reader {
+            reader.came();
+        }
         let loan = this.ending.as_mut().and_then(|ending| ending.loan.as_mut());
         let frame = ready!(this.content.poll_frame(cx, loan));
+        if let (Some(reader), Some(ending)) = (&this.reader, &this.ending) {
+            reader.wait(ending.now());
+        }
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(bytes) = frame.data_ref() {
@@ -363,11 +463,55 @@ impl Body for AnswerBody {
         Poll::Ready(frame)
     }
 
+    fn poll_squeezed(&mut self, cx: &mut Context<'_>) -> Polled {
+        loop {
+            if self.squeeze.as_ref().is_some_and(|squeeze| squeeze.is_through) {
+                return Poll::Ready(None);
+            }
+            let polled = self.poll_plain(cx);
+            let Some(squeeze) = &mut self.squeeze else { return polled };
+            let out = match &polled {
+                Poll::Ready(Some(Ok(frame))) => match frame.data_ref() {
+                    Some(data) => squeeze.put(data)?,
+                    // Nobody compresses what has trailers.
+                    None => continue,
+                },
+                Poll::Ready(Some(Err(_))) => return polled,
+                Poll::Ready(None) => squeeze.finish()?,
+                Poll::Pending => match squeeze.flush()? {
+                    out if out.is_empty() => return polled,
+                    out => out,
+                },
+            };
+            if !out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(out))));
+            }
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        match self.squeeze {
+            Some(_) => self.poll_squeezed(cx),
+            None => self.poll_plain(cx),
+        }
+    }
+
     fn is_end_stream(&self) -> bool {
-        self.content.is_end_stream(self.loan())
+        match &self.squeeze {
+            Some(squeeze) => squeeze.is_through,
+            None => self.content.is_end_stream(self.loan()),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.content.size_hint(self.loan())
+        match self.squeeze {
+            Some(_) => SizeHint::default(),
+            None => self.content.size_hint(self.loan()),
+        }
     }
 }

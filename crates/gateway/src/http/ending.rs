@@ -2,14 +2,17 @@
 //! its attempt at the server, the connection; and what is then counted and logged.
 
 use crate::backend::Counts;
-use crate::call::Stay;
-use crate::http::body::Upload;
+use crate::call::{Stay, Upload};
 use crate::http::pool::Loan;
 use crate::http::pulse::{Pulse, UnderWay};
 use crate::record::Record;
 use base::env::Instant;
 use http::StatusCode;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+/// The status of a request whose client left before the answer, as nginx has it: nobody was told.
+static LEFT: LazyLock<StatusCode> =
+    LazyLock::new(|| StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT));
 
 /// A place among the requests that the whole gateway has under way.
 pub struct Place {
@@ -37,6 +40,8 @@ pub struct Ending {
     pub n_bytes: u64,
     /// The answer ended before its end.
     pub is_broken: bool,
+    /// Its end was reached: whoever leaves before that has a part of it.
+    pub is_through: bool,
     /// Of the service that it is for.
     pub counts: Option<Arc<Counts>>,
     pub record: Option<Box<Record>>,
@@ -57,6 +62,7 @@ impl Ending {
             status: None,
             n_bytes: 0,
             is_broken: false,
+            is_through: false,
             counts: None,
             record,
             upload: None,
@@ -85,8 +91,13 @@ impl Drop for Ending {
         }
         drop(self.place.take());
         self.under_way.end(now);
-        // Nobody had an answer.
-        let Some(status) = self.status else { return };
+        let status = match self.status {
+            Some(status) => status,
+            None => {
+                self.under_way.count_left();
+                *LEFT
+            }
+        };
         let took = now.saturating_duration_since(self.begun);
         if let Some(counts) = &self.counts {
             counts.answer(status, took);
@@ -95,7 +106,10 @@ impl Drop for Ending {
             let entry = &mut record.entry;
             entry.status = status.as_u16();
             entry.n_bytes = self.n_bytes;
-            entry.is_broken = self.is_broken;
+            entry.is_broken = self.status.is_some() && (self.is_broken || !self.is_through);
+            if self.status.is_none() && entry.reason.is_empty() {
+                entry.reason = "the client left before the answer".into();
+            }
             entry.took = took;
             record.end();
         }

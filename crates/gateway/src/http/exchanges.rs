@@ -1,6 +1,7 @@
 //! A client's HTTP/1.1 connection: request, answer, and the next one, until it ends, is idle, or had
 //! better be served elsewhere.
 
+use crate::call::Alarms;
 use crate::gateway::View;
 use crate::http::body::{AnswerBody, Incoming, Tunnel};
 use crate::http::http1::io::Io;
@@ -8,7 +9,8 @@ use crate::http::http1::server::{Connection, Date, Failure};
 use crate::http::http1::{self, head};
 use crate::http::message::Answer;
 use crate::http::serve::{Requests, Serving};
-use base::env::{Alarm, Env};
+use base::env::Env;
+use http::StatusCode;
 use http_body::Body;
 use std::cell::Cell;
 use std::future::Future;
@@ -29,6 +31,8 @@ enum Left {
     /// Between two requests.
     Between,
     Ended,
+    /// It stood still for too long.
+    Late,
     /// In the middle of an answer: its client must not take it for whole.
     Broken,
     /// Its client was told that it ends, and may still send.
@@ -52,7 +56,7 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
                 biased;
                 left = exchanges.as_mut() => break left,
                 () = alarm.as_mut() => {
-                    let left = serving.left()?;
+                    let Some(left) = serving.left() else { break Left::Late };
                     if serving.pulse.is_idle(PARK_AFTER) {
                         break Left::Between;
                     }
@@ -61,10 +65,14 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
             }
         }
     };
+    if matches!(left, Left::Late) && serving.pulse.has_begun() {
+        // Whoever is told and still sends nothing is not waited for.
+        Box::pin(refuse(serving, &mut connection, requests, &http1::Error::TooSlow.into())).await;
+    }
     let io = connection.into_io()?;
     match left {
         Left::Between => return Some(io),
-        Left::Broken => {}
+        Left::Broken | Left::Late => {}
         // Boxed: few need the room.
         Left::Ended => Box::pin(end(serving, io)).await,
         Left::Told => Box::pin(linger(serving, io)).await,
@@ -74,7 +82,7 @@ pub async fn serve(serving: &Serving, io: Io, requests: &Requests) -> Option<Io>
 }
 
 async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Requests) -> Left {
-    let (mut view, mut alarm) = (None, Alarm::default());
+    let (mut view, mut alarms) = (None, Alarms::default());
     loop {
         let came = poll_fn(|cx| {
             let polled = connection.poll_request(cx, || serving.pulse.read());
@@ -90,14 +98,14 @@ async fn exchanges(serving: &Serving, connection: &mut Connection, requests: &Re
         let (request, body) = match came.await {
             Ok(Ok(Some(came))) => came,
             Ok(Ok(None)) => return Left::Ended,
-            Ok(Err(failure)) => return refuse(serving, connection, &failure).await,
+            Ok(Err(failure)) => return refuse(serving, connection, requests, &failure).await,
             Err(left) => return left,
         };
         let answer = {
             let body = body.map_or(Incoming::Empty, Incoming::Http1);
-            let Requests { gateway, client } = requests;
+            let Requests { gateway, client, .. } = requests;
             let state = gateway.view(&mut view);
-            let mut answering = pin!(gateway.answer(state, client, &mut alarm, request, body));
+            let mut answering = pin!(gateway.answer(state, client, &mut alarms, request, body));
             poll_fn(|cx| match answering.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(Some(answer)),
                 Poll::Pending => connection.poll_gone(cx).map(|()| None),
@@ -166,6 +174,9 @@ async fn send(
         }
     })
     .await;
+    if sent.is_ok() {
+        body.is_sent();
+    }
     // What there is of a broken answer is sent all the same.
     let flushed = poll_fn(|cx| Poll::Ready(connection.poll_flush(cx))).await;
     // The server and its place are free before a slow client has read all.
@@ -185,25 +196,39 @@ async fn send(
     Ok(tunnel)
 }
 
-/// Answers what cannot be read, if anything can be said to it.
-async fn refuse(serving: &Serving, connection: &mut Connection, failure: &Failure) -> Left {
+/// Answers what cannot be read, if anything can be said to it, and tells of it.
+async fn refuse(
+    serving: &Serving,
+    connection: &mut Connection,
+    requests: &Requests,
+    failure: &Failure,
+) -> Left {
     let counters = &serving.gateway.counters;
     // It is not between two requests, however long it takes to tell.
     serving.pulse.read();
-    match failure {
-        Failure::Request(error) if *error != http1::Error::Cut => {
-            counters.n_bad_requests.fetch_add(1, Relaxed);
-            connection.refuse(*error, date(&serving.env));
-            match poll_fn(|cx| connection.poll_flush(cx)).await {
-                Ok(()) => Left::Told,
-                Err(_) => Left::Ended,
-            }
+    let refusal = match failure {
+        Failure::Request(error) => error.refusal(),
+        _ => None,
+    };
+    let line = connection.first_line();
+    let Some((status, reason)) = refusal else {
+        tracing::debug!(%failure, "a connection broke");
+        counters.n_broken_connections.fetch_add(1, Relaxed);
+        if !line.is_empty() {
+            counters.n_left_requests.fetch_add(1, Relaxed);
+            requests.gateway.note_refused(&requests.client, &line, 499, failure.to_string());
         }
-        _ => {
-            tracing::debug!(%failure, "a connection broke");
-            counters.n_broken_connections.fetch_add(1, Relaxed);
-            Left::Ended
-        }
+        return Left::Ended;
+    };
+    if status != StatusCode::REQUEST_TIMEOUT {
+        counters.n_bad_requests.fetch_add(1, Relaxed);
+    }
+    requests.gateway.note_refused(&requests.client, &line, status.as_u16(), reason.clone());
+    connection.refuse(status, &reason, date(&serving.env));
+    let told = poll_fn(|cx| connection.poll_flush(cx));
+    match serving.env.timeout(LINGER_FOR_REST, told).await {
+        Some(Ok(())) => Left::Told,
+        _ => Left::Ended,
     }
 }
 

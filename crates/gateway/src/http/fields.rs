@@ -12,15 +12,26 @@ use std::ops::Range;
 
 /// Names of the fields that the gateway knows.
 pub mod name {
+    pub const ACCEPT_RANGES: &str = "accept-ranges";
     pub const ACCEPT_ENCODING: &str = "accept-encoding";
+    pub const ALLOW_CREDENTIALS: &str = "access-control-allow-credentials";
+    pub const ALLOW_HEADERS: &str = "access-control-allow-headers";
+    pub const ALLOW_METHODS: &str = "access-control-allow-methods";
+    pub const ALLOW_ORIGIN: &str = "access-control-allow-origin";
+    pub const EXPOSE_HEADERS: &str = "access-control-expose-headers";
+    pub const MAX_AGE: &str = "access-control-max-age";
+    pub const REQUEST_HEADERS: &str = "access-control-request-headers";
+    pub const REQUEST_METHOD: &str = "access-control-request-method";
     pub const AGE: &str = "age";
     pub const AUTHORIZATION: &str = "authorization";
     pub const CACHE_CONTROL: &str = "cache-control";
     pub const CONNECTION: &str = "connection";
+    pub const CONTENT_ENCODING: &str = "content-encoding";
     pub const CONTENT_LENGTH: &str = "content-length";
     pub const CONTENT_TYPE: &str = "content-type";
     pub const COOKIE: &str = "cookie";
     pub const DATE: &str = "date";
+    pub const ETAG: &str = "etag";
     pub const EXPECT: &str = "expect";
     pub const FORWARDED_FOR: &str = "x-forwarded-for";
     pub const FORWARDED_HOST: &str = "x-forwarded-host";
@@ -31,6 +42,9 @@ pub mod name {
     pub const HOST: &str = "host";
     pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
     pub const KEEP_ALIVE: &str = "keep-alive";
+    pub const LOCATION: &str = "location";
+    pub const ORIGIN: &str = "origin";
+    pub const CLIENT_CERT: &str = "x-forwarded-client-cert";
     pub const PRIORITY: &str = "x-request-priority";
     pub const PROXY_AUTHENTICATE: &str = "proxy-authenticate";
     pub const PROXY_CONNECTION: &str = "proxy-connection";
@@ -144,6 +158,13 @@ impl Fields {
         let at = self.begin(name.as_bytes());
         self.text.extend_from_within(value);
         self.end(at, name.len());
+    }
+
+    /// All of those, behind all others.
+    pub fn extend(&mut self, other: &Fields) {
+        for line in &other.lines {
+            self.push(line.name(&other.text), line.value(&other.text));
+        }
     }
 
     /// The only one of its name.

@@ -1,7 +1,7 @@
 //! What is removed from a message on its way, what is added, and what is carried on.
 //!
 //! * Hop-by-hop fields end here (RFC 9110, 7.6.1), those that `Connection` names among them.
-//! * `X-Forwarded-For`, `-Proto` and `-Host` tell the server who asked, and how.
+//! * Who asked [`forwarded`] tells.
 //! * `X-Request-Timeout-Ms` (or gRPC's `grpc-timeout`) tells how much time is left, as a span and
 //!   not as a time of day, because clocks do not agree. What a client asks for is honoured where
 //!   it is less than the service's own.
@@ -10,11 +10,28 @@
 use crate::call::Verdict;
 use crate::config::HeaderRules;
 use crate::http::fields::{Fields, name};
+use crate::http::forwarded;
 use crate::http::http1::head::Writer;
 use crate::isolate::bulkhead::Priority;
 use http::Version;
 use std::collections::HashSet;
 use std::time::Duration;
+
+/// What no connection option can name (RFC 9110, 7.6.1): it is for every recipient, and who takes
+/// it out on the way makes the server see another request than the gateway has decided about.
+fn is_for_all(name: &[u8]) -> bool {
+    const FOR_ALL: [&str; 8] = [
+        name::HOST,
+        name::TE,
+        name::CONTENT_TYPE,
+        name::TRACE_PARENT,
+        name::TIMEOUT,
+        name::GRPC_TIMEOUT,
+        name::PRIORITY,
+        name::IDEMPOTENCY_KEY,
+    ];
+    FOR_ALL.iter().any(|known| known.as_bytes() == name) || forwarded::is_claim(name)
+}
 
 /// Removes what concerns one connection only. `TE: trailers` stays: it is the client's word that
 /// it understands trailers, and gRPC servers want it.
@@ -25,7 +42,7 @@ pub fn remove_hop_by_hop(fields: &mut Fields) {
             .all(name::CONNECTION)
             .flat_map(|value| value.split(|byte| *byte == b','))
             .map(|name| name.trim_ascii().to_ascii_lowercase())
-            .filter(|named| named != name::TE.as_bytes())
+            .filter(|named| !is_for_all(named))
             .collect();
         fields.retain(|name| !named.contains(&name.to_ascii_lowercase()));
         fields.remove(name::CONNECTION);
@@ -44,36 +61,18 @@ pub fn remove_hop_by_hop(fields: &mut Fields) {
     }
 }
 
-pub fn apply(rules: &HeaderRules, fields: &mut Fields) {
+pub fn remove(rules: &HeaderRules, fields: &mut Fields) {
     for name in &rules.remove {
         fields.remove(name.as_str());
     }
+}
+
+pub fn write(rules: &HeaderRules, fields: &mut Fields) {
     for (name, value) in &rules.set {
         fields.set(name.as_str(), value);
     }
     for (name, value) in &rules.add {
         fields.add(name.as_str(), value);
-    }
-}
-
-/// Tells the server who asked: the client's address, as text made once for its connection.
-pub fn forward(fields: &mut Fields, client: &str, is_tls: bool) {
-    if fields.has(name::FORWARDED_FOR) {
-        let mut chain = Vec::with_capacity(64);
-        for value in fields.all(name::FORWARDED_FOR) {
-            chain.extend_from_slice(value);
-            chain.extend_from_slice(b", ");
-        }
-        chain.extend_from_slice(client.as_bytes());
-        fields.set(name::FORWARDED_FOR, chain);
-    } else {
-        fields.add(name::FORWARDED_FOR, client);
-    }
-    if !fields.has(name::FORWARDED_PROTO) {
-        fields.add(name::FORWARDED_PROTO, if is_tls { "https" } else { "http" });
-    }
-    if !fields.has(name::FORWARDED_HOST) {
-        fields.add_same(name::FORWARDED_HOST, name::HOST);
     }
 }
 
@@ -253,19 +252,6 @@ mod tests {
         let mut gzip = fields(&[("te", "gzip, trailers")]);
         remove_hop_by_hop(&mut gzip);
         assert_eq!(gzip.n(), 0);
-    }
-
-    #[test]
-    fn the_clients_chain_is_extended() {
-        let mut headers = fields(&[
-            ("host", "a.example"),
-            ("x-forwarded-for", "1.1.1.1"),
-            ("x-forwarded-for", "2.2.2.2"),
-        ]);
-        forward(&mut headers, "3.3.3.3", true);
-        assert_eq!(headers.ascii("x-forwarded-for"), Some("1.1.1.1, 2.2.2.2, 3.3.3.3"));
-        assert_eq!(headers.ascii("x-forwarded-proto"), Some("https"));
-        assert_eq!(headers.ascii("x-forwarded-host"), Some("a.example"));
     }
 
     #[test]

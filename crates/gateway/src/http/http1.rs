@@ -14,6 +14,8 @@
 //! own, and hands request, head and body over by channels; its server keeps room for a whole
 //! exchange in each connection that is idle.
 
+use http::StatusCode;
+
 pub mod client;
 pub mod head;
 pub mod io;
@@ -29,6 +31,26 @@ pub enum Error {
     HeadTooLarge,
     #[error("the target is too long")]
     TargetTooLong,
+    #[error("there are too many headers")]
+    TooManyFields,
+    #[error("the head did not come in time")]
+    TooSlow,
     #[error("the connection was closed in the middle of a message")]
     Cut,
+}
+
+impl Error {
+    /// What is answered to a request that cannot be read, and why; none: nobody is there.
+    pub fn refusal(self) -> Option<(StatusCode, String)> {
+        let status = match self {
+            Error::Malformed(_) => StatusCode::BAD_REQUEST,
+            Error::HeadTooLarge | Error::TooManyFields => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
+            Error::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Error::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Error::Cut => return None,
+        };
+        Some((status, format!("the request cannot be read: {self}")))
+    }
 }

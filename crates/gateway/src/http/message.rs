@@ -1,23 +1,42 @@
 //! A request and an answer, in whichever version of HTTP they came.
 
 use crate::http::fields::{Fields, NoToken};
-use http::{Method, Response, StatusCode, Uri, Version, request};
+use crate::http::http1;
+use crate::http::target::Target;
+use http::{Method, Response, StatusCode, Version, request};
 
 /// What is asked; its body goes its own way.
 #[derive(Debug)]
 pub struct Request {
     pub method: Method,
-    pub target: Uri,
+    pub target: Target,
     pub version: Version,
     pub fields: Fields,
 }
 
-impl TryFrom<request::Parts> for Request {
-    type Error = NoToken;
+/// Why a request of HTTP/2 is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Field(#[from] NoToken),
+    #[error(transparent)]
+    Target(#[from] http1::Error),
+}
 
-    fn try_from(parts: request::Parts) -> Result<Request, NoToken> {
-        let request::Parts { method, uri: target, version, headers, .. } = parts;
-        Ok(Request { method, target, version, fields: Fields::try_from(&headers)? })
+impl Error {
+    /// What is answered, and why.
+    pub fn refusal(self) -> (StatusCode, String) {
+        (StatusCode::BAD_REQUEST, format!("the request cannot be read: {self}"))
+    }
+}
+
+impl TryFrom<request::Parts> for Request {
+    type Error = Error;
+
+    fn try_from(parts: request::Parts) -> Result<Request, Error> {
+        let request::Parts { method, uri, version, headers, .. } = parts;
+        let (target, fields) = (Target::try_from(&uri)?, Fields::try_from(&headers)?);
+        Ok(Request { method, target, version, fields })
     }
 }
 

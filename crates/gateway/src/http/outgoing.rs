@@ -1,22 +1,26 @@
 //! A request on its way to a service: everything that does not change from attempt to attempt.
 
+use crate::call::Upload;
 use crate::call::{Fault, SendError};
-use crate::http::body::{RequestBody, Upload};
+use crate::http::body::RequestBody;
 use crate::http::fields::{Fields, name};
 use crate::http::headers;
 use crate::http::http1::head::Writer;
 use crate::http::http1::length::Length;
+use crate::http::target;
 use bytes::Bytes;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, Scheme};
 use http::{Method, Request, Uri, Version};
 use parking_lot::Mutex;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 pub struct Outgoing {
     pub method: Method,
-    pub path: PathAndQuery,
+    /// With the query.
+    pub path: String,
     pub fields: Fields,
     pub upgrade: Option<Vec<u8>>,
     pub body: OutgoingBody,
@@ -60,6 +64,17 @@ impl Outgoing {
         body.ok_or_else(|| malformed("the body was sent already".into()))
     }
 
+    /// The server has done nothing with it: whether it is here still, to be sent again.
+    pub fn take_back(&self) -> bool {
+        match &self.body {
+            OutgoingBody::Held(_, is_taken) => {
+                is_taken.store(false, Relaxed);
+                true
+            }
+            OutgoingBody::Stream(body) => body.lock().is_some(),
+        }
+    }
+
     /// Nothing of it was sent.
     pub fn put_back(&self, body: RequestBody) {
         match &self.body {
@@ -69,33 +84,42 @@ impl Outgoing {
     }
 
     /// The head, for an attempt that has so much time left.
-    pub fn head(&self, left: Duration) -> Head<'_> {
+    pub fn head(&self, left: Duration, server: SocketAddr) -> Head<'_> {
         let Outgoing { method, path, fields, upgrade, .. } = self;
-        Head { method, path, fields, upgrade: upgrade.as_deref(), left: Some(left) }
+        Head { method, path, fields, upgrade: upgrade.as_deref(), left: Some(left), server }
     }
 }
 
 /// What is asked of a server.
 pub struct Head<'a> {
     pub method: &'a Method,
-    pub path: &'a PathAndQuery,
+    /// With the query.
+    pub path: &'a str,
     pub fields: &'a Fields,
     pub upgrade: Option<&'a [u8]>,
     /// How long anyone will wait for the answer.
     pub left: Option<Duration>,
+    /// Who is asked: the host of a request that names none.
+    pub server: SocketAddr,
 }
 
 impl Head<'_> {
+    /// HTTP/1.0 may name no host, and HTTP/1.1 an empty one; many servers refuse both.
+    fn has_host(&self) -> bool {
+        self.fields.get(name::HOST).is_some_and(|host| !host.is_empty())
+    }
+
     /// As HTTP/1.1 has it.
     pub fn write(&self, mut to: Writer<'_>, length: Length) {
         to.request(self.method, self.path);
         to.fields(self.fields, |name| {
-            name.eq_ignore_ascii_case(name::CONTENT_LENGTH.as_bytes())
+            let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+            is(name::CONTENT_LENGTH)
+                || (is(name::HOST) && !self.has_host())
                 || (self.left.is_some() && headers::is_timeout(name))
         });
-        if !self.fields.has(name::HOST) {
-            // HTTP/1.0 may name none.
-            to.field(name::HOST, b"");
+        if !self.has_host() {
+            to.field(name::HOST, self.server.to_string().as_bytes());
         }
         if let Some(left) = self.left {
             headers::write_timeout(&mut to, self.fields, left);
@@ -114,12 +138,8 @@ impl Head<'_> {
     }
 
     /// As HTTP/2 has it.
-    pub fn request(
-        &self,
-        body: RequestBody,
-        is_tls: bool,
-    ) -> Result<Request<RequestBody>, SendError> {
-        let mut request = Request::new(body);
+    pub fn request(&self, is_tls: bool) -> Result<Request<()>, SendError> {
+        let mut request = Request::new(());
         *request.method_mut() = self.method.clone();
         *request.version_mut() = Version::HTTP_2;
         let mut fields = self.fields.clone();
@@ -129,12 +149,15 @@ impl Head<'_> {
         fields.remove(name::HOST);
         let fields = fields.to_map().ok_or_else(|| malformed("too many fields".into()))?;
         *request.headers_mut() = fields;
-        let host = self.fields.ascii(name::HOST);
+        let server = self.server.to_string();
+        let host = self.fields.ascii(name::HOST).filter(|host| !host.is_empty()).unwrap_or(&server);
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
-        let authority = Authority::try_from(host.unwrap_or_default());
+        let authority = Authority::try_from(host);
         uri.authority = Some(authority.map_err(|error| malformed(error.to_string()))?);
-        uri.path_and_query = Some(self.path.clone());
+        let path = target::path_and_query(self.path);
+        uri.path_and_query =
+            Some(path.ok_or_else(|| malformed("the path cannot be one of HTTP/2".into()))?);
         *request.uri_mut() = Uri::from_parts(uri).map_err(|error| malformed(error.to_string()))?;
         Ok(request)
     }

@@ -3,7 +3,8 @@
 
 use crate::backend::Counts;
 use crate::balance::Attempt;
-use crate::call::{Fault, Handle, SendError};
+use crate::balance::settings::HealthCheck;
+use crate::call::{Handle, SendError};
 use crate::config::Protocol;
 use crate::http::body::{self, RequestBody};
 use crate::http::fields::{Fields, name};
@@ -12,6 +13,7 @@ use crate::http::http1::client::Connection;
 use crate::http::http1::head;
 use crate::http::http1::io::Io;
 use crate::http::http1::length::Length;
+use crate::http::http2::{self, Unsent};
 use crate::http::message::Answer;
 use crate::http::outgoing::Head;
 use crate::tls::Connector;
@@ -19,38 +21,44 @@ use base::env::{Env, Instant, Stream};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::{self, FutureExt};
-use http::uri::PathAndQuery;
-use http::{Method, Request, StatusCode};
+use http::{Method, StatusCode};
 use http_body::{Body, Frame};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http_body_util::BodyExt;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// Shorter than the five seconds after which common servers close an idle connection: what they
-/// close while a request is on its way cannot always be sent again.
-const IDLE_MAX: Duration = Duration::from_secs(4);
 /// Idle connections kept to one server, by one lane.
 const N_IDLE_MAX: usize = 512;
-/// Requests at once on an HTTP/2 connection; beyond, another one is opened. Common servers allow
-/// 100 to 250.
-const N_STREAMS_MAX: usize = 100;
-/// HTTP/2 connections to one server, in each lane; beyond, requests share what there is.
-const N_SHARED_MAX: usize = 16;
+/// HTTP/2 connections to one server, in each lane. A server that allows one request at a time on
+/// each has as many requests under way as a server of HTTP/1.1 may.
+const N_SHARED_MAX: usize = 4096;
 
 /// A service as one lane has it: how it is spoken to, its connections, and what is counted. On a
 /// cache line of its own, as its [`Handle`] is.
 #[repr(align(128))]
 pub struct Upstream {
     pub handle: Arc<Handle>,
-    protocol: Protocol,
-    tls: Option<Connector>,
+    wire: Wire,
     pool: Mutex<Pool>,
     pub counts: Arc<Counts>,
+}
+
+/// How a service's servers are spoken to.
+#[derive(Clone, Default)]
+pub struct Wire {
+    pub protocol: Protocol,
+    pub tls: Option<Connector>,
+    /// How long a connection may be idle. What the server closes while a request is on its way
+    /// cannot always be sent again.
+    pub idle_max: Duration,
+    /// How often HTTP/2 connections are pinged, if at all.
+    pub ping_every: Option<Duration>,
 }
 
 /// Connections, by the servers' places in the fleet.
@@ -67,12 +75,45 @@ struct Shelf {
     /// HTTP/1.1: the one used last is the last.
     idle: Vec<Idle>,
     /// HTTP/2: most requests share the first.
-    shared: Vec<Shared>,
+    shared: Vec<http2::Connection>,
     /// HTTP/2: tells those who wait for it how a connection's opening went.
     opening: Option<Opening>,
 }
 
-type Opening = future::Shared<oneshot::Receiver<Result<(), String>>>;
+type Opening = future::Shared<oneshot::Receiver<Result<(), NoConnection>>>;
+
+/// Why there is no connection.
+#[derive(Clone, Debug)]
+pub enum NoConnection {
+    /// The server does not let us.
+    Refused(String),
+    /// This process has none to give: descriptors, memory, ports.
+    Own(String),
+}
+
+impl From<NoConnection> for SendError {
+    fn from(why: NoConnection) -> SendError {
+        match why {
+            NoConnection::Refused(reason) => SendError::Unreachable(reason),
+            NoConnection::Own(reason) => SendError::Own(reason),
+        }
+    }
+}
+
+fn refused(reason: impl ToString) -> NoConnection {
+    NoConnection::Refused(reason.to_string())
+}
+
+/// What an error of the system's says: that we have no more of something, or that of the server.
+pub fn no_connection(error: &io::Error) -> NoConnection {
+    const OWN: [Errno; 5] =
+        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    let code = error.raw_os_error();
+    match OWN.iter().any(|own| Some(own.raw_os_error()) == code) {
+        true => NoConnection::Own(error.to_string()),
+        false => refused(error),
+    }
+}
 
 impl Pool {
     /// The shelf of the attempt's server; what another server at its place has left is closed.
@@ -95,20 +136,6 @@ struct Idle {
     since: Instant,
 }
 
-/// An HTTP/2 connection.
-#[derive(Clone)]
-struct Shared {
-    sender: http2::SendRequest<RequestBody>,
-    /// As many as there are users of it, and one.
-    users: Arc<()>,
-}
-
-impl Shared {
-    fn n_users(&self) -> usize {
-        Arc::strong_count(&self.users) - 1
-    }
-}
-
 /// A connection that one request has; it goes back when dropped.
 pub struct Loan {
     upstream: Arc<Upstream>,
@@ -122,25 +149,22 @@ pub struct Loan {
 enum Sender {
     /// Boxed: it goes from hand to hand.
     Http1(Box<Connection>),
-    Http2(Shared),
+    Http2(http2::Connection),
 }
 
 impl Upstream {
-    pub fn new(
-        handle: Arc<Handle>,
-        protocol: Protocol,
-        tls: Option<Connector>,
-        counts: Arc<Counts>,
-    ) -> Arc<Upstream> {
-        Arc::new(Upstream { handle, protocol, tls, pool: Mutex::default(), counts })
+    pub fn new(handle: Arc<Handle>, wire: Wire, counts: Arc<Counts>) -> Arc<Upstream> {
+        Arc::new(Upstream { handle, wire, pool: Mutex::default(), counts })
     }
 
-    /// A connection to the server: an idle one, or a new one.
+    /// A connection to the server: an idle one, or a new one. `is_new`: another than those that
+    /// have been idle.
     pub async fn loan(
         self: &Arc<Self>,
         env: &Env,
         now: Instant,
         attempt: Attempt,
+        is_new: bool,
     ) -> Result<Loan, SendError> {
         let loan = |sender, is_fresh, at| Loan {
             upstream: self.clone(),
@@ -149,15 +173,13 @@ impl Upstream {
             is_fresh,
             at,
         };
-        if let Some(sender) = self.take(now, attempt) {
+        let is_pooled = !is_new || self.wire.protocol == Protocol::Http2;
+        if let Some(sender) = is_pooled.then(|| self.take(now, attempt)).flatten() {
             return Ok(loan(sender, false, now));
         }
         // Boxed: the usual request finds a connection, and should not carry room for making one.
-        let (sender, is_fresh) = match self.protocol {
-            Protocol::Http1 => {
-                let connected = Box::pin(self.connect(env, attempt.address)).await;
-                (connected.map_err(SendError::Unreachable)?, true)
-            }
+        let (sender, is_fresh) = match self.wire.protocol {
+            Protocol::Http1 => (Box::pin(self.connect(env, attempt.address)).await?, true),
             Protocol::Http2 => Box::pin(self.share(env, attempt)).await?,
         };
         Ok(loan(sender, is_fresh, env.now()))
@@ -172,6 +194,9 @@ impl Upstream {
     ) -> Result<(Sender, bool), SendError> {
         // Each time somebody else's connection was full at once; there are no more than these.
         for _ in 0..N_SHARED_MAX {
+            if self.pool.lock().shelf(attempt).shared.len() >= N_SHARED_MAX {
+                break;
+            }
             let mut is_ours = false;
             let opening = {
                 let mut pool = self.pool.lock();
@@ -183,17 +208,18 @@ impl Upstream {
                     })
                     .clone()
             };
-            let opened = opening.await.unwrap_or_else(|_| Err("its opening broke off".into()));
+            let opened = opening.await.unwrap_or_else(|_| Err(refused("its opening broke off")));
             let taken = opened.and_then(|()| {
                 let taken = self.take(env.now(), attempt);
                 let is_closed = self.pool.lock().shelf(attempt).shared.is_empty();
-                if is_closed { Err("it was closed at once".into()) } else { Ok(taken) }
+                if is_closed { Err(refused("it was closed at once")) } else { Ok(taken) }
             });
             match taken {
                 Ok(Some(sender)) => return Ok((sender, is_ours)),
                 Ok(None) => {}
-                Err(reason) if is_ours => return Err(SendError::Unreachable(reason)),
-                Err(reason) => return Err(SendError::NotShared(reason)),
+                Err(why) if is_ours => return Err(why.into()),
+                Err(NoConnection::Own(reason)) => return Err(SendError::Own(reason)),
+                Err(NoConnection::Refused(reason)) => return Err(SendError::NotShared(reason)),
             }
         }
         Err(SendError::NotShared("each was full at once".into()))
@@ -222,18 +248,14 @@ impl Upstream {
     fn take(&self, now: Instant, attempt: Attempt) -> Option<Sender> {
         let mut pool = self.pool.lock();
         let shelf = pool.shelf(attempt);
-        if self.protocol == Protocol::Http2 {
-            shelf.shared.retain(|shared| !shared.sender.is_closed());
-            let mut shared = shelf.shared.iter();
-            let free = match shelf.shared.len() < N_SHARED_MAX {
-                true => shared.find(|shared| shared.n_users() < N_STREAMS_MAX),
-                false => shared.min_by_key(|shared| shared.n_users()),
-            };
+        if self.wire.protocol == Protocol::Http2 {
+            shelf.shared.retain(|shared| !shared.is_closed());
+            let free = shelf.shared.iter().find(|shared| shared.has_room());
             return free.cloned().map(Sender::Http2);
         }
         // The one used last is the likeliest to be open still.
         while let Some(Idle { mut connection, since }) = shelf.idle.pop() {
-            if now.saturating_duration_since(since) > IDLE_MAX {
+            if now.saturating_duration_since(since) > self.wire.idle_max {
                 shelf.idle.clear();
                 return None;
             }
@@ -244,54 +266,117 @@ impl Upstream {
         None
     }
 
-    async fn connect(&self, env: &Env, address: SocketAddr) -> Result<Sender, String> {
+    async fn connect(&self, env: &Env, address: SocketAddr) -> Result<Sender, NoConnection> {
         let limit = self.handle.lock().settings().connect_timeout;
         let connected = env.timeout(limit, self.connect_at_last(env, address)).await;
-        connected.unwrap_or_else(|| Err(format!("no connection within {limit:?}")))
+        connected.unwrap_or_else(|| Err(refused(format_args!("no connection within {limit:?}"))))
     }
 
-    async fn connect_at_last(&self, env: &Env, address: SocketAddr) -> Result<Sender, String> {
-        let stream = env.net().connect(address).await.map_err(|error| error.to_string())?;
-        let stream: Stream = match &self.tls {
-            Some(tls) => tls.connect(stream).await.map_err(|error| error.to_string())?,
+    async fn connect_at_last(
+        &self,
+        env: &Env,
+        address: SocketAddr,
+    ) -> Result<Sender, NoConnection> {
+        let stream = match env.net().connect(address).await {
+            Ok(stream) => stream,
+            // What is idle holds what is missing.
+            Err(error) if matches!(no_connection(&error), NoConnection::Own(_)) => {
+                self.clear();
+                let connected = env.net().connect(address).await;
+                connected.map_err(|error| no_connection(&error))?
+            }
+            Err(error) => return Err(no_connection(&error)),
+        };
+        let stream: Stream = match &self.wire.tls {
+            Some(tls) => tls.connect(stream).await.map_err(refused)?,
             None => stream,
         };
-        match self.protocol {
+        match self.wire.protocol {
             Protocol::Http1 => Ok(Sender::Http1(Box::new(Connection::new(stream.into())))),
             Protocol::Http2 => {
-                let (sender, connection) = http2::Builder::new(Spawn(env.clone()))
-                    .timer(TokioTimer::new())
-                    .keep_alive_interval(Duration::from_secs(10))
-                    .keep_alive_timeout(Duration::from_secs(5))
-                    .initial_stream_window_size(1 << 20)
-                    .initial_connection_window_size(4 << 20)
-                    .handshake(TokioIo::new(stream))
-                    .await
-                    .map_err(|error| error.to_string())?;
-                env.spawn("connection to a server", async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%address, %error, "a connection ended");
-                    }
-                });
-                Ok(Sender::Http2(Shared { sender, users: Arc::default() }))
+                let opened = http2::Connection::open(env, stream, self.wire.ping_every).await;
+                opened.map(Sender::Http2).map_err(refused)
             }
         }
     }
 
-    /// Whether the server answers `GET path` with a 2xx or 3xx, on a connection of its own.
-    pub async fn is_well(&self, env: &Env, address: SocketAddr, path: &str) -> bool {
-        let Ok(path) = PathAndQuery::try_from(path) else { return false };
+    /// Closes what is idle.
+    fn clear(&self) {
+        for shelf in &mut self.pool.lock().shelves {
+            shelf.idle.clear();
+            shelf.shared.retain(|shared| shared.n_users() > 0);
+        }
+    }
+
+    /// Asks the server, on a connection of its own: the answer's head, and the beginning of its body.
+    async fn look(
+        &self,
+        env: &Env,
+        address: SocketAddr,
+        method: &Method,
+        path: &str,
+        fields: &Fields,
+        body: Bytes,
+    ) -> Result<(StatusCode, Fields, Bytes), SendError> {
+        let (upgrade, left, server) = (None, None, address);
+        let head = Head { method, path, fields, upgrade, left, server };
+        let mut sender = self.connect(env, address).await?;
+        let answer = sender.send(&head, RequestBody::bytes(body), self.wire.tls.is_some()).await;
+        let Answer { status, fields, body } = answer.map_err(|(error, _)| error)?;
+        let first = match body {
+            Rest::Here(bytes) => bytes,
+            Rest::OnLoan => Bytes::new(),
+            Rest::Stream(mut body) => match body.frame().await {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                _ => Bytes::new(),
+            },
+        };
+        Ok((status, fields, first))
+    }
+
+    /// Whether the server is well by what the file asks of it.
+    pub async fn is_well(
+        &self,
+        env: &Env,
+        address: SocketAddr,
+        check: &HealthCheck,
+    ) -> Result<bool, SendError> {
+        let mut fields = Fields::default();
+        let host = || address.to_string();
+        fields.add(name::HOST, check.host.clone().unwrap_or_else(host));
+        fields.add(name::USER_AGENT, "atoll-health-check");
+        let Some(service) = &check.grpc else {
+            let path = &check.path;
+            let asked = self.look(env, address, &check.method, path, &fields, Bytes::new());
+            let (status, ..) = asked.await?;
+            let is_in = |(from, to): &(u16, u16)| (*from..=*to).contains(&status.as_u16());
+            return Ok(check.statuses.iter().any(is_in));
+        };
+        fields.add(name::CONTENT_TYPE, "application/grpc");
+        fields.add(name::TE, "trailers");
+        let body = grpc_question(service);
+        let asked = self.look(env, address, &Method::POST, &check.path, &fields, body);
+        let (status, fields, body) = asked.await?;
+        let is_refused = fields.get(name::GRPC_STATUS).is_some_and(|status| status != b"0");
+        Ok(status == StatusCode::OK && !is_refused && body[..] == GRPC_SERVING)
+    }
+
+    /// Any word from the server, on a connection of its own. OPTIONS * asks for nothing (RFC 9110,
+    /// 9.3.7), and whatever is said to it, or an end of the connection, shows that somebody is
+    /// there; so do TLS and HTTP/2 when they are opened. The system's listener alone shows nothing:
+    /// it lets in whoever comes for a process that stands still.
+    pub async fn sign(&self, env: &Env, address: SocketAddr) -> Result<(), SendError> {
+        if self.wire.protocol == Protocol::Http2 || self.wire.tls.is_some() {
+            return Ok(self.connect(env, address).await.map(|_| ())?);
+        }
         let mut fields = Fields::default();
         fields.add(name::HOST, address.to_string());
         fields.add(name::USER_AGENT, "atoll-health-check");
-        let method = &Method::GET;
-        let head = Head { method, path: &path, fields: &fields, upgrade: None, left: None };
-        let Ok(mut sender) = self.connect(env, address).await else { return false };
-        let answer = sender.send(&head, RequestBody::bytes(Bytes::new()), self.tls.is_some()).await;
-        answer.is_ok_and(|answer| {
-            let status = answer.status;
-            status.is_success() || status.is_redirection()
-        })
+        let asked = self.look(env, address, &Method::OPTIONS, "*", &fields, Bytes::new());
+        match asked.await {
+            Err(error @ (SendError::Own(_) | SendError::Unreachable(_))) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Closes all connections that are idle, and those that will be: another file has this service
@@ -309,12 +394,13 @@ impl Upstream {
     pub fn sweep(&self, now: Instant) {
         for shelf in &mut self.pool.lock().shelves {
             shelf.idle.retain_mut(|idle| {
-                now.saturating_duration_since(idle.since) <= IDLE_MAX && idle.connection.is_ready()
+                now.saturating_duration_since(idle.since) <= self.wire.idle_max
+                    && idle.connection.is_ready()
             });
             let mut is_first = true;
             shelf.shared.retain(|shared| {
                 let is_used = std::mem::take(&mut is_first) || shared.n_users() > 0;
-                is_used && !shared.sender.is_closed()
+                is_used && !shared.is_closed()
             });
         }
     }
@@ -326,11 +412,8 @@ pub enum Rest {
     Here(Bytes),
     /// What comes on the connection that the request has: [`Loan::poll_frame`].
     OnLoan,
-    Stream(hyper::body::Incoming),
+    Stream(http2::Incoming),
 }
-
-/// Why there is no answer; where nothing was sent, the body comes back.
-type Unsent = (SendError, Option<RequestBody>);
 
 impl Sender {
     async fn send(
@@ -358,24 +441,30 @@ impl Sender {
                 Ok(Answer { status, fields, body })
             }
             Sender::Http2(shared) => {
-                let request = head.request(body, is_tls).map_err(|error| (error, None))?;
-                let sent = shared.sender.try_send_request(request).await;
-                let answer = sent.map_err(|mut error| {
-                    let body = error.take_message().map(Request::into_body);
-                    let kind = match body {
-                        Some(_) => SendError::Stale,
-                        None => kind_of(&error.into_error()),
-                    };
-                    (kind, body)
-                })?;
-                let (parts, body) = answer.into_parts();
+                let request = match head.request(is_tls) {
+                    Ok(request) => request,
+                    Err(error) => return Err((error, None)),
+                };
+                let (parts, body) = shared.send(request, body).await?.into_parts();
                 let fields = Fields::try_from(&parts.headers)
                     .map_err(|error| (SendError::Broken(error.to_string()), None))?;
                 match parts.status {
                     StatusCode::SWITCHING_PROTOCOLS => Err((unasked(), None)),
-                    status => Ok(Answer { status, fields, body: Rest::Stream(body) }),
+                    status => {
+                        let body = Rest::Stream(body.told(&parts.headers));
+                        Ok(Answer { status, fields, body })
+                    }
                 }
             }
+        }
+    }
+
+    /// Whether anything of an answer has come.
+    fn has_heard(&self) -> bool {
+        match self {
+            Sender::Http1(connection) => connection.has_heard(),
+            // It tells by itself.
+            Sender::Http2(_) => true,
         }
     }
 }
@@ -388,12 +477,19 @@ impl Loan {
         body: RequestBody,
     ) -> Result<Answer<Rest>, Unsent> {
         let Some(sender) = &mut self.sender else { return Err((SendError::Stale, Some(body))) };
-        let sent = sender.send(head, body, self.upstream.tls.is_some()).await;
+        let sent = sender.send(head, body, self.upstream.wire.tls.is_some()).await;
+        // The server had closed it, or was about to, when the request came: that says nothing
+        // about the server.
+        let is_unanswered = !self.is_fresh && !sender.has_heard();
         if sent.is_err() {
             // A pooled connection may be given to nobody after this.
             self.sender = None;
         }
-        sent
+        sent.map_err(|(error, body)| match error {
+            SendError::Broken(reason) if is_unanswered => (SendError::Unanswered(reason), body),
+            SendError::Unanswered(reason) if self.is_fresh => (SendError::Broken(reason), body),
+            error => (error, body),
+        })
     }
 
     /// The rest of an answer that comes on this connection.
@@ -464,6 +560,24 @@ impl Loan {
     }
 }
 
+/// A `HealthCheckResponse` that says SERVING (field 1 is 1), behind the five bytes that come before
+/// each of gRPC's messages: whether it is compressed, and its length.
+const GRPC_SERVING: [u8; 7] = [0, 0, 0, 0, 2, 0x08, 1];
+
+/// A `HealthCheckRequest`: field 1 is the service's name. No name in a file is longer than a
+/// length in one byte says.
+fn grpc_question(service: &str) -> Bytes {
+    let service = &service.as_bytes()[..service.len().min(127)];
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        message.extend([0x0a, service.len() as u8]);
+        message.extend(service);
+    }
+    let mut framed = vec![0, 0, 0, 0, message.len() as u8];
+    framed.extend(message);
+    framed.into()
+}
+
 fn unasked() -> SendError {
     SendError::Broken("the answer changes to a protocol that nobody asked for".into())
 }
@@ -471,37 +585,9 @@ fn unasked() -> SendError {
 impl From<http1::client::Failure> for SendError {
     fn from(failure: http1::client::Failure) -> SendError {
         match failure {
-            http1::client::Failure::Body(error) => fault_of(&error),
+            http1::client::Failure::Body(error) => http2::fault_of(&error),
             other => SendError::Broken(other.to_string()),
         }
-    }
-}
-
-fn fault_of(error: &body::Error) -> SendError {
-    let fault = match error {
-        body::Error::TooLarge(_) => Fault::TooLarge,
-        body::Error::StoodStill(_) => Fault::TooSlow,
-        _ => Fault::Malformed,
-    };
-    SendError::Request { fault, reason: error.to_string() }
-}
-
-/// What a failure of hyper's means: it is the request's where its body failed.
-fn kind_of(error: &hyper::Error) -> SendError {
-    let mut cause: &(dyn std::error::Error + 'static) = error;
-    loop {
-        if let Some(error) = cause.downcast_ref::<body::Error>() {
-            return fault_of(error);
-        }
-        match cause.source() {
-            Some(source) => cause = source,
-            // The innermost reason says most.
-            None => break,
-        }
-    }
-    match error.is_user() {
-        true => SendError::Request { fault: Fault::Malformed, reason: cause.to_string() },
-        false => SendError::Broken(cause.to_string()),
     }
 }
 

@@ -1,28 +1,30 @@
 //! One request: its route, its service, the answer.
 
 use crate::backend::Backend;
-use crate::call::{Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
-use crate::config::{self, Limits, Route};
+use crate::call::{Alarms, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
+use crate::config::{self, Cors, Limits, Route};
 use crate::gateway::{Gateway, State};
 use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
+use crate::http::early::{self, Early};
 use crate::http::ending::Ending;
-use crate::http::fields::{self, Fields, name};
+use crate::http::fields::{Fields, name};
+use crate::http::forwarded::{self, Asker};
 use crate::http::headers::{self, Trace};
 use crate::http::http1::io::Io;
 use crate::http::message::{Answer, Request};
 use crate::http::outgoing::{Outgoing, OutgoingBody};
 use crate::http::pool::{Loan, Rest};
 use crate::http::pulse::Pulse;
+use crate::http::{squeeze, target};
 use crate::isolate::bulkhead::Priority;
 use crate::record::Record;
 use crate::route;
 use crate::service::Refused;
 use crate::stale::{self, Capture};
-use base::env::{Alarm, Env, Instant};
+use base::env::{Env, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
-use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
@@ -48,6 +50,8 @@ pub struct Client {
     /// The address as servers are told it.
     pub forwarded_for: Arc<str>,
     pub is_tls: bool,
+    /// Who its certificate says that it is, if it showed one, as servers are told it.
+    pub certificate: Option<Arc<str>>,
     pub pulse: Arc<Pulse>,
 }
 
@@ -56,16 +60,17 @@ struct Own {
     status: StatusCode,
     text: String,
     retry_after: Option<Duration>,
+    fields: Fields,
 }
 
 impl Own {
     fn new(status: StatusCode, text: impl Into<String>) -> Own {
-        Own { status, text: text.into(), retry_after: None }
+        Own { status, text: text.into(), retry_after: None, fields: Fields::default() }
     }
 
     fn busy(text: impl Into<String>, retry_after: Duration) -> Own {
         let status = StatusCode::SERVICE_UNAVAILABLE;
-        Own { status, text: text.into(), retry_after: Some(retry_after) }
+        Own { retry_after: Some(retry_after), ..Own::new(status, text) }
     }
 
     fn of(service: &str, failure: &Failure) -> Own {
@@ -84,12 +89,13 @@ impl Own {
                 };
                 Own::new(status, reason.clone())
             }
+            Failure::Send(SendError::Own(_)) => Own::busy(text, Duration::from_secs(1)),
             Failure::Send(_) => Own::new(StatusCode::BAD_GATEWAY, text),
         }
     }
 
     fn answer(self, is_grpc: bool) -> Answer<AnswerBody> {
-        let mut fields = Fields::default();
+        let mut fields = self.fields;
         if let Some(wait) = self.retry_after {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             fields.add(name::RETRY_AFTER, seconds.max(1).to_string());
@@ -99,7 +105,7 @@ impl Own {
             let code = match self.status {
                 StatusCode::GATEWAY_TIMEOUT => "4",
                 StatusCode::NOT_FOUND => "12",
-                StatusCode::PAYLOAD_TOO_LARGE => "8",
+                StatusCode::PAYLOAD_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => "8",
                 StatusCode::BAD_REQUEST => "3",
                 _ => "14",
             };
@@ -111,6 +117,9 @@ impl Own {
                 fields,
                 body: AnswerBody::bytes(Bytes::new()),
             };
+        }
+        if self.status == StatusCode::NO_CONTENT {
+            return Answer { status: self.status, fields, body: AnswerBody::bytes(Bytes::new()) };
         }
         fields.add(name::CONTENT_TYPE, "text/plain; charset=utf-8");
         let body = AnswerBody::bytes(Bytes::from(self.text + "\n"));
@@ -145,9 +154,15 @@ struct Way<'a> {
 
 /// What a request's answer needs to know of it.
 struct Asked<'a> {
-    alarm: &'a mut Alarm,
+    alarms: &'a mut Alarms,
     is_grpc: bool,
     stale_key: Option<String>,
+    /// What pages of other origins are told of the answer, and by which rule.
+    cors: Option<(Cors, Option<Fields>)>,
+    /// How long a body may stand still, where the route says so.
+    idle: Option<Duration>,
+    /// Where answers are compressed: the request's method, and whether its client takes it.
+    squeeze: Option<(Method, bool)>,
     trace: Trace,
     /// What it holds, and will hold until its answer's end.
     ending: Box<Ending>,
@@ -159,7 +174,7 @@ impl Gateway {
         self: &Arc<Self>,
         state: &Arc<State>,
         client: &Client,
-        alarm: &mut Alarm,
+        alarms: &mut Alarms,
         request: Request,
         body: Incoming,
     ) -> Answer<AnswerBody> {
@@ -169,9 +184,12 @@ impl Gateway {
         let trace = Trace::of(&request.fields, share, self.lanes.random(client.lane));
         let record = Record::begin(trace, self.log(), traces);
         let mut asked = Asked {
-            alarm,
+            alarms,
             is_grpc: headers::is_grpc(&request.fields),
             stale_key: None,
+            cors: None,
+            idle: None,
+            squeeze: None,
             trace,
             ending: Ending::new(self.env().now(), under_way, record),
         };
@@ -186,9 +204,26 @@ impl Gateway {
                 own.answer(asked.is_grpc)
             }
         };
+        if let Some((cors, told)) = &asked.cors {
+            early::tell_origin(cors, told.as_ref(), &mut answer.fields);
+        }
         ending.status = Some(answer.status);
         answer.body.hold(ending);
         answer
+    }
+
+    /// Tells of a request that was not understood; `line` is what there is of its first line.
+    pub fn note_refused(&self, client: &Client, line: &str, status: u16, reason: String) {
+        let Some(log) = self.log() else { return };
+        let mut record = Record::refused(line, log);
+        let entry = &mut record.entry;
+        entry.at_us = self.env().wall_us();
+        entry.client = client.address.to_string();
+        entry.peer = client.address.to_string();
+        entry.is_tls = client.is_tls;
+        entry.status = status;
+        entry.reason = reason;
+        record.end();
     }
 
     async fn forward(
@@ -199,7 +234,10 @@ impl Gateway {
         body: Incoming,
         asked: &mut Asked<'_>,
     ) -> Result<Answer<AnswerBody>, Own> {
-        let way = match self.way(state, client, &request, asked) {
+        let trusted = &state.config.trusted_proxies;
+        let peer = client.address;
+        let asker = forwarded::believe(&mut request.fields, trusted, peer, client.is_tls);
+        let way = match self.way(state, client, &asker, &mut request, asked) {
             Ok(way) => way,
             Err(own) => {
                 self.discard(&request, body).await;
@@ -207,25 +245,31 @@ impl Gateway {
             }
         };
         let Way { route, backend, priority, own_time, given, until } = way;
+        let class = route::class(route, &request.method, request.target.compared());
         asked.ending.counts = Some(backend.upstream(client.lane).counts.clone());
+        asked.idle = route.idle_timeout;
+        if route.compress && !asked.is_grpc {
+            let takes_gzip = squeeze::takes_gzip(&request.fields);
+            asked.squeeze = Some((request.method.clone(), takes_gzip));
+        }
 
         if request.method == Method::GET && backend.config.fallback.stale_for.is_some() {
-            let path = request.target.path_and_query().map_or("/", PathAndQuery::as_str);
-            let host = host_of(&request).unwrap_or_default();
-            asked.stale_key = stale::key(host, path, &request.fields);
+            let host = request.fields.ascii(name::HOST).unwrap_or_default();
+            asked.stale_key = stale::key(host, request.target.text(), &request.fields);
         }
         // What has a body to send first is an ordinary request, as servers may take it (RFC 9110, 7.8).
         let fields = &mut request.fields;
         let upgrade = headers::wanted_upgrade(fields, request.version);
         let upgrade = upgrade.filter(|_| body.is_end_stream());
         headers::remove_hop_by_hop(fields);
-        // RFC 9112, 3.2.2: what the target names is the host, whatever the field says.
-        if let Some(host) = named_host(&request.target) {
-            fields.set(name::HOST, host);
+        // In this order: what is removed is the client's, and what is set stands in place of ours.
+        headers::remove(&route.request_headers, fields);
+        forwarded::tell(fields, &client.forwarded_for, client.is_tls);
+        if let Some(certificate) = &client.certificate {
+            fields.set(name::CLIENT_CERT, &**certificate);
         }
-        headers::forward(fields, &client.forwarded_for, client.is_tls);
         asked.trace.set(fields);
-        headers::apply(&route.request_headers, fields);
+        headers::write(&route.request_headers, fields);
         let outgoing = self.outgoing(state, &way, request, upgrade, body).await?;
 
         // The service's own time begins when the request is there: a slow client is not its fault.
@@ -233,11 +277,13 @@ impl Gateway {
         let deadline = if given.is_none() { now + own_time } else { until };
         let late_from = Ask::late_from(deadline, given);
         let may_repeat = outgoing.may_repeat;
-        let ask = Ask { at: now, priority, deadline, late_from, may_repeat };
-        asked.ending.upload = outgoing.upload();
+        let upload = outgoing.upload();
+        asked.ending.upload.clone_from(&upload);
+        let ask = Ask { at: now, priority, deadline, late_from, may_repeat, class, upload };
         asked.ending.late_from = late_from;
         let mut answer = self.ask(state, client, backend, ask, &outgoing, asked).await?;
-        headers::apply(&route.response_headers, &mut answer.fields);
+        headers::remove(&route.response_headers, &mut answer.fields);
+        headers::write(&route.response_headers, &mut answer.fields);
         Ok(answer)
     }
 
@@ -246,34 +292,71 @@ impl Gateway {
         &self,
         state: &'a State,
         client: &Client,
-        request: &Request,
+        asker: &Asker,
+        request: &mut Request,
         asked: &mut Asked<'_>,
     ) -> Result<Way<'a>, Own> {
-        let Request { method, target, fields, .. } = request;
-        let host = host_of(request);
+        let host = settle_host(request);
+        let Request { method, target, version, fields } = &*request;
         if let Some(record) = &mut asked.ending.record {
             let entry = &mut record.entry;
             entry.at_us = self.env().wall_us();
-            entry.client = client.address.to_string();
+            entry.client = match asker.address {
+                Some(address) => address.to_string(),
+                None => client.address.to_string(),
+            };
+            entry.peer = client.address.to_string();
+            entry.is_tls = asker.is_tls;
+            entry.version = version_of(*version);
+            entry.certificate = client.certificate.as_deref().unwrap_or_default().to_owned();
             entry.method = method.to_string();
-            entry.host = host.unwrap_or_default().to_owned();
-            entry.path = target.path_and_query().map(|path| path.to_string()).unwrap_or_default();
+            entry.host = fields.get(name::HOST).map(text_of).unwrap_or_default();
+            entry.path = target.text().to_owned();
+            record.note_headers(fields);
         }
-        let host = host.ok_or_else(|| {
+        host.map_err(|reason| {
             self.counters.n_bad_requests.fetch_add(1, Relaxed);
-            Own::new(StatusCode::BAD_REQUEST, "the request names no host")
+            Own::new(StatusCode::BAD_REQUEST, reason)
         })?;
+        let host = fields.ascii(name::HOST).unwrap_or_default();
         if *method == Method::CONNECT {
             let text = "this is no forward proxy: CONNECT is not served";
             return Err(Own::new(StatusCode::METHOD_NOT_ALLOWED, text));
         }
-        let path = target.path();
+        let path = target.compared();
         let wanted = route::Request { host, path, method, headers: fields };
-        let found = route::find(&state.routes, &wanted).and_then(|idx| state.routes.get(idx));
+        let idx = route::find(&state.routes, &wanted);
+        if let Some(path) = target.unresolved()
+            && route::find(&state.routes, &route::Request { path, ..wanted }) != idx
+        {
+            self.counters.n_bad_requests.fetch_add(1, Relaxed);
+            let text = "the path's dot segments lead from one route into another";
+            return Err(Own::new(StatusCode::BAD_REQUEST, text));
+        }
+        let found = idx.and_then(|idx| state.routes.get(idx));
         let route = found.ok_or_else(|| {
             self.counters.n_no_route.fetch_add(1, Relaxed);
             Own::new(StatusCode::NOT_FOUND, format!("no route for {method} {host}{path}"))
         })?;
+        if let Some(record) = &mut asked.ending.record {
+            record.entry.route.clone_from(&route.name);
+        }
+        if let Some(cors) = &route.cors {
+            asked.cors = Some((cors.clone(), early::cors_fields(cors, request)));
+        }
+        if let (Some(limit), Some(buckets)) = (&route.rate_limit, state.rates.get(&route.name)) {
+            let key = early::rate_key(&limit.by, asker, client.address, fields);
+            if let Err(wait) = buckets.lock().take(self.env().now(), limit, &key) {
+                self.counters.n_over_rate.fetch_add(1, Relaxed);
+                let text = format!("more than {} requests a second", limit.per_s);
+                let own = Own::new(StatusCode::TOO_MANY_REQUESTS, text);
+                return Err(Own { retry_after: Some(wait), ..own });
+            }
+        }
+        if let Some(early) = early::answer(route, request, asker.is_tls) {
+            let Early { status, text, fields } = early;
+            return Err(Own { fields, ..Own::new(status, text) });
+        }
         // A client may call its request less important than the route has it, and not more.
         let highest = route.priority;
         let asked_priority = headers::asked_priority(fields);
@@ -288,7 +371,6 @@ impl Gateway {
             Own::new(StatusCode::NOT_FOUND, format!("there is no service {name:?}"))
         })?;
         if let Some(record) = &mut asked.ending.record {
-            record.entry.route.clone_from(&route.name);
             record.entry.service = name.to_owned();
         }
         let own_time = route.timeout.unwrap_or(backend.config.settings.timeout);
@@ -359,23 +441,25 @@ impl Gateway {
             let held = Box::pin(self.hold(limits, body, n_held, way.until)).await?;
             OutgoingBody::Held(held, AtomicBool::new(false))
         } else {
-            let idle = limits.body_idle_timeout;
+            let idle = route.idle_timeout.unwrap_or(limits.body_idle_timeout);
             let upload = Arc::default();
             let body = RequestBody::stream(self.env(), body, idle, n_max, upload);
             OutgoingBody::Stream(Mutex::new(Some(body)))
         };
         let is_held = matches!(body, OutgoingBody::Held(..));
         let target = request.target;
-        let path = match route::replaced(route, target.path()) {
-            Some(path) => {
-                let query = target.query().map(|query| format!("?{query}")).unwrap_or_default();
-                PathAndQuery::try_from(path + &query).ok()
-            }
-            None => target.into_parts().path_and_query,
+        let replaced = match &route.rewrite {
+            Some(rewrite) => early::rewritten(rewrite, target.path()),
+            None => route::replaced(route, target.path()),
+        };
+        let path = match (replaced, target.query()) {
+            (Some(path), Some(query)) => path + "?" + query,
+            (Some(path), None) => path,
+            (None, _) => target.into_text(),
         };
         Ok(Outgoing {
             method: request.method,
-            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            path,
             fields: request.fields,
             may_repeat: is_harmless && is_held && upgrade.is_none(),
             was_waited_for,
@@ -435,7 +519,7 @@ impl Gateway {
         asked: &mut Asked<'_>,
     ) -> Result<Answer<AnswerBody>, Own> {
         loop {
-            let called = self.send(client, backend, &ask, asked.alarm, outgoing).await;
+            let called = self.send(client, backend, &ask, asked.alarms, outgoing).await;
             let upstream = backend.upstream(client.lane);
             let name = &*upstream.handle.name;
             if let (Ok(called), Some(record)) = (&called, &mut asked.ending.record) {
@@ -493,30 +577,36 @@ impl Gateway {
         client: &Client,
         backend: &Arc<Backend>,
         ask: &Ask,
-        alarm: &mut Alarm,
+        alarms: &mut Alarms,
         outgoing: &Outgoing,
     ) -> Result<Called<(Answer<Rest>, Loan)>, Failure> {
         let upstream = backend.upstream(client.lane);
         let env = self.env();
-        call(&upstream.handle, ask, alarm, |attempt, begun| async move {
-            let mut now = begun;
+        call(&upstream.handle, ask, alarms, |attempt, begun| async move {
+            let (mut now, mut is_again) = (begun, false);
             loop {
-                let mut loan = upstream.loan(env, now, attempt).await?;
+                let mut loan = upstream.loan(env, now, attempt, is_again).await?;
                 let left = ask.deadline.saturating_duration_since(loan.at);
                 let body = outgoing.body()?;
-                match loan.send(&outgoing.head(left), body).await {
+                match loan.send(&outgoing.head(left, attempt.address), body).await {
                     Ok(answer) => {
                         let verdict = verdict(&answer, || ask.is_late(env.now()));
                         return Ok(Sent { answer: (answer, loan), verdict });
                     }
                     Err((error, body)) => {
-                        let is_stale = matches!(error, SendError::Stale);
                         if let Some(body) = body {
                             outgoing.put_back(body);
                         }
-                        // It was closed while it was idle: the next one may be open.
-                        if is_stale && !loan.is_fresh {
-                            now = env.now();
+                        // Once more, on a connection that was not idle: neither the server nor the
+                        // budget for retries is charged for what happens to those.
+                        let is_free = match &error {
+                            SendError::Stale => !loan.is_fresh,
+                            SendError::Unanswered(_) => ask.may_repeat,
+                            SendError::Unprocessed(_) => outgoing.take_back(),
+                            _ => false,
+                        };
+                        if is_free && !is_again {
+                            (now, is_again) = (env.now(), true);
                             continue;
                         }
                         return Err(error);
@@ -537,12 +627,12 @@ impl Gateway {
     ) -> Answer<AnswerBody> {
         let Called { answer: (answer, mut loan), mut stay, .. } = called;
         let Answer { status, mut fields, body } = answer;
-        let idle = state.limits.body_idle_timeout;
+        let idle = asked.idle.unwrap_or(state.limits.body_idle_timeout);
         let mut body = match body {
             Rest::Here(bytes) => AnswerBody::bytes(bytes),
             Rest::OnLoan => AnswerBody::on_loan(self.env(), idle),
             Rest::Stream(incoming) => {
-                AnswerBody::stream(self.env(), Incoming::Http2(incoming), idle)
+                AnswerBody::stream(self.env(), Incoming::Answer(incoming), idle)
             }
         };
         if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -566,6 +656,12 @@ impl Gateway {
             && stale::may_keep(&fields)
         {
             body.capture(Capture::new(backend.stale.clone(), key, &fields));
+        }
+        if let Some((method, takes_gzip)) = &asked.squeeze {
+            let n_told = body.n_told(&loan);
+            if squeeze::prepare(method, status, &mut fields, n_told, *takes_gzip) {
+                body.squeeze();
+            }
         }
         asked.ending.loan = Some(loan);
         asked.ending.stay = Some(stay);
@@ -636,27 +732,40 @@ fn verdict(answer: &Answer<Rest>, is_late: impl Fn() -> bool) -> Verdict {
     }
 }
 
-/// The host that a request is for: `:authority`, an absolute URI's, or the `Host` field, of which
-/// there must be exactly one.
-fn host_of(request: &Request) -> Option<&str> {
-    if let Some(host) = named_host(&request.target) {
-        return Some(host);
+/// Makes the host that a request is for its `Host` field: what the target names, whatever the
+/// field says (RFC 9112, 3.2.2); the field otherwise, of which there must be exactly one. In
+/// HTTP/1.0 there may be none.
+fn settle_host(request: &mut Request) -> Result<(), &'static str> {
+    let Request { target, version, fields, .. } = request;
+    match target.host() {
+        Some(host) => {
+            let host = host.to_owned();
+            fields.set(name::HOST, host);
+        }
+        None => match fields.all(name::HOST).count() {
+            0 if *version < Version::HTTP_11 => return Ok(()),
+            0 => return Err("the request names no host"),
+            1 => {}
+            _ => return Err("the request names two hosts"),
+        },
     }
-    let mut values = request.fields.all(name::HOST);
-    let host = values.next();
-    if values.next().is_some() {
-        return None;
+    let host = fields.ascii(name::HOST).filter(|host| target::is_host(host));
+    let host = host.ok_or("the host is not one: it is a name or an address, and perhaps a port")?;
+    // DNS ends a name with a dot, and means the same.
+    if let Some(without) = target::without_dot(host) {
+        fields.set(name::HOST, without);
     }
-    match host {
-        Some(host) => fields::ascii(host),
-        None if request.version < Version::HTTP_11 => Some(""),
-        None => None,
+    Ok(())
+}
+
+fn version_of(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_11 => "1.1",
+        _ => "1.0",
     }
 }
 
-/// The host that a target names.
-fn named_host(target: &Uri) -> Option<&str> {
-    let authority = target.authority()?.as_str();
-    // Who the client says it is stands before the host, and is nobody's business.
-    Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host))
+fn text_of(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
 }

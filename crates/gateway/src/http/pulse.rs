@@ -60,6 +60,11 @@ impl Pulse {
         self.head_us.store(0, Relaxed);
     }
 
+    /// Whether a request's head has begun and is not whole yet.
+    pub fn has_begun(&self) -> bool {
+        !self.is_busy() && self.head_us.load(Relaxed) > 0
+    }
+
     /// Bytes came.
     pub fn read(&self) {
         if !self.is_busy() && self.head_us.load(Relaxed) == 0 {
@@ -139,6 +144,11 @@ pub struct UnderWay {
 }
 
 impl UnderWay {
+    /// Its client left before the answer.
+    pub fn count_left(&self) {
+        self.pulse.gateway.counters.n_left_requests.fetch_add(1, Relaxed);
+    }
+
     pub fn now(&self) -> Instant {
         self.pulse.env.now()
     }

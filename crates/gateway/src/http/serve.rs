@@ -16,25 +16,28 @@
 //! request's head and does not finish it (slow-loris) for `header_timeout`, one whose client does
 //! not read its answer for `body_idle_timeout`.
 
+use crate::call::Alarms;
 use crate::config::Limits;
 use crate::gateway::{Gateway, Open};
-use crate::http::body::{AnswerBody, Incoming};
+use crate::http::body::{AnswerBody, Incoming, Reader};
 use crate::http::exchanges;
+use crate::http::http1;
 use crate::http::http1::io::Io;
 use crate::http::message::{self, Answer};
-use crate::http::pool::Spawn;
 use crate::http::proxy::Client;
 use crate::http::pulse::Pulse;
 use crate::http::wire::Wire;
 use crate::lanes::Moved;
-use base::env::{Alarm, Env};
+use base::env::Env;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode, Version};
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use std::convert::Infallible;
+use std::future::Future;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -80,6 +83,49 @@ fn poll_first(io: &mut Io, pulse: &Pulse, cx: &mut Context<'_>) -> Poll<First> {
 pub struct Requests {
     pub gateway: Arc<Gateway>,
     pub client: Client,
+    /// HTTP/2: the watch over the request that was begun last, for the task that serves it.
+    begun: Arc<Mutex<Option<Arc<Reader>>>>,
+}
+
+/// Starts hyper's tasks, one for each request of a client's HTTP/2 connection, each with the watch
+/// that [`Requests`] has made for it just before. Whose client does not read is ended, and what its
+/// request holds is given back.
+#[derive(Clone)]
+struct Watched {
+    env: Env,
+    idle: Duration,
+    begun: Arc<Mutex<Option<Arc<Reader>>>>,
+    gateway: Arc<Gateway>,
+}
+
+impl<F> hyper::rt::Executor<F> for Watched
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let Some(reader) = self.begun.lock().take() else {
+            self.env.spawn("http", future);
+            return;
+        };
+        let Watched { env, idle, gateway, .. } = self.clone();
+        self.env.spawn("http", async move {
+            let mut future = pin!(future);
+            let mut left = idle;
+            loop {
+                if env.timeout(left, future.as_mut()).await.is_some() {
+                    return;
+                }
+                left = match reader.blocked_for(env.now()) {
+                    Some(blocked) if blocked >= idle => {
+                        gateway.counters.n_stood_still.fetch_add(1, Relaxed);
+                        return;
+                    }
+                    Some(blocked) => idle - blocked,
+                    None => idle,
+                };
+            }
+        });
+    }
 }
 
 impl Service<Request<hyper::body::Incoming>> for Requests {
@@ -88,26 +134,37 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Response<AnswerBody>, Infallible>>;
 
     fn call(&self, request: Request<hyper::body::Incoming>) -> Self::Future {
-        let Requests { gateway, client } = self.clone();
+        let Requests { gateway, client, .. } = self.clone();
         let state = gateway.state();
         let (parts, body) = request.into_parts();
-        let request = match message::Request::try_from(parts) {
-            Ok(request) if request.fields.n() <= state.limits.n_headers_max => request,
+        let line = || format!("{} {}", parts.method, parts.uri);
+        let n_fields_max = state.limits.n_headers_max;
+        let (line, read) = match gateway.log() {
+            Some(_) => (line(), message::Request::try_from(parts)),
+            None => (String::new(), message::Request::try_from(parts)),
+        };
+        let request = match read.map_err(message::Error::refusal) {
+            Ok(request) if request.fields.n() <= n_fields_max => request,
             refused => {
                 // It was one all the same, of a client that does not stand still.
                 drop(client.pulse.begin(Version::HTTP_2));
                 gateway.counters.n_bad_requests.fetch_add(1, Relaxed);
-                let status = match refused {
-                    Ok(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                    Err(_) => StatusCode::BAD_REQUEST,
-                };
-                let refusal = Answer::new(status, AnswerBody::bytes(Bytes::new()));
+                let too_many = http1::Error::TooManyFields.refusal();
+                let unknown = || (StatusCode::BAD_REQUEST, String::new());
+                let (status, reason) = refused.err().or(too_many).unwrap_or_else(unknown);
+                gateway.note_refused(&client, &line, status.as_u16(), reason.clone());
+                let refusal = Answer::new(status, AnswerBody::bytes(Bytes::from(reason + "\n")));
                 return Box::pin(async { Ok(refusal.into_response()) });
             }
         };
+        let reader = Arc::new(Reader::new(gateway.env()));
+        *self.begun.lock() = Some(reader.clone());
         Box::pin(async move {
-            let (body, mut alarm) = (Incoming::Http2(body), Alarm::default());
-            Ok(gateway.answer(&state, &client, &mut alarm, request, body).await.into_response())
+            let (body, mut alarms) = (Incoming::Http2(body), Alarms::default());
+            let answer = gateway.answer(&state, &client, &mut alarms, request, body).await;
+            let mut response = answer.into_response();
+            response.body_mut().watch(reader);
+            Ok(response)
         })
     }
 }
@@ -132,6 +189,7 @@ pub async fn connection(
     let env = gateway.env().clone();
     let limits = gateway.state().limits.clone();
     let is_tls = acceptor.is_some();
+    let mut certificate = None;
     let wire = match acceptor {
         None => wire,
         Some(acceptor) => {
@@ -141,7 +199,10 @@ pub async fn connection(
             };
             let greeting = Box::pin(acceptor.accept(stream));
             match env.timeout(limits.header_timeout, greeting).await {
-                Some(Ok(stream)) => Wire::Other(stream),
+                Some(Ok((stream, shown))) => {
+                    certificate = shown.map(Arc::from);
+                    Wire::Other(stream)
+                }
                 Some(Err(error)) => {
                     tracing::debug!(%from, %error, "a TLS greeting failed");
                     gateway.counters.n_bad_greetings.fetch_add(1, Relaxed);
@@ -156,7 +217,7 @@ pub async fn connection(
     };
     let pulse = Pulse::new(&gateway, lane, matches!(wire, Wire::Tcp(_)));
     let io = Io::new(wire, Bytes::new());
-    serve(gateway, io, pulse, Visit { open, from, is_tls, linger: LINGER }).await;
+    serve(gateway, io, pulse, Visit { open, from, is_tls, certificate, linger: LINGER }).await;
 }
 
 /// Serves a client that comes from another lane, as [`connection`] does.
@@ -170,7 +231,7 @@ pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
                 pulse.wait();
             }
             let io = Io::new(stream.into(), rest);
-            let visit = Visit { open, from, is_tls: false, linger: LINGER };
+            let visit = Visit { open, from, is_tls: false, certificate: None, linger: LINGER };
             serve(gateway, io, pulse, visit).await;
         }
         Err(error) => tracing::debug!(%from, %error, "a connection was lost"),
@@ -182,20 +243,22 @@ struct Visit {
     open: Open,
     from: SocketAddr,
     is_tls: bool,
+    certificate: Option<Arc<str>>,
     /// How long its next request is waited for when the gateway stops.
     linger: Duration,
 }
 
 async fn serve(gateway: Arc<Gateway>, mut io: Io, pulse: Arc<Pulse>, mut visit: Visit) {
-    let forwarded_for = visit.from.ip().to_string().into();
+    let forwarded_for = visit.from.ip().to_canonical().to_string().into();
     let client = Client {
         lane: pulse.lane,
         address: visit.from,
         forwarded_for,
         is_tls: visit.is_tls,
+        certificate: visit.certificate.clone(),
         pulse: pulse.clone(),
     };
-    let requests = Requests { gateway: gateway.clone(), client };
+    let requests = Requests { gateway: gateway.clone(), client, begun: Arc::default() };
     let (env, limits) = (gateway.env().clone(), gateway.state().limits.clone());
     let serving = Serving { gateway, env, limits, pulse };
     loop {
@@ -267,7 +330,12 @@ impl Serving {
 
     async fn http2(&self, io: Io, requests: Requests) {
         let header_bytes_max = u32::try_from(self.limits.header_bytes_max).unwrap_or(u32::MAX);
-        let mut builder = http2::Builder::new(Spawn(self.env.clone()));
+        let mut builder = http2::Builder::new(Watched {
+            env: self.env.clone(),
+            idle: self.limits.body_idle_timeout,
+            begun: requests.begun.clone(),
+            gateway: self.gateway.clone(),
+        });
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.limits.n_streams_max)
@@ -278,7 +346,7 @@ impl Serving {
             .keep_alive_timeout(Duration::from_secs(10));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), requests));
         let mut stopping = self.gateway.stopping();
-        let mut is_stopping = false;
+        let (mut is_stopping, mut is_over) = (false, false);
         let mut alarm = pin!(self.env.sleep(self.limits.header_timeout));
         loop {
             tokio::select! {
@@ -288,9 +356,16 @@ impl Serving {
                     }
                     return;
                 }
-                () = alarm.as_mut() => match self.left() {
+                () = alarm.as_mut() => match self.pulse.left(&self.limits) {
+                    _ if is_over => return,
                     Some(left) => alarm.set(self.env.sleep(left)),
-                    None => return,
+                    None => {
+                        // Told, so that no request comes for nothing; who does not listen is left.
+                        is_over = true;
+                        self.gateway.counters.n_stood_still.fetch_add(1, Relaxed);
+                        connection.as_mut().graceful_shutdown();
+                        alarm.set(self.env.sleep(LINGER));
+                    }
                 },
                 _ = stopping.wait_for(|stopping| *stopping), if !is_stopping => {
                     is_stopping = true;

@@ -15,6 +15,7 @@
 
 use super::window::{Counts, Window};
 use base::env::Instant;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +35,9 @@ pub struct Settings {
     pub open_max: Duration,
     /// Trials that must succeed to close it; as many run at once.
     pub n_trials: u32,
+    /// After this time a trial that has not ended gives its place to another one: what hangs must
+    /// not keep the service closed for everybody. When it ends it still counts.
+    pub trial_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -47,6 +51,7 @@ impl Default for Settings {
             open_for: Duration::from_secs(1),
             open_max: Duration::from_secs(4),
             n_trials: 5,
+            trial_timeout: Duration::from_secs(1),
         }
     }
 }
@@ -62,6 +67,7 @@ pub enum State {
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     epoch: u64,
+    begun: Instant,
 }
 
 /// How a request that was let through ended.
@@ -79,8 +85,14 @@ pub enum Ended {
 #[derive(Debug)]
 enum Inner {
     Closed,
-    Open { until: Instant },
-    HalfOpen { n_out: u32, n_well: u32 },
+    Open {
+        until: Instant,
+    },
+    /// `out`: when the trials under way that hold a place began, the oldest first.
+    HalfOpen {
+        out: VecDeque<Instant>,
+        n_well: u32,
+    },
 }
 
 #[derive(Debug)]
@@ -122,15 +134,18 @@ impl Breaker {
             if now < until {
                 return Err(until.saturating_duration_since(now));
             }
-            self.turn(Inner::HalfOpen { n_out: 0, n_well: 0 });
+            self.turn(Inner::HalfOpen { out: VecDeque::new(), n_well: 0 });
         }
-        if let Inner::HalfOpen { n_out, n_well } = &mut self.inner {
-            if *n_out + *n_well >= self.settings.n_trials.max(1) {
-                return Err(self.settings.open_for);
+        if let Inner::HalfOpen { out, n_well } = &mut self.inner {
+            let span = self.settings.trial_timeout;
+            out.retain(|begun| now.saturating_duration_since(*begun) < span);
+            if out.len() + *n_well as usize >= self.settings.n_trials.max(1) as usize {
+                let next = out.front().map(|begun| (*begun + span).saturating_duration_since(now));
+                return Err(next.unwrap_or(self.settings.open_for));
             }
-            *n_out += 1;
+            out.push_back(now);
         }
-        Ok(Pass { epoch: self.epoch })
+        Ok(Pass { epoch: self.epoch, begun: now })
     }
 
     pub fn report(&mut self, now: Instant, pass: Pass, ended: Ended) {
@@ -156,9 +171,11 @@ impl Breaker {
                     self.open(now);
                 }
             }
-            Inner::HalfOpen { n_out, n_well } => {
-                if ended != Ended::Broken {
-                    *n_out = n_out.saturating_sub(1);
+            Inner::HalfOpen { out, n_well } => {
+                if ended != Ended::Broken
+                    && let Some(place) = out.iter().position(|begun| *begun == pass.begun)
+                {
+                    out.remove(place);
                 }
                 match ended {
                     Ended::Unknown => {}

@@ -2,14 +2,17 @@
 //! latency between its bounds: while answers take as long as they do without load it grows, when
 //! they take longer, requests queue somewhere, and it shrinks.
 //!
-//! Each window of answers gives the mean latency `l`; `base` is what it is without load:
+//! Requests of a service differ: each kind has its latencies for itself, and of those a low quantile
+//! counts, as a queue makes even the quickest wait, and what waits on purpose (a long poll) makes
+//! nobody else wait. Each window of answers gives such a latency `l` for each kind; `base` is what it
+//! is without load:
 //!
 //! ```text
 //!   gradient = clamp(tolerance · base / l, ½, 1)        limit' = limit · gradient + √limit
 //! ```
 //!
-//! The square root is the queue that is always allowed, and what the limit grows by. The rule is
-//! that of Netflix's concurrency-limits; `base` is ours: it falls to any lower mean at once, and
+//! Of the kinds' gradients the median counts, weighted by their answers. The square root is the queue that is always allowed, and what the limit grows by. The rule is
+//! that of Netflix's concurrency-limits; `base` is ours: it falls to any lower `l` at once, and
 //! rises slowly, more slowly still under load, so that the queue's own latency is not taken for
 //! the service's. Differences below [`SLACK`] say nothing.
 //!
@@ -24,6 +27,13 @@ use std::time::Duration;
 const SLACK: Duration = Duration::from_millis(25);
 const WINDOW: Duration = Duration::from_millis(250);
 const N_ANSWERS_MIN: u32 = 16;
+/// Kinds that are told apart; those that share a place are taken for alike.
+const N_KINDS: usize = 64;
+/// The latest answers of a kind that its quantile is of, and fewer that tell nothing.
+const N_SAMPLES: usize = 32;
+const N_SAMPLES_MIN: usize = 4;
+/// The share of a kind's answers that are quicker than the latency that counts.
+const QUANTILE: f64 = 0.25;
 /// How fast `base` forgets, per second: when the service has room, and when it has not.
 const RISE_IDLE: f64 = 0.01;
 const RISE_LOADED: f64 = 0.001;
@@ -91,10 +101,17 @@ pub struct Bulkhead {
     limit: f64,
     n_in_flight: u32,
     n_in_flight_max: u32,
-    base_s: Option<f64>,
+    kinds: Box<[Kind]>,
     window_since: Instant,
     n_answers: u32,
-    latency_sum_s: f64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Kind {
+    base_s: Option<f64>,
+    /// Of this window.
+    samples_s: Vec<f64>,
+    n_answers: u32,
 }
 
 impl Bulkhead {
@@ -104,10 +121,9 @@ impl Bulkhead {
             settings: Settings::default(),
             n_in_flight: 0,
             n_in_flight_max: 0,
-            base_s: None,
+            kinds: vec![Kind::default(); N_KINDS].into(),
             window_since: now,
             n_answers: 0,
-            latency_sum_s: 0.0,
         };
         bulkhead.set(settings);
         bulkhead
@@ -134,34 +150,40 @@ impl Bulkhead {
         self.n_in_flight = self.n_in_flight.saturating_sub(1);
     }
 
-    /// An answer came, or did not within its time, after so long.
-    pub fn answered(&mut self, now: Instant, latency: Duration) {
+    /// An answer of a kind came, or did not within its time, after so long.
+    pub fn answered(&mut self, now: Instant, class: u32, latency: Duration) {
         self.n_answers += 1;
-        self.latency_sum_s += latency.as_secs_f64();
+        let kind = &mut self.kinds[class as usize % N_KINDS];
+        let sample_s = latency.as_secs_f64();
+        match kind.samples_s.len() < N_SAMPLES {
+            true => kind.samples_s.push(sample_s),
+            false => kind.samples_s[kind.n_answers as usize % N_SAMPLES] = sample_s,
+        }
+        kind.n_answers += 1;
         let open = now.saturating_duration_since(self.window_since);
         if open >= WINDOW && self.n_answers >= N_ANSWERS_MIN {
-            let mean_s = self.latency_sum_s / f64::from(self.n_answers);
-            self.learn(open.as_secs_f64(), mean_s);
+            self.learn(open.as_secs_f64());
             self.window_since = now;
             self.n_answers = 0;
-            self.latency_sum_s = 0.0;
             self.n_in_flight_max = self.n_in_flight;
         }
     }
 
-    fn learn(&mut self, open_s: f64, mean_s: f64) {
+    fn learn(&mut self, open_s: f64) {
         let loaded = f64::from(self.n_in_flight_max) * 2.0 >= self.limit;
         let rise = if loaded { RISE_LOADED } else { RISE_IDLE };
-        let base_s = match self.base_s {
-            Some(base_s) => mean_s.min(base_s * (1.0 + rise * open_s.min(60.0))),
-            None => mean_s,
-        };
-        self.base_s = Some(base_s);
-        let gradient = if mean_s - base_s <= SLACK.as_secs_f64() {
-            1.0
-        } else {
-            (self.settings.tolerance * base_s / mean_s).clamp(0.5, 1.0)
-        };
+        let rise = 1.0 + rise * open_s.min(60.0);
+        let tolerance = self.settings.tolerance;
+        let mut gradients: Vec<(f64, u32)> = self
+            .kinds
+            .iter_mut()
+            .filter_map(|kind| Some((kind.gradient(rise, tolerance)?, kind.n_answers)))
+            .collect();
+        for kind in &mut self.kinds {
+            kind.samples_s.clear();
+            kind.n_answers = 0;
+        }
+        let Some(gradient) = weighted_median(&mut gradients) else { return };
         let queue = self.limit.sqrt();
         if gradient < 1.0 {
             self.limit = 0.8 * self.limit + 0.2 * (self.limit * gradient + queue);
@@ -178,4 +200,33 @@ impl Bulkhead {
     pub fn n_in_flight(&self) -> u32 {
         self.n_in_flight
     }
+}
+
+impl Kind {
+    /// How much smaller its latency wants the limit to be, ½ to 1; none: it had few answers.
+    fn gradient(&mut self, rise: f64, tolerance: f64) -> Option<f64> {
+        if self.samples_s.len() < N_SAMPLES_MIN {
+            return None;
+        }
+        self.samples_s.sort_by(f64::total_cmp);
+        let at = (self.samples_s.len() as f64 * QUANTILE) as usize;
+        let own_s = *self.samples_s.get(at)?;
+        let base_s = self.base_s.map_or(own_s, |base_s| own_s.min(base_s * rise));
+        self.base_s = Some(base_s);
+        Some(match own_s - base_s <= SLACK.as_secs_f64() {
+            true => 1.0,
+            false => (tolerance * base_s / own_s).clamp(0.5, 1.0),
+        })
+    }
+}
+
+/// The value that half of the weight lies at or below.
+fn weighted_median(values: &mut [(f64, u32)]) -> Option<f64> {
+    values.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let all: u64 = values.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let mut below = 0;
+    values.iter().find_map(|(value, weight)| {
+        below += u64::from(*weight);
+        (2 * below >= all).then_some(*value)
+    })
 }

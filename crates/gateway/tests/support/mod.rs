@@ -88,6 +88,17 @@ pub fn status(code: u16) -> Answer {
     answer
 }
 
+/// A server that says the line and the fields that it was asked with.
+pub fn echo() -> Handler {
+    handler(|request| async move {
+        let mut text = format!("{} {}\n", request.method(), request.uri());
+        for (name, value) in request.headers() {
+            text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+        }
+        says(text)
+    })
+}
+
 /// How often something happened, such as a request at a server.
 #[derive(Clone, Default)]
 pub struct Asked(Arc<AtomicUsize>);

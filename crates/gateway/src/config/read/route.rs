@@ -2,10 +2,13 @@
 
 use super::table::{Result, Table, Value};
 use super::{known_service, value};
-use crate::config::{HeaderRules, PathMatch, Route, Service};
+use crate::config::{
+    By, Cors, HeaderRules, PathMatch, RateLimit, Redirect, Rewrite, Route, Service,
+};
 use crate::isolate::bulkhead::Priority;
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, StatusCode};
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 /// Headers that describe one connection or the body's length: the gateway writes its own.
 const OWN: [&str; 8] = [
@@ -32,6 +35,12 @@ pub fn all(service: &str) -> Route {
         timeout: None,
         body_bytes_max: None,
         replace_prefix: None,
+        rewrite: None,
+        redirect: None,
+        rate_limit: None,
+        cors: None,
+        idle_timeout: None,
+        compress: false,
         request_headers: HeaderRules::default(),
         response_headers: HeaderRules::default(),
     }
@@ -58,8 +67,8 @@ fn route(value: &Value, place: usize, services: &BTreeMap<String, Service>) -> R
     let mut name = place.to_string();
     table.set("name", &mut name, value::name)?;
     let hosts = table.list("hosts", value::host_pattern)?;
-    let below = table.read("path", value::path)?;
-    let exactly = table.read("exact_path", value::path)?;
+    let below = table.read("path", value::matched_path)?;
+    let exactly = table.read("exact_path", value::matched_path)?;
     let methods = table.list("methods", method)?;
     let headers = table.read("headers", headers)?.unwrap_or_default();
     let one = table.read("service", |value| known_service(value.text()?, value, services))?;
@@ -69,6 +78,13 @@ fn route(value: &Value, place: usize, services: &BTreeMap<String, Service>) -> R
     let timeout = table.read("timeout", value::time)?;
     let body_bytes_max = table.read("body_bytes_max", value::size(0..=1 << 40))?;
     let replace_prefix = table.read("replace_prefix", value::path)?;
+    let rewrite = table.read("rewrite", rewrite)?;
+    let redirect = table.read("redirect", redirect)?;
+    let rate_limit = table.read("rate_limit", rate_limit)?;
+    let cors = table.read("cors", cors)?;
+    let idle_timeout = table.read("idle_timeout", value::time)?;
+    let mut compress = false;
+    table.set("compress", &mut compress, value::flag)?;
     let request_headers = table.read("request_headers", header_rules)?.unwrap_or_default();
     let response_headers = table.read("response_headers", header_rules)?.unwrap_or_default();
     table.finish()?;
@@ -84,7 +100,20 @@ fn route(value: &Value, place: usize, services: &BTreeMap<String, Service>) -> R
             ));
         }
     };
+    if replace_prefix.is_some() && rewrite.is_some() {
+        return Err(table.refuse_at(
+            "rewrite",
+            format_args!("{} has both replace_prefix and rewrite: keep one of them", table.name()),
+        ));
+    }
     let targets = match (one, several) {
+        (None, None) if redirect.is_some() => Vec::new(),
+        (Some(_), _) | (_, Some(_)) if redirect.is_some() => {
+            return Err(table.refuse_at(
+                "redirect",
+                format_args!("{} has both redirect and a service: keep one of them", table.name()),
+            ));
+        }
         (Some(service), None) => vec![(service, 1)],
         (None, Some(targets)) => targets,
         (Some(_), Some(_)) => {
@@ -106,13 +135,111 @@ fn route(value: &Value, place: usize, services: &BTreeMap<String, Service>) -> R
         timeout,
         body_bytes_max,
         replace_prefix,
+        rewrite,
+        redirect,
+        rate_limit,
+        cors,
+        idle_timeout,
+        compress,
         request_headers,
         response_headers,
     })
 }
 
+fn rewrite(value: &Value) -> Result<Rewrite> {
+    let mut table = value.table()?;
+    let from = table.read("from", value::pattern)?;
+    let to = table.read("to", |value| value.text().map(str::to_owned))?;
+    table.finish()?;
+    let (from, to) = (table.need("from", from)?, table.need("to", to)?);
+    if !to.starts_with('/') && !to.starts_with('$') {
+        return Err(table.refuse_at(
+            "to",
+            format_args!("to in {} must begin with \"/\" or with a group", table.name()),
+        ));
+    }
+    Ok(Rewrite { from, to })
+}
+
+fn redirect(value: &Value) -> Result<Redirect> {
+    const STATUSES: &str = "301, 302, 303, 307 or 308";
+    let mut table = value.table()?;
+    let to = table.read("to", |value| {
+        value::header_value(value)?;
+        value.text().map(str::to_owned)
+    })?;
+    let from = table.read("from", value::pattern)?;
+    let mut status = StatusCode::PERMANENT_REDIRECT;
+    table.set("status", &mut status, |value| {
+        let known = value.get().as_integer().map(|number| number.as_str());
+        let known = known.filter(|known| STATUSES.contains(known) && known.len() == 3);
+        known
+            .and_then(|known| StatusCode::from_bytes(known.as_bytes()).ok())
+            .ok_or_else(|| value.must(format_args!("be {STATUSES}")))
+    })?;
+    table.finish()?;
+    Ok(Redirect { status, to: table.need("to", to)?, from })
+}
+
+fn rate_limit(value: &Value) -> Result<RateLimit> {
+    let mut table = value.table()?;
+    let per_s = table.read("per_second", value::above_zero(1e6))?;
+    let burst = table.read("burst", value::integer(1..=1_000_000_u32))?;
+    let mut by = By::Client;
+    table.set("by", &mut by, |value| match value.text()? {
+        "client" => Ok(By::Client),
+        "all" => Ok(By::Everybody),
+        text => match text.strip_prefix("header:").map(|name| value::header_key(name, value)) {
+            Some(name) => name.map(By::Header),
+            None => Err(value.must("be \"client\", \"all\" or \"header:NAME\"")),
+        },
+    })?;
+    table.finish()?;
+    let per_s = table.need("per_second", per_s)?;
+    // As much as a second brings, and a whole request at least.
+    let burst = burst.map_or(per_s.max(1.0), f64::from);
+    Ok(RateLimit { per_s, burst, by })
+}
+
+fn cors(value: &Value) -> Result<Cors> {
+    let mut table = value.table()?;
+    let origins = table.list("origins", |value| {
+        let text = value.text()?;
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let is_origin =
+            host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']));
+        match text == "*" || text == "null" || is_origin {
+            true => Ok(text.to_ascii_lowercase()),
+            false => Err(value.must("be an origin, such as \"https://shop.example\", or \"*\"")),
+        }
+    })?;
+    let mut methods = table.list("methods", method)?;
+    let headers = table.list("headers", value::header_name)?;
+    let exposed = table.list("expose", value::header_name)?;
+    let mut has_credentials = false;
+    table.set("credentials", &mut has_credentials, value::flag)?;
+    let mut max_age = Duration::from_secs(600);
+    table.set("max_age", &mut max_age, value::time_or_zero)?;
+    table.finish()?;
+    if origins.is_empty() {
+        return Err(table.refuse(format_args!("{} needs the setting \"origins\"", table.name())));
+    }
+    let is_any = origins.iter().any(|origin| origin == "*");
+    if is_any && has_credentials {
+        return Err(table.refuse_at(
+            "credentials",
+            "with credentials every origin is named: \"*\" would let any page act for its visitor",
+        ));
+    }
+    if methods.is_empty() {
+        methods = vec![Method::GET, Method::HEAD, Method::POST];
+    }
+    let origins = if is_any { Vec::new() } else { origins };
+    Ok(Cors { origins, methods, headers, exposed, has_credentials, max_age })
+}
+
 /// Methods are compared as they are: "get" would match nothing.
-fn method(value: &Value) -> Result<Method> {
+pub fn method(value: &Value) -> Result<Method> {
     let is_upper = |text: &&str| !text.bytes().any(|byte| byte.is_ascii_lowercase());
     let text = value.get().as_str().filter(is_upper);
     text.and_then(|text| Method::from_bytes(text.as_bytes()).ok())

@@ -13,6 +13,12 @@ use http::{HeaderValue, StatusCode};
 use std::collections::HashSet;
 use std::time::Duration;
 
+/// Shorter than the five seconds after which common servers close an idle connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// gRPC's health checking protocol.
+const GRPC_CHECK: &str = "/grpc.health.v1.Health/Check";
+
 pub fn service(value: &Value, here: &Here) -> Result<Service> {
     let mut table = value.table()?;
     let servers = servers(&mut table, here)?;
@@ -20,8 +26,18 @@ pub fn service(value: &Value, here: &Here) -> Result<Service> {
     let mut protocol = Protocol::default();
     let protocols = [("http1", Protocol::Http1), ("http2", Protocol::Http2)];
     table.set("protocol", &mut protocol, |value| value::one_of(&protocols, value))?;
+    let mut idle_timeout = IDLE_TIMEOUT;
+    table.set("idle_timeout", &mut idle_timeout, value::time)?;
+    let ping_interval = table.read("ping_interval", value::time)?;
     let tls = table.read("tls", |value| tls(value, here))?;
     let settings = settings(&mut table)?;
+    let is_grpc = settings.balance.check.as_ref().is_some_and(|check| check.grpc.is_some());
+    if is_grpc && protocol != Protocol::Http2 {
+        return Err(table.refuse_at(
+            "health",
+            format_args!("{} is checked by gRPC, which needs protocol = \"http2\"", table.name()),
+        ));
+    }
     let fallback = table.read("fallback", fallback)?.unwrap_or_default();
     table.finish()?;
     if servers.is_empty() && dns.is_empty() && !here.has_admin {
@@ -30,7 +46,16 @@ pub fn service(value: &Value, here: &Here) -> Result<Service> {
             table.name()
         )));
     }
-    Ok(Service { settings, servers, dns, protocol, tls, fallback })
+    if ping_interval.is_some() && protocol != Protocol::Http2 {
+        return Err(table.refuse_at(
+            "ping_interval",
+            format_args!(
+                "{} speaks HTTP/1.1, which has no pings: leave it out, or add protocol = \"http2\"",
+                table.name()
+            ),
+        ));
+    }
+    Ok(Service { settings, servers, dns, protocol, idle_timeout, ping_interval, tls, fallback })
 }
 
 fn servers(table: &mut Table, here: &Here) -> Result<Vec<ServerSpec>> {
@@ -175,6 +200,7 @@ fn breaker(value: &Value) -> Result<breaker::Settings> {
     table.set("open_for", &mut breaker.open_for, value::time)?;
     table.set("open_max", &mut breaker.open_max, value::time)?;
     table.set("trials", &mut breaker.n_trials, value::integer(1..=1000))?;
+    table.set("trial_timeout", &mut breaker.trial_timeout, value::time)?;
     table.finish()?;
     table.bound("open_for", &mut breaker.open_for, "open_max", breaker.open_max)?;
     Ok(breaker)
@@ -199,8 +225,37 @@ fn balance(value: &Value, balance: &mut balance::Settings) -> Result<()> {
 fn health(value: &Value, balance: &mut balance::Settings) -> Result<()> {
     let mut table = value.table()?;
     let path = table.read("path", value::path_and_query)?;
-    let is_on = path.is_some();
-    let mut check = HealthCheck::of(path.unwrap_or_default());
+    let grpc = table.read("grpc", |value| match value.text()? {
+        text if text.is_empty() || value::is_name(text) => Ok(text.to_owned()),
+        _ => Err(value.must("be the name of a service of gRPC, or \"\" for the server as a whole")),
+    })?;
+    if path.is_some() && grpc.is_some() {
+        return Err(table.refuse_at(
+            "grpc",
+            format_args!("{} has both path and grpc: keep one of them", table.name()),
+        ));
+    }
+    let is_on = path.is_some() || grpc.is_some();
+    let is_grpc = grpc.is_some();
+    let mut check = HealthCheck::of(path.unwrap_or_else(|| GRPC_CHECK.to_owned()));
+    check.grpc = grpc;
+    check.host = table.read("host", value::host_and_port)?;
+    table.set("method", &mut check.method, super::route::method)?;
+    let statuses = table.list("statuses", statuses)?;
+    if !statuses.is_empty() {
+        check.statuses = statuses;
+    }
+    for key in ["method", "statuses"] {
+        if is_grpc && table.has(key) {
+            let name = table.name();
+            return Err(table.refuse_at(
+                key,
+                format_args!(
+                    "{key} in {name} is about a check with path, and not of gRPC's: leave it out"
+                ),
+            ));
+        }
+    }
     table.set("interval", &mut check.interval, value::time)?;
     table.set("timeout", &mut check.timeout, value::time)?;
     table.set("well_after", &mut check.n_well, value::integer(1..=1000))?;
@@ -217,12 +272,12 @@ fn health(value: &Value, balance: &mut balance::Settings) -> Result<()> {
     table.finish()?;
     table.bound("trip_for", &mut balance.trip_for, "trip_max", balance.trip_max)?;
     table.bound("eject_for", &mut balance.eject_for, "eject_max", balance.eject_max)?;
-    for key in ["interval", "timeout", "well_after", "unwell_after"] {
+    for key in ["interval", "timeout", "well_after", "unwell_after", "host", "method", "statuses"] {
         if !is_on && table.has(key) {
             return Err(table.refuse_at(
                 key,
                 format_args!(
-                    "{key} in {} is about an active check: add path = \"/…\" to turn it on",
+                    "{key} in {} is about an active check: add path = \"/…\" (or grpc) to turn it on",
                     table.name()
                 ),
             ));
@@ -230,6 +285,21 @@ fn health(value: &Value, balance: &mut balance::Settings) -> Result<()> {
     }
     balance.check = is_on.then_some(check);
     Ok(())
+}
+
+/// `204`, `"2xx"` or `"200-299"`.
+fn statuses(value: &Value) -> Result<(u16, u16)> {
+    let whole = |value: &Value| value::integer(100..=599_u16)(value).map(|status| (status, status));
+    let Some(text) = value.get().as_str() else { return whole(value) };
+    let class = text.strip_suffix("xx").and_then(|class| class.parse::<u16>().ok());
+    let class = class.filter(|class| (1..=5).contains(class)).map(|class| class * 100);
+    let range =
+        text.split_once('-').and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    let range = range.filter(|(from, to)| 100 <= *from && from <= to && *to <= 599);
+    class
+        .map(|class| (class, class + 99))
+        .or(range)
+        .ok_or_else(|| value.must("be a status or several, such as 204, \"2xx\" or \"200-299\""))
 }
 
 fn fallback(value: &Value) -> Result<Fallback> {

@@ -1,6 +1,7 @@
 //! A TOML table that is read key by key. It remembers what it was asked for, and at the end
 //! refuses what nobody asked for: what is known is said once, where it is read.
 
+use super::known::MAIN;
 use super::value::cut;
 use std::fmt::{self, Display};
 use std::rc::Rc;
@@ -198,7 +199,20 @@ impl<'a> Value<'a> {
     }
 
     pub fn table(&self) -> Result<Table<'a>> {
-        let entries = self.get().as_table().ok_or_else(|| self.must("be a table"))?;
+        let entries = self.get().as_table().ok_or_else(|| {
+            let main = MAIN.iter().find(|(key, _)| *key == self.key);
+            match (main, self.get().as_str()) {
+                (Some((key, setting)), Some(text)) => {
+                    let text = cut(text);
+                    let list = if self.is_item { ("[", "]") } else { ("", "") };
+                    self.must(format_args!(
+                        "be a table, such as {key} = {}{{ {setting} = {text:?} }}{}",
+                        list.0, list.1
+                    ))
+                }
+                _ => self.must("be a table"),
+            }
+        })?;
         let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         let mut path = match self.table.path.as_str() {
             "" => String::new(),

@@ -2,8 +2,10 @@
 //! and what is allowed.
 
 use super::table::{Result, Value};
+use crate::config::{Network, Pattern};
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Uri};
+use regex::RegexBuilder;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -12,6 +14,9 @@ use toml::de::DeValue;
 
 /// Durations longer than this are slips, and would overflow where they are added up.
 const TIME_MAX: Duration = Duration::from_secs(720 * 3600);
+
+/// What a compiled pattern may take.
+const PATTERN_BYTES_MAX: usize = 1 << 20;
 
 /// No more of a text than a line bears.
 pub fn cut(text: &str) -> String {
@@ -173,6 +178,28 @@ pub fn secret(value: &Value) -> Result<String> {
     })
 }
 
+pub fn flag(value: &Value) -> Result<bool> {
+    value.get().as_bool().ok_or_else(|| value.must("be true or false"))
+}
+
+/// A regular expression. Its size is bounded, and so is the time that it takes.
+pub fn pattern(value: &Value) -> Result<Pattern> {
+    let regex = RegexBuilder::new(value.text()?).size_limit(PATTERN_BYTES_MAX).build();
+    regex.map(Pattern).map_err(|error| {
+        let error = error.to_string();
+        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        let reason: String = reason.chars().filter(|c| !c.is_control()).take(120).collect();
+        value.refuse(format_args!("{} is no regular expression: {reason}", value.subject()))
+    })
+}
+
+/// An address, or a network as `ADDRESS/BITS`.
+pub fn network(value: &Value) -> Result<Network> {
+    value.get().as_str().and_then(Network::of).ok_or_else(|| {
+        value.must("be an address or a network, such as \"10.0.0.1\" or \"10.0.0.0/8\"")
+    })
+}
+
 pub fn address(value: &Value) -> Result<SocketAddr> {
     let address = value.get().as_str().and_then(|text| text.parse().ok());
     address.ok_or_else(|| {
@@ -185,6 +212,17 @@ pub fn host(value: &Value) -> Result<String> {
     let text = value.text()?.to_ascii_lowercase();
     let is_host = is_host(&text) || text.parse::<IpAddr>().is_ok();
     if is_host { Ok(text) } else { Err(value.must("be a host's name, such as \"api.internal\"")) }
+}
+
+/// A host's name or address, with a port or without, as the `Host` field has it.
+pub fn host_and_port(value: &Value) -> Result<String> {
+    let text = value.text()?;
+    let (name, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let is_host = is_host(name) && port.bytes().all(|byte| byte.is_ascii_digit());
+    match is_host {
+        true => Ok(text.to_owned()),
+        false => Err(value.must("be a host, such as \"shop.example\" or \"shop.example:8080\"")),
+    }
 }
 
 /// A host that requests are for, or `*.` and what it ends with; lower-case.
@@ -231,6 +269,13 @@ pub fn path(value: &Value) -> Result<String> {
         Some(path) if path.query().is_none() => Ok(path.to_string()),
         _ => Err(value.must("be a path that begins with \"/\", without a query")),
     }
+}
+
+/// A path that requests are compared with, in the form in which they are.
+pub fn matched_path(value: &Value) -> Result<String> {
+    crate::path::compared(&path(value)?).ok_or_else(|| {
+        value.must("be a path that all servers read alike, without dot segments beside %2F or ;")
+    })
 }
 
 /// A path, and a query if it needs one.

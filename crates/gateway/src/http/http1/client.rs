@@ -83,6 +83,11 @@ impl Connection {
         self.is_idle() && self.io.is_quiet()
     }
 
+    /// Whether anything of the answer that is waited for has come.
+    pub fn has_heard(&self) -> bool {
+        !self.is_waiting || !self.io.input.is_empty()
+    }
+
     /// Where a request's head is to be written.
     pub fn head(&mut self) -> head::Writer<'_> {
         self.io.output.reserve(HEAD_BYTES);

@@ -4,9 +4,9 @@ use super::Error;
 use super::length::Length;
 use crate::http::fields::{Fields, name};
 use crate::http::message;
+use crate::http::target::Target;
 use bytes::{Buf, Bytes};
-use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Version};
 use httparse::{Header, Status};
 use std::mem::MaybeUninit;
 
@@ -87,13 +87,11 @@ impl Request {
             }
             let method = Method::from_bytes(method.as_bytes())
                 .map_err(|_| Error::Malformed("the method"))?;
-            let target =
-                Uri::try_from(target).map_err(|_| Error::Malformed("the target is no URI"))?;
+            let target = Target::parse(target, method == Method::CONNECT)?;
             let version = version(parsed.version);
             let (fields, framing) = fields(n_bytes, parsed.headers)?;
             (n_bytes, method, target, version, fields, framing)
         };
-        input.advance(n_bytes);
         let length = match (framing.is_chunked, framing.n_told) {
             // RFC 9112, 6.1 and 11.2: what may be an attempt to smuggle a request is refused.
             (true, Some(_)) => return Err(Error::Malformed("a length, and chunks")),
@@ -103,6 +101,8 @@ impl Request {
             (true, None) => Length::Chunked,
             (false, n_told) => Length::Told(n_told.unwrap_or(0)),
         };
+        // What is refused stays, to tell of it.
+        input.advance(n_bytes);
         let expects = fields
             .get(name::EXPECT)
             .is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
@@ -216,7 +216,7 @@ fn n_of(text: &[u8]) -> Option<u64> {
 impl From<httparse::Error> for Error {
     fn from(error: httparse::Error) -> Error {
         match error {
-            httparse::Error::TooManyHeaders => Error::HeadTooLarge,
+            httparse::Error::TooManyHeaders => Error::TooManyFields,
             httparse::Error::HeaderName => Error::Malformed("a field's name"),
             httparse::Error::HeaderValue => Error::Malformed("a field's value"),
             httparse::Error::NewLine => Error::Malformed("a line's end"),
@@ -231,13 +231,10 @@ impl From<httparse::Error> for Error {
 pub struct Writer<'a>(pub &'a mut Vec<u8>);
 
 impl Writer<'_> {
-    pub fn request(&mut self, method: &Method, target: &PathAndQuery) {
+    pub fn request(&mut self, method: &Method, target: &str) {
         self.text(method.as_str());
         self.text(" ");
-        if target.as_str().starts_with('?') {
-            self.text("/");
-        }
-        self.text(target.as_str());
+        self.text(target);
         self.text(" HTTP/1.1\r\n");
     }
 
@@ -316,7 +313,7 @@ mod tests {
                 let kept = if head.is_kept { "kept" } else { "closed" };
                 let waits = if head.is_waiting { ", waits" } else { "" };
                 let message::Request { method, target, .. } = head.request;
-                format!("{method:?} {target} {:?}, {kept}{waits}", head.length)
+                format!("{method:?} {} {:?}, {kept}{waits}", target.text(), head.length)
             }
             Err(error) => format!("{error:?}"),
         }
@@ -409,7 +406,7 @@ mod tests {
     fn a_head_has_its_limits() {
         let fields = |n: usize, field: &str| format!("GET / HTTP/1.1\r\n{}\r\n", field.repeat(n));
         assert_eq!(told(&fields(100, "x: y\r\n")), "GET / Told(0), kept");
-        assert_eq!(told(&fields(101, "x: y\r\n")), "HeadTooLarge");
+        assert_eq!(told(&fields(101, "x: y\r\n")), "TooManyFields");
         let wide = format!("x: {}\r\n", "y".repeat(4090));
         assert_eq!(told(&fields(1, &wide)), "GET / Told(0), kept");
         assert_eq!(told(&fields(2, &wide)), "HeadTooLarge");
@@ -499,7 +496,7 @@ mod tests {
     fn a_head_is_written_line_by_line() {
         let mut out = Vec::new();
         let mut to = Writer(&mut out);
-        to.request(&Method::GET, &PathAndQuery::from_static("?a"));
+        to.request(&Method::GET, "/?a");
         let mut fields = Fields::default();
         fields.add("host", "h");
         fields.add("Content-Length", "7");

@@ -417,7 +417,7 @@ mod tests {
         let trailers = format!("0\r\nx: {}", "y".repeat(20_000));
         assert!(outcome(&trailers).contains("too large"));
         let fields = format!("0\r\n{}\r\n", "x: y\r\n".repeat(100));
-        assert!(outcome(&fields).contains("too large"));
+        assert!(outcome(&fields).contains("too many headers"));
     }
 
     #[test]

@@ -24,6 +24,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
+/// No more of a line is told of.
+const LINE_BYTES_MAX: usize = 1024;
+
 pub struct Connection {
     shared: Arc<Mutex<Shared>>,
     limits: Limits,
@@ -308,22 +311,27 @@ impl Connection {
         self.asked.is_kept
     }
 
+    /// What there is of the first line of a request that was not read, to tell of it.
+    pub fn first_line(&self) -> String {
+        let shared = self.shared.lock();
+        let input = shared.io.as_ref().map_or(&[][..], |io| &io.input[..]);
+        let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+        String::from_utf8_lossy(&line[..line.len().min(LINE_BYTES_MAX)]).into_owned()
+    }
+
     /// Writes the answer to what cannot be read; the connection ends with it.
-    pub fn refuse(&mut self, error: Error, date: Date) {
-        let status = match error {
-            Error::Malformed(_) => StatusCode::BAD_REQUEST,
-            Error::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Error::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Error::Cut => return,
-        };
+    pub fn refuse(&mut self, status: StatusCode, reason: &str, date: Date) {
         let mut shared = self.shared.lock();
         let Some(io) = &mut shared.io else { return };
         let mut to = Writer(&mut io.output);
         to.status(status);
         to.field(name::DATE, &date);
-        to.length(Length::Told(0));
+        to.field(name::CONTENT_TYPE, b"text/plain; charset=utf-8");
+        to.length(Length::Told(reason.len() as u64 + 1));
         to.field(name::CONNECTION, b"close");
         to.end();
+        io.output.extend_from_slice(reason.as_bytes());
+        io.output.push(b'\n');
     }
 }
 
