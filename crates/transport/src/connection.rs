@@ -175,11 +175,15 @@ impl Peer {
     }
 
     async fn open(&self, inner: &Arc<Inner>, priority: Priority) -> Result<Connection, String> {
-        let text = |error: std::io::Error| error.to_string();
+        let text = |error: std::io::Error| inner.explain(&error);
         let stream = inner.env.net().connect(self.address).await.map_err(text)?;
-        let stream: Stream = match &inner.tls {
-            Some(tls) => tls.connect(stream).await.map_err(text)?,
-            None => stream,
+        let (stream, name): (Stream, Option<Arc<str>>) = match &inner.tls {
+            Some(tls) => {
+                let known = tls.connect(stream, self.address.ip()).await;
+                let (stream, name) = known.inspect_err(|reason| inner.say(reason))?;
+                (stream, Some(name))
+            }
+            None => (stream, None),
         };
         let (mut read, mut write) = tokio::io::split(stream);
         let mut writer = Writer::default();
@@ -189,7 +193,7 @@ impl Peer {
         let mut reader = Reader::default();
         let mut input = BytesMut::new();
         let answer = next_frame(inner, &mut read, &mut reader, &mut input).await?;
-        check_hello(inner, &answer, Some(self.node))?;
+        check_hello(inner, &answer, Some(self.node), name.as_deref())?;
         add(&inner.counters.n_connections_opened, 1);
 
         let (requests, queue) = mpsc::channel(QUEUE_FRAMES);
@@ -268,7 +272,7 @@ impl Drop for Forget<'_> {
 }
 
 /// The protocol number. A change of a frame, of a message or of a type in a message raises it: see FORMAT.md.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
     let mut payload = BytesMut::new();
@@ -282,10 +286,12 @@ pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
 }
 
 /// The speaker's id, if this node may talk to it. `expected`: the node that this side meant to reach.
+/// `name`: what stands in the speaker's certificate.
 pub(crate) fn check_hello(
     inner: &Inner,
     frame: &Frame,
     expected: Option<NodeId>,
+    name: Option<&str>,
 ) -> Result<NodeId, String> {
     let mut payload = frame.payload.clone();
     if frame.shape != Shape::Hello || payload.len() != 36 {
@@ -311,6 +317,11 @@ pub(crate) fn check_hello(
             Err(format!("node {from} now listens there, not node {expected}"))
         }
         _ => {
+            if let Some(name) = name
+                && from != ANYONE
+            {
+                inner.may_speak(from, name).inspect_err(|reason| inner.say(reason))?;
+            }
             inner.heard_from(from, boot);
             Ok(from)
         }
@@ -351,7 +362,7 @@ pub(crate) async fn next_frame(
         match read.read_buf(input).await {
             Ok(0) => return Err("the other side closed the connection".into()),
             Ok(n) => add(&inner.counters.n_bytes_received, n as u64),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(inner.explain(&error)),
         }
     }
 }

@@ -105,7 +105,7 @@ async fn closes_after(net: &MemoryNet, bytes: &[u8], greeted: bool) -> bool {
 
 fn greeting(writer: &mut Writer) -> BytesMut {
     let numbers = [7u64, 1, 2, 1].map(u64::to_le_bytes);
-    let fields = [&4u32.to_le_bytes()[..], &numbers.concat()];
+    let fields = [&5u32.to_le_bytes()[..], &numbers.concat()];
     let payload = Bytes::from(fields.concat());
     let mut out = BytesMut::new();
     let frame = Frame { shape: Shape::Hello, kind: 1, request: 0, deadline_ms: 0, payload };
