@@ -8,6 +8,7 @@
 //! founded         the first start of a founder went through: from now on its state must be there
 //! topology.json   the nodes it last knew, to find the others after a restart
 //! supervisor.pid, worker.pid, lock
+//! local/          a socket for SQL clients of this machine: for the directory's owner, without a password
 //! ```
 
 use base::NodeId;
@@ -15,11 +16,14 @@ use cluster::{NodeRow, Topology};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The format number: the layout that this program reads and writes. A change of keys, log entries, votes or anything
 /// else in the directory raises it: see FORMAT.md. A directory without the number is of layout 0.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The oldest layout that this program reads. It writes the present one: the rows of nodes get names.
+const FORMAT_MIN: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -42,6 +46,13 @@ pub enum Error {
     InUse(PathBuf),
 }
 
+/// The door for SQL clients of this machine, as psql looks for it: `psql -h DIR/local`.
+pub fn door(dir: &Path) -> PathBuf {
+    dir.join("local").join(format!(".s.PGSQL.{DOOR_PORT}"))
+}
+
+pub const DOOR_PORT: u16 = 5432;
+
 /// A node's data directory.
 #[derive(Clone, Debug)]
 pub struct Home {
@@ -51,7 +62,10 @@ pub struct Home {
 impl Home {
     pub fn open(dir: &Path) -> Result<Home, Error> {
         let home = Home { dir: dir.into() };
-        fs::create_dir_all(dir).map_err(home.io("create", ""))?;
+        // Keys, and the door that needs no password, are in there.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(dir).map_err(home.io("create", ""))?;
         Ok(home)
     }
 
@@ -86,10 +100,18 @@ impl Home {
     pub fn identity(&self) -> Result<Option<Identity>, Error> {
         let Some(identity) = self.read_json("identity.json")? else { return Ok(None) };
         let found = self.read_json("format")?.unwrap_or(0);
-        if found != FORMAT {
+        if !(FORMAT_MIN..=FORMAT).contains(&found) {
             return Err(Error::Format { dir: self.dir.clone(), found });
         }
         Ok(Some(identity))
+    }
+
+    /// Before anything is written in the present layout.
+    pub fn raise_format(&self) -> Result<(), Error> {
+        match self.read_json::<u32>("format")? {
+            Some(found) if found < FORMAT => self.write_json("format", &FORMAT),
+            _ => Ok(()),
+        }
     }
 
     pub fn set_identity(&self, identity: &Identity) -> Result<(), Error> {
@@ -124,6 +146,20 @@ impl Home {
         }
         self.write_json("ticket", &fresh)?;
         Ok(fresh)
+    }
+
+    /// Where the door is, in a directory that is open to its owner alone.
+    pub fn prepare_door(&self) -> Result<PathBuf, Error> {
+        let dir = self.dir.join("local");
+        let made = || {
+            match fs::DirBuilder::new().mode(0o700).create(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+        };
+        made().map_err(self.io("create", "local"))?;
+        Ok(door(&self.dir))
     }
 
     pub fn is_founded(&self) -> bool {
@@ -198,7 +234,11 @@ mod tests {
         assert!(matches!(home.identity(), Err(Error::Format { found: 0, .. })));
         fs::write(dir.path().join("format"), "7").unwrap();
         let error = home.identity().unwrap_err().to_string();
-        assert!(error.contains("has format 7, and this program reads format 1"), "{error}");
+        assert!(error.contains("has format 7, and this program reads format 2"), "{error}");
+        fs::write(dir.path().join("format"), "1").unwrap();
+        assert!(home.identity().unwrap().is_some());
+        home.raise_format().unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("format")).unwrap(), "2");
     }
 
     #[test]

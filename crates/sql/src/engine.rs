@@ -9,13 +9,14 @@ mod sequences;
 mod statistics;
 
 pub use sequences::Sequences;
-pub use statistics::{StatementStat, Stopwatch, normalise};
+pub use statistics::{Lexeme, Lexer, StatementStat, Stopwatch, normalise};
 
 use crate::catalog::{Catalog, Changed, PUBLIC, Schema, User, retry, rows};
-use crate::error::{Result, state};
+use crate::error::{Error, Result, state};
 use crate::session::{Canceler, Session};
 use crate::wide::Wide;
-use base::Env;
+use crate::wire::access::Access;
+use base::{Env, Key};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 pub(crate) use plans::PlanKey;
@@ -24,7 +25,7 @@ use statistics::Statistics;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use txn::Isolation;
+use txn::{Isolation, LockMode, Wait};
 
 /// How clients prove who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,16 @@ pub enum Auth {
     Trust,
     /// SCRAM-SHA-256 against the verifier stored with the user.
     Scram,
+}
+
+/// Bytes that no client ever sees.
+pub type Secret = [u8; 32];
+
+/// The relation of the cluster's secret, of one row. No name leads to it.
+const SECRET: u32 = 3;
+
+fn secret_key() -> Key {
+    Key::copy_from_slice(&SECRET.to_be_bytes())
 }
 
 /// The user that a fresh cluster has.
@@ -50,7 +61,8 @@ struct Inner {
     wide: Arc<dyn Wide>,
     catalog: Catalog,
     node: Arc<dyn crate::views::Source>,
-    auth: Auth,
+    access: Access,
+    secret: tokio::sync::OnceCell<Secret>,
     sequences: Sequences,
     plans: Plans,
     statistics: Statistics,
@@ -64,7 +76,7 @@ impl Engine {
         client: txn::Client,
         wide: Arc<dyn Wide>,
         node: Arc<dyn crate::views::Source>,
-        auth: Auth,
+        access: impl Into<Access>,
     ) -> Engine {
         Engine {
             inner: Arc::new(Inner {
@@ -78,7 +90,8 @@ impl Engine {
                 client,
                 wide,
                 node,
-                auth,
+                access: access.into(),
+                secret: tokio::sync::OnceCell::new(),
             }),
         }
     }
@@ -116,11 +129,23 @@ impl Engine {
                     };
                     txn.put(rows::user_key(FIRST_USER), rows::encode(&user)?)?;
                 }
+                self.make_secret(&mut txn).await?;
                 txn.commit().await?;
                 Ok(())
             })
             .await
         })
+    }
+
+    async fn make_secret(&self, txn: &mut txn::Txn) -> Result<()> {
+        let key = secret_key();
+        let locked = txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await?;
+        if let Some(txn::Locked::Held { row: None }) = locked.first() {
+            let draws: [u64; 4] = std::array::from_fn(|_| self.inner.env.random());
+            let secret: Vec<u8> = draws.iter().flat_map(|draw| draw.to_be_bytes()).collect();
+            txn.put(key, secret.into())?;
+        }
+        Ok(())
     }
 
     /// One step of removing what dropped and truncated tables left; see [`crate::catalog::Sweep`].
@@ -151,8 +176,27 @@ impl Engine {
         &*self.inner.wide
     }
 
-    pub fn auth(&self) -> Auth {
-        self.inner.auth
+    /// Who may connect.
+    pub fn access(&self) -> &Access {
+        &self.inner.access
+    }
+
+    /// The secret that makes up what strangers see of roles that do not exist: the same on each node.
+    pub async fn secret(&self) -> Result<Secret> {
+        let read = || async {
+            let mut txn = self.inner.client.begin(Isolation::ReadCommitted);
+            let found = txn.get_only(&[secret_key()]).await;
+            txn.rollback().await;
+            let row = found?.into_iter().next().flatten();
+            let secret = row.and_then(|row| Secret::try_from(&row.value[..]).ok());
+            secret.ok_or_else(|| {
+                Error::new(
+                    state::UNAVAILABLE,
+                    "the cluster is starting: its secret is not there yet",
+                )
+            })
+        };
+        self.inner.secret.get_or_try_init(read).await.copied()
     }
 
     pub fn node(&self) -> &Arc<dyn crate::views::Source> {

@@ -30,6 +30,7 @@ pub enum AtollView {
     Locks,
     RollbackSegments,
     Settings,
+    Access,
 }
 
 impl AtollView {

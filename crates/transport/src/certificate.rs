@@ -27,8 +27,8 @@ pub struct Facts {
 
 impl Facts {
     pub fn read(der: &[u8]) -> Result<Facts, String> {
-        let (_, certificate) =
-            X509Certificate::from_der(der).map_err(|error| format!("not a certificate: {error}"))?;
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| format!("not a certificate: {error}"))?;
         let common = |name: &x509_parser::x509::X509Name<'_>| {
             let first = name.iter_common_name().next().and_then(|name| name.as_str().ok());
             first.unwrap_or_default().to_owned()
@@ -70,11 +70,15 @@ fn host(name: &GeneralName<'_>) -> Option<String> {
 pub fn check_name(name: &str) -> Result<(), String> {
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
     if name.is_empty() || name.len() > NAME_CHARS_MAX || name.starts_with('.') {
-        return Err(format!("{name:.64?} is no name for a node: it needs 1 to {NAME_CHARS_MAX} letters"));
+        return Err(format!(
+            "{name:.64?} is no name for a node: it needs 1 to {NAME_CHARS_MAX} letters"
+        ));
     }
     match name.chars().all(is_plain) {
         true => Ok(()),
-        false => Err(format!("{name:?} is no name for a node: use letters, digits, `-`, `_` and `.`")),
+        false => {
+            Err(format!("{name:?} is no name for a node: use letters, digits, `-`, `_` and `.`"))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use base::{Env, NodeId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -193,7 +193,8 @@ impl Peer {
         let mut reader = Reader::default();
         let mut input = BytesMut::new();
         let answer = next_frame(inner, &mut read, &mut reader, &mut input).await?;
-        check_hello(inner, &answer, Some(self.node), name.as_deref())?;
+        let shown = name.as_deref().map(|name| (name, self.address.ip()));
+        check_hello(inner, &answer, Some(self.node), shown)?;
         add(&inner.counters.n_connections_opened, 1);
 
         let (requests, queue) = mpsc::channel(QUEUE_FRAMES);
@@ -286,12 +287,12 @@ pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
 }
 
 /// The speaker's id, if this node may talk to it. `expected`: the node that this side meant to reach.
-/// `name`: what stands in the speaker's certificate.
+/// `shown`: the name in the speaker's certificate, and where the speaker is.
 pub(crate) fn check_hello(
     inner: &Inner,
     frame: &Frame,
     expected: Option<NodeId>,
-    name: Option<&str>,
+    shown: Option<(&str, IpAddr)>,
 ) -> Result<NodeId, String> {
     let mut payload = frame.payload.clone();
     if frame.shape != Shape::Hello || payload.len() != 36 {
@@ -317,10 +318,13 @@ pub(crate) fn check_hello(
             Err(format!("node {from} now listens there, not node {expected}"))
         }
         _ => {
-            if let Some(name) = name
+            if let Some((name, at)) = shown
                 && from != ANYONE
+                && let Err(reason) = inner.may_speak(from, name)
             {
-                inner.may_speak(from, name).inspect_err(|reason| inner.say(reason))?;
+                let reason = format!("{at} is refused: {reason}");
+                inner.say(&reason);
+                return Err(reason);
             }
             inner.heard_from(from, boot);
             Ok(from)

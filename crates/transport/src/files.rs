@@ -53,7 +53,10 @@ impl<T> Files<T> {
                     state.value = Arc::new(value);
                 }
                 Err(reason) => {
-                    tracing::warn!(reason, "changed files are not taken up; the old ones stay in force");
+                    tracing::warn!(
+                        reason,
+                        "changed files are not taken up; the old ones stay in force"
+                    );
                 }
             }
         }

@@ -99,9 +99,9 @@ impl Inner {
         }
         let holder = names.iter().rev().find(|(_, known)| &***known == name);
         match holder {
-            Some((holder, _)) if node < *holder => {
-                Err(format!("the certificate {name:?} is node {holder}'s, and speaks as node {node}"))
-            }
+            Some((holder, _)) if node < *holder => Err(format!(
+                "the certificate {name:?} is node {holder}'s, and speaks as node {node}"
+            )),
             _ => Ok(()),
         }
     }

@@ -51,8 +51,7 @@ async fn answer(inner: &Arc<Inner>, stream: Stream, at: IpAddr) -> Result<(), St
         let text = |error: std::io::Error| inner.explain(&error);
         let (stream, name): (Stream, Option<Arc<str>>) = match &inner.tls {
             Some(tls) => {
-                let known = tls.accept(stream, at).await;
-                let (stream, name) = known.inspect_err(|reason| inner.say(reason))?;
+                let (stream, name) = tls.accept(stream, at, |reason| inner.say(reason)).await?;
                 (stream, Some(name))
             }
             None => (stream, None),
@@ -61,7 +60,7 @@ async fn answer(inner: &Arc<Inner>, stream: Stream, at: IpAddr) -> Result<(), St
         let mut reader = Reader::default();
         let mut input = BytesMut::new();
         let first = next_frame(inner, &mut read, &mut reader, &mut input).await?;
-        let from = check_hello(inner, &first, None, name.as_deref())?;
+        let from = check_hello(inner, &first, None, name.as_deref().map(|name| (name, at)))?;
         let priority = Priority::from_index(first.kind).ok_or("an unknown priority")?;
         let mut writer = Writer::default();
         let mut out = BytesMut::new();

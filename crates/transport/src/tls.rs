@@ -67,8 +67,9 @@ impl Tls {
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Tls, Error> {
-        let certified = CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
-            .map_err(|error| Error::Tls(error.to_string()))?;
+        let certified =
+            CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
+                .map_err(|error| Error::Tls(error.to_string()))?;
         let credentials = Credentials::new(authority, certified).map_err(Error::Tls)?;
         Ok(Tls(Source::Given(Arc::new(credentials))))
     }
@@ -108,7 +109,13 @@ impl Tls {
         }
     }
 
-    pub(crate) async fn accept(&self, stream: Stream, from: IpAddr) -> Result<Known, String> {
+    /// `refused` hears why at once: who is refused may take its time to go.
+    pub(crate) async fn accept(
+        &self,
+        stream: Stream,
+        from: IpAddr,
+        refused: impl Fn(&str),
+    ) -> Result<Known, String> {
         let own = self.now();
         let judge = Arc::new(Judge::new(&own, from));
         let config = ServerConfig::builder_with_provider(own.provider.clone())
@@ -122,13 +129,18 @@ impl Tls {
                 Ok((Box::new(stream), name))
             }
             Err((error, stream)) => {
+                let reason = match judge.refused.get() {
+                    Some(reason) => reason.clone(),
+                    None => match own.explain(&error) {
+                        Some(reason) => format!("{from}: {reason}"),
+                        None => format!("{from} is refused: {error}"),
+                    },
+                };
+                refused(&reason);
                 let mut last = tokio::io::sink();
                 // Whatever comes of it, the peer is refused.
                 drop(tokio::io::copy(&mut stream.take(LAST_BYTES_MAX), &mut last).await);
-                Err(match judge.refused.get() {
-                    Some(reason) => reason.clone(),
-                    None => own.explain(&error).unwrap_or_else(|| format!("TLS: {error}")),
-                })
+                Err(reason)
             }
         }
     }
@@ -140,7 +152,8 @@ impl Tls {
 }
 
 fn peer_name(chain: Option<&[CertificateDer<'_>]>) -> Result<Arc<str>, String> {
-    let first = chain.and_then(|chain| chain.first()).ok_or("the other side shows no certificate")?;
+    let first =
+        chain.and_then(|chain| chain.first()).ok_or("the other side shows no certificate")?;
     let facts = Facts::read(first)?;
     Ok(facts.node_name()?.into())
 }
@@ -265,7 +278,9 @@ impl Judge {
                         "{peer} shows the certificate {name:.64?}, which is good from {begins} on: compare the \
                          clocks of the two hosts"
                     ),
-                    other => format!("{peer} shows the certificate {name:.64?} of {authority:.64?}: {other}"),
+                    other => format!(
+                        "{peer} shows the certificate {name:.64?} of {authority:.64?}: {other}"
+                    ),
                 }
             }
         };

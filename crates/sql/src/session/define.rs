@@ -216,14 +216,8 @@ async fn define(exec: &mut Exec<'_>, tree: &Statement, online: bool) -> Result<D
             exec.rename_index(name, to).await?;
             None
         }
-        Statement::CreateUser { name, options } => {
-            exec.create_user(name, options).await?;
-            None
-        }
-        Statement::AlterUser { name, options } => {
-            exec.alter_user(name, options).await?;
-            None
-        }
+        Statement::CreateUser { name, options } => exec.create_user(name, options).await?,
+        Statement::AlterUser { name, options } => exec.alter_user(name, options).await?,
         Statement::DropUser { names, if_exists } => {
             defined.notices = exec.drop_users(names, *if_exists).await?;
             None

@@ -6,6 +6,7 @@ use crate::parse::{self, DropKind, SequenceOptions, UserOptions};
 use crate::plan::undefined_table;
 use crate::run::Exec;
 use crate::types::Type;
+use crate::wire::scram;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::{digest, hmac, pbkdf2};
@@ -289,7 +290,12 @@ impl Exec<'_> {
         Ok(None)
     }
 
-    pub async fn create_user(&mut self, name: &str, options: &UserOptions) -> Result<()> {
+    /// What is told of the options, if anything.
+    pub async fn create_user(
+        &mut self,
+        name: &str,
+        options: &UserOptions,
+    ) -> Result<Option<String>> {
         if Catalog::lock_user(self.txn, name).await?.is_some() {
             return Err(Error::new(
                 state::DUPLICATE_OBJECT,
@@ -299,16 +305,20 @@ impl Exec<'_> {
         let id = self.engine.catalog().allocate(1).await?;
         let mut user =
             User { id, name: name.to_owned(), verifier: None, superuser: false, login: false };
-        self.apply_user(&mut user, options)?;
+        let notice = self.apply_user(&mut user, options)?;
         self.txn.put(rows::user_key(name), rows::encode(&user)?)?;
-        Ok(())
+        Ok(notice)
     }
 
-    pub async fn alter_user(&mut self, name: &str, options: &UserOptions) -> Result<()> {
+    pub async fn alter_user(
+        &mut self,
+        name: &str,
+        options: &UserOptions,
+    ) -> Result<Option<String>> {
         let Some(mut user) = Catalog::lock_user(self.txn, name).await? else {
             return Err(no_user(name));
         };
-        self.apply_user(&mut user, options)?;
+        let notice = self.apply_user(&mut user, options)?;
         if let Some(new) = &options.rename {
             if Catalog::lock_user(self.txn, new).await?.is_some() {
                 return Err(Error::new(
@@ -320,7 +330,7 @@ impl Exec<'_> {
             user.name.clone_from(new);
         }
         self.txn.put(rows::user_key(&user.name), rows::encode(&user)?)?;
-        Ok(())
+        Ok(notice)
     }
 
     pub async fn drop_users(&mut self, names: &[String], if_exists: bool) -> Result<Vec<String>> {
@@ -340,10 +350,16 @@ impl Exec<'_> {
         Ok(notices)
     }
 
-    fn apply_user(&self, user: &mut User, options: &UserOptions) -> Result<()> {
+    fn apply_user(&self, user: &mut User, options: &UserOptions) -> Result<Option<String>> {
+        let mut notice = None;
         if let Some(password) = &options.password {
             user.verifier = match password {
                 None => None,
+                // Nobody could tell its holder from anybody else.
+                Some(password) if scram::is_empty(password) => {
+                    notice = Some(scram::EMPTY.to_owned());
+                    None
+                }
                 // A verifier as pg_dumpall writes it is taken as it is.
                 Some(password) if password.starts_with("SCRAM-SHA-256$") => Some(password.clone()),
                 Some(password) => {
@@ -360,7 +376,7 @@ impl Exec<'_> {
         if let Some(login) = options.login {
             user.login = login;
         }
-        Ok(())
+        Ok(notice)
     }
 }
 
