@@ -5,8 +5,9 @@
 //! leads, brings the replicas to where [`cluster::placement`] wants them.
 //!
 //! Who was away while the rows' own leader was replaced knows no address to read them at. It then
-//! asks whom it does know for what they know.
+//! asks whom it does know for what they know, and the hosts that it was told to join by.
 
+use crate::config::Seed;
 use crate::identity::{Home, Identity};
 use base::env::Instant;
 use base::{Env, Key, KeyRange, NodeId};
@@ -47,6 +48,8 @@ pub struct Parts {
     /// The ids of the members, for routing.
     pub known: watch::Sender<BTreeSet<NodeId>>,
     pub topology: Topology,
+    /// The hosts that this node was told to join by. Their names may lead to new addresses by now.
+    pub seeds: Vec<Seed>,
 }
 
 pub struct Membership {
@@ -410,11 +413,18 @@ impl Membership {
 
     async fn ask_around(&self) {
         let topology = self.topology();
-        let others = topology.members().filter(|row| row.id != self.me());
         // Whoever listens there by now: it may have taken the place of the one that is known.
-        let asks = others.map(|row| {
+        let mut addresses: BTreeSet<SocketAddr> =
+            topology.members().map(|row| row.peer_address).collect();
+        for seed in &self.parts.seeds {
+            let found = self.parts.env.timeout(ASK_AROUND, seed.addresses(&self.parts.env)).await;
+            // A name that nobody knows now is looked up again soon.
+            addresses.extend(found.and_then(Result::ok).unwrap_or_default());
+        }
+        addresses.remove(&self.parts.row.peer_address);
+        let asks = addresses.into_iter().map(|address| {
             let kind = MessageKind::Topology;
-            self.parts.transport.call_address(row.peer_address, kind, ASK_AROUND, Bytes::new())
+            self.parts.transport.call_address(address, kind, ASK_AROUND, Bytes::new())
         });
         // Who does not answer, or talks nonsense, is asked again soon.
         for answer in futures::future::join_all(asks).await.into_iter().flatten() {

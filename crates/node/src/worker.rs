@@ -29,6 +29,9 @@ use transport::{MessageKind, Transport};
 const BEAT: Duration = Duration::from_millis(500);
 /// A newcomer asks each of its seeds this often.
 const JOIN_PAUSE: Duration = Duration::from_millis(300);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// A certificate that has fewer days left is told of.
+const DAYS_LEFT_MIN: i64 = 30;
 /// What a newcomer has told of the seeds' answers and does not tell again.
 const SAID_BYTES_MAX: usize = 4096;
 
@@ -224,6 +227,9 @@ pub async fn start(
     let store = tokio::task::spawn_blocking(move || Store::open(&opening, &dir, options)).await??;
     let me = transport::Identity { node: identity.node, cluster: identity.cluster, boot };
     let name = tls.as_ref().map(transport::tls::Tls::name);
+    if let Some(tls) = &tls {
+        watch_expiry(env, tls.clone());
+    }
     let transport = Transport::new(env.clone(), me, tls);
     let topology = home.topology()?;
     membership::know_names(&transport, &topology);
@@ -273,6 +279,7 @@ pub async fn start(
         transport: transport.clone(),
         known,
         topology,
+        seeds: config.join.clone(),
     });
     members.register();
     let source = views::Views::new(
@@ -343,6 +350,25 @@ async fn open_door(
         )
         .into()),
     }
+}
+
+/// Tells the log once a day that this node's certificate expires soon.
+fn watch_expiry(env: &Env, tls: transport::tls::Tls) {
+    let clock = env.on(Runtime::Serve);
+    env.on(Runtime::Serve).spawn("expiry", async move {
+        loop {
+            let left_s = tls.expires_s() - clock.wall_us() / 1_000_000;
+            let (name, days) = (tls.name(), left_s / DAY.as_secs().cast_signed());
+            if days < DAYS_LEFT_MIN {
+                tracing::warn!(
+                    name,
+                    days,
+                    "this node's certificate expires soon: `atoll cert node {name}` renews it, without a restart"
+                );
+            }
+            clock.sleep(DAY).await;
+        }
+    });
 }
 
 /// Blocks of ids are numbered like starts, and noted in the same place.

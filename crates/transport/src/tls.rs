@@ -86,6 +86,11 @@ impl Tls {
         self.now().facts.name.clone()
     }
 
+    /// When it expires, in seconds since 1970.
+    pub fn expires_s(&self) -> i64 {
+        self.now().facts.expires.timestamp()
+    }
+
     pub(crate) async fn connect(&self, stream: Stream, to: IpAddr) -> Result<Known, String> {
         let own = self.now();
         let judge = Arc::new(Judge::new(&own, to));

@@ -1,4 +1,5 @@
-//! `atoll init`: founds a cluster of one node, to which others are joined.
+//! `atoll init`: founds a cluster of one node, to which others are joined. Whom the settings name to join is
+//! not asked; once the others are there, the founder finds them by those names too.
 
 use super::{Result, node_config, small_runtime};
 use crate::config::{Config, Settings};
@@ -48,11 +49,6 @@ impl Init {
 }
 
 fn found(env: &Env, config: &Config) -> Result<()> {
-    if !config.join.is_empty() {
-        return Err(
-            "a cluster is founded once: `atoll init` takes no --join, `atoll node` does".into()
-        );
-    }
     // Before anything is written: what is wrong with certificates is told now.
     let tls = config.load_tls()?.ok_or("a founder needs certificates")?;
     let home = Home::open(&config.data)?;

@@ -175,14 +175,15 @@ impl Addresses {
     }
 }
 
-/// The first so many bits.
+/// The address with all but its first so many bits cleared.
 fn masked(address: IpAddr, bits: u8) -> u128 {
     let (value, width) = match address {
         IpAddr::V4(four) => (u128::from(four.to_bits()), 32),
         IpAddr::V6(six) => (six.to_bits(), 128),
     };
     let dropped = width - u32::from(bits).min(width);
-    value.checked_shr(dropped).unwrap_or(0)
+    // All 128 of them: nothing is left.
+    value.checked_shr(dropped).and_then(|kept| kept.checked_shl(dropped)).unwrap_or(0)
 }
 
 #[cfg(test)]
