@@ -191,6 +191,7 @@ impl Cluster {
             since_us: 0,
             ticket: 0,
             replaced_by: None,
+            name: None,
         });
         let founders = Topology::of(founders);
         for (node, own) in nodes.iter().zip(founders.members()) {
@@ -217,7 +218,7 @@ impl Cluster {
         Config {
             zone: node.zone_name(),
             data: disk::files(node.host),
-            join: others.take(3).map(Node::peer_address).collect(),
+            join: others.take(3).map(|node| node.peer_address().into()).collect(),
             listen: node.peer_address(),
             sql_listen: node.sql_address(),
             auth: AuthMethod::Trust,
@@ -226,6 +227,8 @@ impl Cluster {
             memory_mib: 64,
             log: String::new(),
             tls: None,
+            sql_tls: None,
+            access: Vec::new(),
         }
     }
 

@@ -59,6 +59,7 @@ mod tests {
             since_us: 0,
             ticket: 0,
             replaced_by: replaced_by.map(NodeId),
+            name: None,
         }))
     }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 pub const JOIN_TRY: Duration = Duration::from_secs(5);
 
 /// "The worker of this node, in this start of it, is dead." The process that reaped or killed the worker
-/// reports it, so it is a fact and not a suspicion (Falcon's rule: kill before you report).
+/// reports it, so it is a fact and not a suspicion (Falcon's rule: kill before you report). It is believed only
+/// from a holder of that node's own certificate: its supervisor has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeathReport {
     pub node: NodeId,
@@ -26,7 +27,7 @@ impl DeathReport {
     }
 }
 
-/// A node without an identity asks to be let in.
+/// A node without an identity asks to be let in. Its name comes from its certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
     /// Drawn once for a data directory without an identity. The newcomer asks with the same ticket each time.

@@ -23,6 +23,9 @@ pub struct NodeRow {
     pub ticket: u64,
     /// Another node has taken its place: its data was lost, and it never comes back.
     pub replaced_by: Option<NodeId>,
+    /// The name in its certificate. None in a network without TLS, and in rows that an older program wrote.
+    #[serde(default)]
+    pub name: Option<String>,
 }
 
 /// All nodes that ever belonged to the cluster.
@@ -61,6 +64,11 @@ impl Topology {
         self.members().find(|row| row.ticket == ticket && ticket != 0).map(|row| row.id)
     }
 
+    /// The member with this name in its certificate. A newcomer with that name takes its place.
+    pub fn named(&self, name: &str) -> Option<NodeId> {
+        self.members().find(|row| row.name.as_deref() == Some(name)).map(|row| row.id)
+    }
+
     /// The member whose place a newcomer at this address takes: two nodes cannot listen at one address.
     pub fn replaced_at(&self, address: SocketAddr) -> Option<NodeId> {
         self.members().find(|row| row.peer_address == address).map(|row| row.id)
@@ -81,6 +89,7 @@ mod tests {
             since_us: 0,
             ticket: 0,
             replaced_by: replaced_by.map(NodeId),
+            name: None,
         }
     }
 

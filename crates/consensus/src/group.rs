@@ -36,6 +36,9 @@ pub struct Status {
     /// A change of members is under way, or a leader that is gone left it half done: there are learners,
     /// or the voters before and after the change count together.
     pub is_changing: bool,
+    /// The voters that count whichever configuration decides: those that are in all of them. Only this
+    /// node while the newest configuration may still be lost.
+    pub counting: Vec<NodeId>,
 }
 
 /// Handle to a group's replica on this node. Cheap to clone.
@@ -467,6 +470,14 @@ impl Group {
         let now_us = self.inner.now_us();
         let is_heard =
             |leader: &NodeId| *leader == self.inner.me || self.inner.pulse.is_loyal(now_us);
+        let configured_at = metrics.membership_config.log_id().as_ref().map(|id| id.index);
+        let committed = metrics.cluster_committed.as_ref().map(|id| id.index);
+        let is_in_all =
+            |voter: &u64| membership.get_joint_config().iter().all(|voters| voters.contains(voter));
+        let counting = match configured_at <= committed.max(Some(0)) {
+            true => membership.voter_ids().filter(is_in_all).map(NodeId).collect(),
+            false => vec![self.inner.me],
+        };
         Status {
             leader: metrics.current_leader.map(NodeId).filter(is_heard),
             term: metrics.current_term,
@@ -477,6 +488,7 @@ impl Group {
             learners: membership.learner_ids().map(NodeId).collect(),
             is_changing: membership.get_joint_config().len() > 1
                 || membership.learner_ids().next().is_some(),
+            counting,
         }
     }
 

@@ -8,6 +8,7 @@
 //! founded         the first start of a founder went through: from now on its state must be there
 //! topology.json   the nodes it last knew, to find the others after a restart
 //! supervisor.pid, worker.pid, lock
+//! local/          a socket for SQL clients of this machine: for the directory's owner, without a password
 //! ```
 
 use base::NodeId;
@@ -15,6 +16,7 @@ use cluster::{NodeRow, Topology};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The format number: the layout that this program reads and writes. A change of keys, log entries, votes or anything
@@ -42,6 +44,13 @@ pub enum Error {
     InUse(PathBuf),
 }
 
+/// The door for SQL clients of this machine, as psql looks for it: `psql -h DIR/local`.
+pub fn door(dir: &Path) -> PathBuf {
+    dir.join("local").join(format!(".s.PGSQL.{DOOR_PORT}"))
+}
+
+pub const DOOR_PORT: u16 = 5432;
+
 /// A node's data directory.
 #[derive(Clone, Debug)]
 pub struct Home {
@@ -51,7 +60,10 @@ pub struct Home {
 impl Home {
     pub fn open(dir: &Path) -> Result<Home, Error> {
         let home = Home { dir: dir.into() };
-        fs::create_dir_all(dir).map_err(home.io("create", ""))?;
+        // Keys, and the door that needs no password, are in there.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(dir).map_err(home.io("create", ""))?;
         Ok(home)
     }
 
@@ -126,6 +138,20 @@ impl Home {
         Ok(fresh)
     }
 
+    /// Where the door is, in a directory that is open to its owner alone.
+    pub fn prepare_door(&self) -> Result<PathBuf, Error> {
+        let dir = self.dir.join("local");
+        let made = || {
+            match fs::DirBuilder::new().mode(0o700).create(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+        };
+        made().map_err(self.io("create", "local"))?;
+        Ok(door(&self.dir))
+    }
+
     pub fn is_founded(&self) -> bool {
         self.dir.join("founded").exists()
     }
@@ -198,7 +224,7 @@ mod tests {
         assert!(matches!(home.identity(), Err(Error::Format { found: 0, .. })));
         fs::write(dir.path().join("format"), "7").unwrap();
         let error = home.identity().unwrap_err().to_string();
-        assert!(error.contains("has format 7, and this program reads format 1"), "{error}");
+        assert!(error.contains("has format 7, and this program reads format 2"), "{error}");
     }
 
     #[test]

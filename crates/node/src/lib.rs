@@ -6,7 +6,9 @@
 //! * `membership`: the nodes as rows, newcomers, replicas that must move
 //! * `views`: the state behind the schema `atoll`
 //! * [`config`], [`identity`]: what a node is told, and who it is
+//! * [`certificates`]: the cluster's authority and what it signs
 
+pub mod certificates;
 pub mod cli;
 pub mod config;
 pub mod identity;

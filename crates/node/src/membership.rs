@@ -5,8 +5,9 @@
 //! leads, brings the replicas to where [`cluster::placement`] wants them.
 //!
 //! Who was away while the rows' own leader was replaced knows no address to read them at. It then
-//! asks whom it does know for what they know.
+//! asks whom it does know for what they know, and the hosts that it was told to join by.
 
+use crate::config::Seed;
 use crate::identity::{Home, Identity};
 use base::env::Instant;
 use base::{Env, Key, KeyRange, NodeId};
@@ -16,11 +17,12 @@ use cluster::{DeathReport, JoinAnswer, JoinRequest, NodeRow, Topology, placement
 use consensus::{Group, Groups};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use transport::{Answer, MessageKind, Transport};
+use transport::{Answer, MessageKind, Speaker, Transport};
 use txn::{Client, Error, Isolation, LockMode, Txn, Wait};
 
 /// The relation of the nodes' rows, and of the newest node id given out.
@@ -46,6 +48,8 @@ pub struct Parts {
     /// The ids of the members, for routing.
     pub known: watch::Sender<BTreeSet<NodeId>>,
     pub topology: Topology,
+    /// The hosts that this node was told to join by. Their names may lead to new addresses by now.
+    pub seeds: Vec<Seed>,
 }
 
 pub struct Membership {
@@ -79,6 +83,12 @@ fn decode<T: for<'a> serde::Deserialize<'a>>(bytes: &[u8]) -> Result<T, Error> {
     postcard::from_bytes(bytes).map_err(|error| Error::Internal { reason: error.to_string() })
 }
 
+/// A row as this program wrote it, or one that did not know names: the zero byte is "no name" behind the
+/// row that ends too early, and is not read behind one that does not.
+fn decode_node(bytes: &[u8]) -> Result<NodeRow, Error> {
+    decode(&[bytes, &[0]].concat())
+}
+
 impl Membership {
     pub fn new(parts: Parts) -> Arc<Membership> {
         let topology = RwLock::new(parts.topology.clone());
@@ -96,14 +106,15 @@ impl Membership {
     /// Answers newcomers and takes reports of deaths.
     pub fn register(self: &Arc<Self>) {
         let this = self.clone();
-        self.parts.transport.handle(
+        self.parts.transport.handle_named(
             MessageKind::Join,
-            move |_: NodeId, payload: Bytes| -> Answer {
+            move |from: Speaker, payload: Bytes| -> Answer {
                 let this = this.clone();
                 Box::pin(async move {
                     let answer = match postcard::from_bytes::<JoinRequest>(&payload) {
                         Ok(request) => {
-                            let admitted = this.parts.env.timeout(JOIN_TRY, this.admit(request));
+                            let admit = this.admit(request, from.name.as_deref());
+                            let admitted = this.parts.env.timeout(JOIN_TRY, admit);
                             match admitted.await {
                                 Some(answer) => answer.map_err(|error| error.to_string()),
                                 None => Err("the cluster has no quorum to let anyone in".into()),
@@ -121,11 +132,11 @@ impl Membership {
             Box::pin(std::future::ready(known.into()))
         });
         let this = self.clone();
-        self.parts.transport.handle(
+        self.parts.transport.handle_named(
             MessageKind::DeathReport,
-            move |_: NodeId, payload: Bytes| -> Answer {
+            move |from: Speaker, payload: Bytes| -> Answer {
                 match postcard::from_bytes::<DeathReport>(&payload) {
-                    Ok(report) => this.hear_death(report),
+                    Ok(report) => this.hear_death(report, from.name.as_deref()),
                     Err(error) => tracing::warn!(%error, "a report of a death does not decode"),
                 }
                 Box::pin(std::future::ready(Bytes::new()))
@@ -134,10 +145,10 @@ impl Membership {
     }
 
     /// A report may come late, and more than once: it is a fact about one start and those before it.
-    fn hear_death(&self, report: DeathReport) {
+    /// `by`: the name in the certificate of who reports.
+    fn hear_death(&self, report: DeathReport, by: Option<&str>) {
         let DeathReport { node, boot } = report;
-        // Strangers report too. Nobody is heard about whom this node does not know.
-        if node == self.me() || !self.topology.read().nodes.contains_key(&node) {
+        if node == self.me() || !self.is_concern_of(node, by) {
             return;
         }
         // The groups know which start led in which term, so they judge by themselves.
@@ -148,8 +159,21 @@ impl Membership {
         }
     }
 
-    /// Gives a newcomer its id, and its place: whoever listened there before is replaced.
-    async fn admit(&self, request: JoinRequest) -> Result<JoinAnswer, Error> {
+    /// Whether a holder of this name may tell of that node's death. Nobody is heard about whom this node
+    /// does not know.
+    fn is_concern_of(&self, node: NodeId, by: Option<&str>) -> bool {
+        let topology = self.topology.read();
+        let Some(row) = topology.nodes.get(&node) else { return false };
+        let is_own = by.is_none() || by == row.name.as_deref();
+        if !is_own {
+            tracing::warn!(%node, by, "a report of a death by another than that node's supervisor is not believed");
+        }
+        is_own
+    }
+
+    /// Gives a newcomer its id, and its place: whoever had its name, or listened there before, is
+    /// replaced. `name`: what stands in the newcomer's certificate.
+    async fn admit(&self, request: JoinRequest, name: Option<&str>) -> Result<JoinAnswer, Error> {
         let mut txn = self.parts.client.begin(Isolation::ReadCommitted);
         let counter = counter_key();
         let locked =
@@ -160,7 +184,9 @@ impl Membership {
         };
         let rows = read_nodes(&mut txn).await?;
         let mut topology = Topology::of(rows);
-        if let Some(node) = topology.holder(request.ticket) {
+        if let Some(node) = topology.holder(request.ticket)
+            && topology.nodes.get(&node).is_some_and(|row| row.name.as_deref() == name)
+        {
             // It was let in, and the answer did not reach it.
             txn.rollback().await;
             let topology = self.learn(|known| known.nodes.extend(topology.nodes));
@@ -169,17 +195,14 @@ impl Membership {
         let highest = topology.nodes.keys().map(|id| id.0).max().unwrap_or(0);
         let id = NodeId(newest.max(highest) + 1);
         txn.put(counter, encode(&id.0)?)?;
-        if let Some(old) = topology.replaced_at(request.peer_address)
-            && let Some(row) = topology.nodes.get_mut(&old)
-        {
-            if self.is_alive(old).await {
+        let replaced = match self.replaced(&topology, request.peer_address, name).await {
+            Ok(replaced) => replaced,
+            Err(reason) => {
                 txn.rollback().await;
-                let address = request.peer_address;
-                let reason = format!(
-                    "node {old} is alive at {address}; a newcomer listens at an address of its own"
-                );
                 return Err(Error::Refused { reason });
             }
+        };
+        if let Some(row) = replaced.and_then(|old| topology.nodes.get_mut(&old)) {
             row.replaced_by = Some(id);
             let row = row.clone();
             put_node(&mut txn, &row).await?;
@@ -193,13 +216,60 @@ impl Membership {
             since_us: self.parts.env.wall_us(),
             ticket: request.ticket,
             replaced_by: None,
+            name: name.map(str::to_owned),
         };
         put_node(&mut txn, &row).await?;
         txn.commit().await?;
-        tracing::info!(node = %id, zone = %row.zone, address = %row.peer_address, "a node joined");
+        tracing::info!(node = %id, name, zone = %row.zone, address = %row.peer_address, "a node joined");
         topology.nodes.insert(id, row);
         let topology = self.learn(|known| known.nodes.extend(topology.nodes));
         Ok(JoinAnswer { cluster: self.parts.identity.cluster, node: id, topology })
+    }
+
+    /// The member whose place a newcomer takes, if any; the error says why it must not.
+    async fn replaced(
+        &self,
+        topology: &Topology,
+        address: SocketAddr,
+        name: Option<&str>,
+    ) -> Result<Option<NodeId>, String> {
+        let there = topology.replaced_at(address);
+        let Some(name) = name else {
+            return match there {
+                Some(old) if self.is_alive(old).await => Err(format!(
+                    "node {old} is alive at {address}; a newcomer listens at an address of its own"
+                )),
+                there => Ok(there),
+            };
+        };
+        let named = topology.named(name);
+        if let Some(old) = named
+            && self.is_alive(old).await
+        {
+            return Err(format!(
+                "node {old} is alive and has the name {name:?}; a newcomer has a certificate with a name of \
+                 its own (`atoll cert node NAME`)"
+            ));
+        }
+        let row = there.and_then(|there| topology.nodes.get(&there));
+        match row {
+            // No certificate says whose place that is: an older program wrote the row.
+            Some(row) if row.name.is_none() && named.is_none() => match self.is_alive(row.id).await
+            {
+                true => Err(format!(
+                    "node {} is alive at {address}; a newcomer listens at an address of its own",
+                    row.id
+                )),
+                false => Ok(Some(row.id)),
+            },
+            Some(row) if Some(row.id) != named => Err(format!(
+                "{address} is the address of node {}, whose name is {:?}; a newcomer listens at an address \
+                 of its own, or takes the place of that node with a certificate of that name",
+                row.id,
+                row.name.as_deref().unwrap_or_default()
+            )),
+            _ => Ok(named),
+        }
     }
 
     /// Whether a node answers at its address, and not another one.
@@ -275,7 +345,7 @@ impl Membership {
         let locked = txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await?;
         let mut row = self.parts.row.clone();
         if let Some(txn::Locked::Held { row: Some(old) }) = locked.first() {
-            let old: NodeRow = decode(&old.value)?;
+            let old: NodeRow = decode_node(&old.value)?;
             (row.ticket, row.replaced_by) = (old.ticket, old.replaced_by);
         }
         self.check_place(&row);
@@ -343,11 +413,18 @@ impl Membership {
 
     async fn ask_around(&self) {
         let topology = self.topology();
-        let others = topology.members().filter(|row| row.id != self.me());
         // Whoever listens there by now: it may have taken the place of the one that is known.
-        let asks = others.map(|row| {
+        let mut addresses: BTreeSet<SocketAddr> =
+            topology.members().map(|row| row.peer_address).collect();
+        for seed in &self.parts.seeds {
+            let found = self.parts.env.timeout(ASK_AROUND, seed.addresses(&self.parts.env)).await;
+            // A name that nobody knows now is looked up again soon.
+            addresses.extend(found.and_then(Result::ok).unwrap_or_default());
+        }
+        addresses.remove(&self.parts.row.peer_address);
+        let asks = addresses.into_iter().map(|address| {
             let kind = MessageKind::Topology;
-            self.parts.transport.call_address(row.peer_address, kind, ASK_AROUND, Bytes::new())
+            self.parts.transport.call_address(address, kind, ASK_AROUND, Bytes::new())
         });
         // Who does not answer, or talks nonsense, is asked again soon.
         for answer in futures::future::join_all(asks).await.into_iter().flatten() {
@@ -372,6 +449,7 @@ impl Membership {
         for row in topology.members() {
             self.parts.transport.set_address(row.id, row.peer_address);
         }
+        know_names(&self.parts.transport, &topology);
         for gone in topology.nodes.values().filter(|row| row.replaced_by.is_some()) {
             self.parts.transport.forget(gone.id);
         }
@@ -380,6 +458,15 @@ impl Membership {
             tracing::warn!(%error, "the known nodes are not written down");
         }
         topology.clone()
+    }
+}
+
+/// Who was replaced keeps its name until another node is known by it.
+pub fn know_names(transport: &Transport, topology: &Topology) {
+    for row in topology.nodes.values() {
+        if let Some(name) = &row.name {
+            transport.set_name(row.id, name);
+        }
     }
 }
 
@@ -393,7 +480,7 @@ async fn read_nodes(txn: &mut Txn) -> Result<Vec<NodeRow>, Error> {
             return Ok(rows);
         }
         for (_, row) in batch {
-            rows.push(decode(&row.value)?);
+            rows.push(decode_node(&row.value)?);
         }
     }
 }

@@ -50,6 +50,9 @@ pub async fn run(config: Config, tethered: bool) -> Result<ExitCode, Box<dyn std
     let _lock = home.lock()?;
     home.write_pid("supervisor.pid")?;
     let tls = config.load_tls()?;
+    if let (Some(tls), Some(identity)) = (&tls, home.identity()?) {
+        check_name(&home, identity.node, &tls.name())?;
+    }
     let (heard, mut hears) = mpsc::channel::<Event>(64);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -177,6 +180,19 @@ fn start(
         }
     });
     Ok(Worker { child, stdin, boot })
+}
+
+/// A node keeps its name: the others believe no other certificate.
+fn check_name(home: &Home, node: NodeId, name: &str) -> Result<(), String> {
+    let known = home.topology().map_err(|error| error.to_string())?;
+    match known.nodes.get(&node).and_then(|row| row.name.as_deref()) {
+        Some(known) if known != name => Err(format!(
+            "{} is the data of node {node}, whose name is {known:?}, and the certificate has the name {name:?}: \
+             give it the certificate of {known:?} (`atoll cert node {known}` makes one)",
+            home.dir().display()
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Tells all peers that this node's worker is dead. Those that do not take it are told again,

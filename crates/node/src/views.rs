@@ -1,6 +1,6 @@
 //! The state behind the schema `atoll`, gathered from all nodes when somebody asks.
 
-use crate::config::Config;
+use crate::config::{AccessRule, Config};
 use crate::membership::Membership;
 use async_trait::async_trait;
 use base::key::Hex;
@@ -144,6 +144,7 @@ impl Views {
                 if up { text("running") } else { Datum::Null },
                 number(row.boot),
                 Datum::TimestampTz(row.since_us),
+                row.name.as_ref().map_or(Datum::Null, text),
             ]
         };
         topology.nodes.values().map(row).collect()
@@ -154,19 +155,20 @@ impl Views {
         let zone = |node: &NodeId| topology.nodes.get(node).map(|row| row.zone.to_string());
         let tablets = self.client.inspector().tablets_with_sizes().await;
         let row = |tablet: txn::admin::TabletRow| {
-            let shown = tablet.leader.as_ref().or(tablet.replicas.first())?;
-            let members = &shown.members;
+            let shown = tablet.shown()?;
+            let counting = tablet.counting();
             Some(vec![
                 number(shown.tablet.0),
                 text(Hex(&shown.range.start).to_string()),
                 shown.range.end.as_ref().map_or(Datum::Null, |end| text(Hex(end).to_string())),
                 maybe(tablet.leader.as_ref().map(|leader| leader.node.0)),
-                list(members),
-                list(members.iter().filter_map(zone)),
+                list(&counting),
+                list(counting.iter().filter_map(zone)),
                 maybe(tablet.bytes),
                 number(shown.applied_index),
                 number(shown.closed.0),
                 number(shown.term),
+                list(&shown.members),
             ])
         };
         tablets.into_iter().filter_map(row).collect()
@@ -244,6 +246,21 @@ impl Views {
         rows
     }
 
+    fn access(&self) -> Vec<Vec<Datum>> {
+        let rules = self.config.rules().into_iter().enumerate();
+        let row = |(n, rule): (usize, AccessRule)| {
+            vec![
+                number(n as u64 + 1),
+                text(rule.address),
+                text(rule.database),
+                text(rule.role),
+                text(format!("{:?}", rule.tls).to_lowercase()),
+                text(format!("{:?}", rule.method).to_lowercase()),
+            ]
+        };
+        rules.map(row).collect()
+    }
+
     fn settings(&self) -> Vec<Vec<Datum>> {
         let limits = self.limits.list().into_iter().map(|limit| {
             let Limit { name, value, unit, what } = limit;
@@ -264,6 +281,7 @@ impl sql::views::Source for Views {
             AtollView::Locks => self.locks().await,
             AtollView::RollbackSegments => self.segments().await,
             AtollView::Settings => self.settings(),
+            AtollView::Access => self.access(),
         }
     }
 

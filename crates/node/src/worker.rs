@@ -2,11 +2,11 @@
 //! them apart again. [`run`] is the process: what its supervisor tells it, its word that it is
 //! well, its exit code. [`start`] is the rooms alone, wherever they stand.
 
-use crate::config::{AuthMethod, Config};
+use crate::config::{Config, Seed};
 use crate::identity::{Home, Identity};
 use crate::supervisor::{CONFIG_VARIABLE, stdin_lines};
 use crate::{membership, views};
-use base::env::{Cause, Runtime, Runtimes};
+use base::env::{Cause, Listener, Runtime, Runtimes};
 use base::{Env, Limits, NodeId, Zone, panics};
 use bytes::Bytes;
 use cluster::report::JOIN_TRY;
@@ -14,6 +14,7 @@ use cluster::supervision::{EXIT_HALTED, EXIT_MISUSED};
 use cluster::{JoinAnswer, JoinRequest, NodeRow, Topology};
 use consensus::Groups;
 use parking_lot::Mutex;
+use sql::wire::access::{Access, Method};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
@@ -28,6 +29,11 @@ use transport::{MessageKind, Transport};
 const BEAT: Duration = Duration::from_millis(500);
 /// A newcomer asks each of its seeds this often.
 const JOIN_PAUSE: Duration = Duration::from_millis(300);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// A certificate that has fewer days left is told of.
+const DAYS_LEFT_MIN: i64 = 30;
+/// What a newcomer has told of the seeds' answers and does not tell again.
+const SAID_BYTES_MAX: usize = 4096;
 
 /// The worker's exit code for a bug in it: a fresh start on the same data goes on.
 const EXIT_BUG: i32 = 101;
@@ -219,8 +225,13 @@ pub async fn start(
     let opening = env.clone();
     let store = tokio::task::spawn_blocking(move || Store::open(&opening, &dir, options)).await??;
     let me = transport::Identity { node: identity.node, cluster: identity.cluster, boot };
+    let name = tls.as_ref().map(transport::tls::Tls::name);
+    if let Some(tls) = &tls {
+        watch_expiry(env, tls.clone());
+    }
     let transport = Transport::new(env.clone(), me, tls);
     let topology = home.topology()?;
+    membership::know_names(&transport, &topology);
     for row in topology.members() {
         transport.set_address(row.id, row.peer_address);
     }
@@ -254,6 +265,7 @@ pub async fn start(
         // Its row says what it was let in with, if it has one.
         ticket: 0,
         replaced_by: None,
+        name,
     };
     let members = membership::Membership::new(membership::Parts {
         env: env.on(Runtime::Serve),
@@ -266,6 +278,7 @@ pub async fn start(
         transport: transport.clone(),
         known,
         topology,
+        seeds: config.join.clone(),
     });
     members.register();
     let source = views::Views::new(
@@ -282,26 +295,79 @@ pub async fn start(
     if founders.is_some() {
         home.set_founded()?;
     }
-    let auth = match config.auth {
-        AuthMethod::Trust => sql::Auth::Trust,
-        AuthMethod::Scram => sql::Auth::Scram,
-    };
     let serve = env.on(Runtime::Serve);
     let wide = Arc::new(query::DataFusion::new(env, store.temporary_dir())?);
-    let engine = sql::Engine::new(serve.clone(), client, wide, source, auth);
+    let engine = sql::Engine::new(serve.clone(), client, wide, source, config.access()?);
     definitions.hear_definitions(engine.clone());
     let listener = env
         .net()
         .listen(config.sql_listen)
         .await
         .map_err(|error| format!("cannot listen for SQL on {}: {error}", config.sql_listen))?;
+    let door = open_door(&serve, home, engine.access()).await?;
     members.run(engine.clone());
     let (shutdown, stopping) = watch::channel(false);
     let patience = sql::wire::Patience::default();
-    let serve_sql = sql::wire::serve(engine, listener, None, patience, stopping);
+    let shown = config.load_sql_tls()?.map(|front| -> sql::wire::Tls {
+        Arc::new(move || {
+            let shown = front.now();
+            sql::wire::Shown { config: shown.config.clone(), end_point: shown.end_point.clone() }
+        })
+    });
+    let local =
+        door.map(|door| sql::wire::serve_local(engine.clone(), door, patience, stopping.clone()));
+    let remote = sql::wire::serve(engine, listener, shown, patience, stopping);
+    let serve_sql = async move {
+        match local {
+            Some(local) => drop(futures::future::join(remote, local).await),
+            None => remote.await,
+        }
+    };
     let sql = serve.spawn("sql listener", serve_sql);
     tracing::info!(node = %identity.node, zone = config.zone, sql = %config.sql_listen, boot, "started");
     Ok(Running { shutdown, sql, groups, store })
+}
+
+/// The door for the owner of the data directory, who is never locked out: it asks for no password.
+async fn open_door(
+    env: &Env,
+    home: &Home,
+    access: &Access,
+) -> Result<Option<Box<dyn Listener>>, Error> {
+    let path = home.prepare_door()?;
+    match env.net().listen_local(&path).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(None),
+        Err(error) if access.asks(Method::Trust) => {
+            tracing::warn!(%error, path = %path.display(), "there is no door for clients of this machine");
+            Ok(None)
+        }
+        Err(error) => Err(format!(
+            "every client is asked for a password, and the door through which the first one is set cannot be \
+             opened at {}: {error}; choose a data directory with a shorter path",
+            path.display()
+        )
+        .into()),
+    }
+}
+
+/// Tells the log once a day that this node's certificate expires soon.
+fn watch_expiry(env: &Env, tls: transport::tls::Tls) {
+    let clock = env.on(Runtime::Serve);
+    env.on(Runtime::Serve).spawn("expiry", async move {
+        loop {
+            let left_s = tls.expires_s() - clock.wall_us() / 1_000_000;
+            let (name, days) = (tls.name(), left_s / DAY.as_secs().cast_signed());
+            if days < DAYS_LEFT_MIN {
+                tracing::warn!(
+                    name,
+                    days,
+                    "this node's certificate expires soon: `atoll cert node {name}` renews it, without a restart"
+                );
+            }
+            clock.sleep(DAY).await;
+        }
+    });
 }
 
 /// Blocks of ids are numbered like starts, and noted in the same place.
@@ -344,7 +410,8 @@ async fn join(
 ) -> Result<Identity, Error> {
     if config.join.is_empty() {
         return Err(format!(
-            "{} is empty and no peer is named to join: use `atoll up` to begin a cluster, or --join HOST:PORT",
+            "{} is empty and no peer is named to join: found a cluster with `atoll init` (over several machines) \
+             or `atoll up` (on this one), or join one with --join HOST",
             config.data.display()
         )
         .into());
@@ -358,15 +425,10 @@ async fn join(
         sql_address: config.sql_listen,
     };
     let payload = Bytes::from(postcard::to_stdvec(&request)?);
+    let mut said = String::new();
     loop {
         for seed in &config.join {
-            let asked =
-                transport.call_address(*seed, MessageKind::Join, JOIN_TRY, payload.clone()).await;
-            let answer: Result<JoinAnswer, String> = match asked {
-                Ok(bytes) => postcard::from_bytes(&bytes)?,
-                Err(error) => Err(error.to_string()),
-            };
-            match answer {
+            match ask_to_join(env, &transport, seed, payload.clone()).await {
                 Ok(JoinAnswer { cluster, node, topology }) => {
                     let identity =
                         Identity { cluster, node, zone: config.zone.clone(), founders: None };
@@ -375,9 +437,35 @@ async fn join(
                     home.set_identity(&identity)?;
                     return Ok(identity);
                 }
-                Err(reason) => tracing::info!(%seed, reason, "not let in yet"),
+                // One that is away answers nothing new three times a second.
+                Err(reason) => {
+                    let reason = format!("{seed} does not let this node in yet: {reason}");
+                    if !said.contains(&reason) {
+                        tracing::info!("{reason}");
+                        said = if said.len() > SAID_BYTES_MAX { reason } else { said + &reason };
+                    }
+                }
             }
         }
         env.sleep(JOIN_PAUSE).await;
     }
+}
+
+/// Asks one seed, whose name is looked up at each try: a host may come back under another address.
+async fn ask_to_join(
+    env: &Env,
+    transport: &Transport,
+    seed: &Seed,
+    payload: Bytes,
+) -> Result<JoinAnswer, String> {
+    let mut reason = format!("no address is known for {seed}");
+    for address in seed.addresses(env).await? {
+        let asked =
+            transport.call_address(address, MessageKind::Join, JOIN_TRY, payload.clone()).await;
+        match asked {
+            Ok(bytes) => return postcard::from_bytes(&bytes).map_err(|error| error.to_string())?,
+            Err(error) => reason = error.to_string(),
+        }
+    }
+    Err(reason)
 }

@@ -10,7 +10,7 @@ mod sequences;
 mod statistics;
 
 pub use sequences::Sequences;
-pub use statistics::{StatementStat, Stopwatch, normalise};
+pub use statistics::{Lexeme, Lexer, StatementStat, Stopwatch, normalise};
 
 use crate::authority::{
     Authority, Class, Database, Identity, ObjectAcl, Owned, Privileges, Role, RoleId,
@@ -22,8 +22,9 @@ use crate::catalog::{
 use crate::error::{Error, Result, state};
 use crate::session::{Canceler, Session, Start};
 use crate::wide::Wide;
+use crate::wire::access::Access;
 use authority::Authorities;
-use base::Env;
+use base::{Env, Key};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 pub(crate) use plans::PlanKey;
@@ -32,7 +33,7 @@ use statistics::Statistics;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use txn::Isolation;
+use txn::{Isolation, LockMode, Wait};
 
 /// How clients prove who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,16 @@ pub enum Auth {
     Trust,
     /// SCRAM-SHA-256 against the verifier stored with the user.
     Scram,
+}
+
+/// Bytes that no client ever sees.
+pub type Secret = [u8; 32];
+
+/// The relation of the cluster's secret, of one row. No name leads to it.
+const SECRET: u32 = 3;
+
+fn secret_key() -> Key {
+    Key::copy_from_slice(&SECRET.to_be_bytes())
 }
 
 /// The role that a fresh cluster has.
@@ -84,7 +95,8 @@ struct Inner {
     catalog: Catalog,
     authorities: Authorities,
     node: Arc<dyn crate::views::Source>,
-    auth: Auth,
+    access: Access,
+    secret: tokio::sync::OnceCell<Secret>,
     sequences: Sequences,
     plans: Plans,
     statistics: Statistics,
@@ -107,7 +119,7 @@ impl Engine {
         client: txn::Client,
         wide: Arc<dyn Wide>,
         node: Arc<dyn crate::views::Source>,
-        auth: Auth,
+        access: impl Into<Access>,
     ) -> Engine {
         Engine {
             inner: Arc::new(Inner {
@@ -122,7 +134,8 @@ impl Engine {
                 client,
                 wide,
                 node,
-                auth,
+                access: access.into(),
+                secret: tokio::sync::OnceCell::new(),
             }),
         }
     }
@@ -252,11 +265,23 @@ impl Engine {
                     };
                     put_database(&mut txn, &database, public).await?;
                 }
+                self.make_secret(&mut txn).await?;
                 txn.commit().await?;
                 Ok(())
             })
             .await
         })
+    }
+
+    async fn make_secret(&self, txn: &mut txn::Txn) -> Result<()> {
+        let key = secret_key();
+        let locked = txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await?;
+        if let Some(txn::Locked::Held { row: None }) = locked.first() {
+            let draws: [u64; 4] = std::array::from_fn(|_| self.inner.env.random());
+            let secret: Vec<u8> = draws.iter().flat_map(|draw| draw.to_be_bytes()).collect();
+            txn.put(key, secret.into())?;
+        }
+        Ok(())
     }
 
     /// One step of removing what dropped and truncated tables left; see [`crate::catalog::Sweep`].
@@ -287,8 +312,27 @@ impl Engine {
         &*self.inner.wide
     }
 
-    pub fn auth(&self) -> Auth {
-        self.inner.auth
+    /// Who may connect.
+    pub fn access(&self) -> &Access {
+        &self.inner.access
+    }
+
+    /// The secret that makes up what strangers see of roles that do not exist: the same on each node.
+    pub async fn secret(&self) -> Result<Secret> {
+        let read = || async {
+            let mut txn = self.inner.client.begin(Isolation::ReadCommitted);
+            let found = txn.get_only(&[secret_key()]).await;
+            txn.rollback().await;
+            let row = found?.into_iter().next().flatten();
+            let secret = row.and_then(|row| Secret::try_from(&row.value[..]).ok());
+            secret.ok_or_else(|| {
+                Error::new(
+                    state::UNAVAILABLE,
+                    "the cluster is starting: its secret is not there yet",
+                )
+            })
+        };
+        self.inner.secret.get_or_try_init(read).await.copied()
     }
 
     pub fn node(&self) -> &Arc<dyn crate::views::Source> {

@@ -33,6 +33,7 @@ pub enum AtollView {
     Locks,
     RollbackSegments,
     Settings,
+    Access,
 }
 
 impl AtollView {

@@ -18,16 +18,20 @@
 //!
 //! [`Session`]: crate::session::Session
 
+pub mod access;
 mod connection;
 mod reply;
 mod request;
 pub mod scram;
+mod secrets;
 
-use crate::engine::Engine;
+use crate::engine::{Auth, Engine};
 use crate::error::{Error, state};
+use access::Access;
 use base::Budget;
 use base::env::{Listener, Stream};
 use futures::future::BoxFuture;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -48,33 +52,69 @@ impl Default for Patience {
     }
 }
 
+/// What the two sides of an encrypted connection agree on (ALPN). Who begins with TLS at once must offer it.
+pub const ALPN: &[u8] = b"postgresql";
+
+/// What clients are shown that ask for encryption.
+#[derive(Clone)]
+pub struct Shown {
+    pub config: Arc<rustls::ServerConfig>,
+    /// The hash of its certificate, to which a client may tie its password (`tls-server-end-point`). None: the
+    /// certificate has none.
+    pub end_point: Option<Vec<u8>>,
+}
+
+/// Asked at each handshake: certificates are renewed.
+pub type Tls = Arc<dyn Fn() -> Shown + Send + Sync>;
+
 /// What all connections of a listener share.
 struct Server {
     engine: Engine,
-    tls: Option<tokio_rustls::TlsAcceptor>,
+    tls: Option<Tls>,
+    access: Access,
     patience: Patience,
     limits: base::Limits,
     n_connections: AtomicUsize,
     memory: Budget,
     shutdown: watch::Receiver<bool>,
-    /// Makes up the verifiers of users who do not exist.
-    secret: u64,
 }
 
 /// Serves clients until `shutdown` turns true and the last of them has been told.
 pub fn serve(
     engine: Engine,
+    listener: Box<dyn Listener>,
+    tls: Option<Tls>,
+    patience: Patience,
+    shutdown: watch::Receiver<bool>,
+) -> BoxFuture<'static, ()> {
+    let access = engine.access().clone();
+    serve_by(engine, listener, tls, access, patience, shutdown)
+}
+
+/// The same at a door that the operating system guards: whoever may open it is believed.
+pub fn serve_local(
+    engine: Engine,
+    listener: Box<dyn Listener>,
+    patience: Patience,
+    shutdown: watch::Receiver<bool>,
+) -> BoxFuture<'static, ()> {
+    serve_by(engine, listener, None, Auth::Trust.into(), patience, shutdown)
+}
+
+fn serve_by(
+    engine: Engine,
     mut listener: Box<dyn Listener>,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<Tls>,
+    access: Access,
     patience: Patience,
     mut shutdown: watch::Receiver<bool>,
 ) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let env = engine.env().clone();
         let server = Arc::new(Server {
-            secret: env.random(),
             engine,
-            tls: tls.map(tokio_rustls::TlsAcceptor::from),
+            tls,
+            access,
             patience,
             limits: *env.limits(),
             n_connections: AtomicUsize::new(0),
@@ -87,8 +127,8 @@ pub fn serve(
                 accepted = listener.accept() => accepted,
                 _ = shutdown.wait_for(|stop| *stop) => break,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, from) = match accepted {
+                Ok((stream, from)) => (stream, from.ip()),
                 Err(error) => {
                     // Out of file descriptors, mostly: others may close theirs.
                     tracing::warn!(%error, "cannot accept a SQL connection");
@@ -97,7 +137,7 @@ pub fn serve(
                 }
             };
             let place = Place::take(&server);
-            let task = client(server.clone(), stream, place);
+            let task = client(server.clone(), stream, from, place);
             clients.retain(|client: &base::env::JoinHandle<()>| !client.is_finished());
             clients.push(env.spawn("sql connection", task));
         }
@@ -148,8 +188,8 @@ fn no_memory(what: &str, exhausted: &base::budget::Exhausted) -> Error {
         .hint("Close statements and portals that are not used, or connect to another node.")
 }
 
-async fn client(server: Arc<Server>, stream: Stream, place: Place) {
-    match connection::run(&server, stream, &place).await {
+async fn client(server: Arc<Server>, stream: Stream, from: IpAddr, place: Place) {
+    match connection::run(&server, stream, from, &place).await {
         Ok(()) => {}
         Err(connection::Gone::Closed) => tracing::debug!("a SQL client went away"),
         Err(connection::Gone::Refused(error)) => {

@@ -464,7 +464,13 @@ async fn an_error_does_not_wait_for_sync() {
 async fn passwords_are_proved_not_sent() {
     let (served, _dir) = serve(Auth::Scram, Patience::default()).await;
     let mut session = served.engine.session("atoll", "atoll").await.unwrap();
-    for sql in ["CREATE USER ann PASSWORD 'pencil'", "CREATE USER bob"] {
+    for sql in [
+        "CREATE USER ann PASSWORD 'pencil'",
+        "CREATE USER bob",
+        "CREATE USER eve PASSWORD ''",
+        "CREATE USER dan PASSWORD 'x'",
+        "ALTER USER dan PASSWORD ''",
+    ] {
         let prepared = session.prepare(sql, &[]).await.unwrap();
         session.execute(&prepared, Vec::new()).await.unwrap();
         session.finish(false).await.unwrap();
@@ -486,9 +492,96 @@ async fn passwords_are_proved_not_sent() {
     };
     assert_eq!(login("ann", "pencil").await, Ok(2));
     // A wrong password, a user without one, and nobody: one answer.
-    for (user, password) in [("ann", "pencils"), ("bob", ""), ("bob", "x"), ("nobody", "pencil")] {
+    for (user, password) in [
+        ("ann", "pencils"),
+        ("bob", ""),
+        ("bob", "x"),
+        ("nobody", "pencil"),
+        ("eve", ""),
+        ("dan", ""),
+        ("dan", "x"),
+    ] {
         assert_eq!(login(user, password).await, Err(Some("28P01".to_owned())), "{user}");
     }
+}
+
+/// What a client that asks for SCRAM is told first: mechanisms, then nonce, salt and rounds.
+async fn challenge(served: &Served, user: &str) -> String {
+    let mut raw = Raw::connect(served).await;
+    raw.send(&startup(format!("user\0{user}\0").as_bytes())).await;
+    let (tag, body) = raw.receive().await.unwrap();
+    assert_eq!((tag, &body[..4]), (b'R', &10_u32.to_be_bytes()[..]));
+    let first = b"n,,n=,r=abc";
+    let mut answer = b"SCRAM-SHA-256\0".to_vec();
+    answer.extend((first.len() as u32).to_be_bytes());
+    answer.extend(first);
+    raw.send(&message(b'p', &answer)).await;
+    let (_, body) = raw.receive().await.unwrap();
+    let text = String::from_utf8(body[4..].to_vec()).unwrap();
+    text.split(',').find_map(|part| part.strip_prefix("s=")).unwrap().to_owned()
+}
+
+/// Names cannot be told apart by asking twice, here and there: a made-up salt stays what it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pretended_salt_is_the_same_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = solo(dir.path()).await.unwrap();
+    let here = serve_at(&node, Auth::Scram, Patience::default()).await;
+    let there = serve_at(&node, Auth::Scram, Patience::default()).await;
+    let mut session = here.engine.session("atoll".into(), "atoll".into());
+    for sql in ["CREATE USER ann PASSWORD 'pencil'", "CREATE USER bob"] {
+        let prepared = session.prepare(sql, &[]).await.unwrap();
+        session.execute(&prepared, Vec::new()).await.unwrap();
+        session.finish(false).await.unwrap();
+    }
+    let mut seen = Vec::new();
+    for user in ["ann", "bob", "nobody", "anybody"] {
+        let salt = challenge(&here, user).await;
+        assert_eq!(salt, challenge(&here, user).await, "{user}");
+        assert_eq!(salt, challenge(&there, user).await, "{user}");
+        assert!(!seen.contains(&salt), "{user}");
+        seen.push(salt);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passwords_are_in_no_view_and_no_error() {
+    let (served, _dir) = serve(Auth::Trust, Patience::default()).await;
+    let mut raw = Raw::login(&served).await;
+    for (n, sql) in [
+        "CREATE ROLE r1 LOGIN PASSWORD $$geheim$$",
+        "CREATE ROLE r2 LOGIN PASSWORD 'geheim'",
+        "ALTER ROLE r1 PASSWORD E'\\'geheim'",
+        "ALTER ROLE r1 /* geheim */ PASSWORD $a$geheim$a$",
+        "ALTER ROLE r1 PASSWORD geheim",
+        "ALTER ROLE r1 PASSWORD \"geheim\"",
+        "ALTER ROLE r1 PASSWORD $a$geheim$b$",
+        "ALTER ROLE r1 PASSWORD 'geheim",
+        "ALTER ROLE r1 PASSWORD 'x' geheim",
+        "ALTER ROLE r1 PASSWORD 'x' 'geheim'",
+        "ALTER ROLE r1 PASSWORD = 'geheim'",
+        "ALTER ROLE nobody PASSWORD 'geheim'",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for text in [simple(sql), [parse("", sql), sync()].concat()] {
+            raw.send(&text).await;
+            loop {
+                let (tag, body) = raw.receive().await.unwrap();
+                let told = String::from_utf8_lossy(&body);
+                assert!(!told.contains("geheim"), "{n}: {sql}: {told}");
+                if tag == b'Z' {
+                    break;
+                }
+            }
+        }
+    }
+    for stat in served.engine.statements() {
+        assert!(!stat.query.contains("geheim"), "{}", stat.query);
+    }
+    drop(raw);
+    served.stop.send(true).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

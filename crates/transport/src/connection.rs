@@ -9,7 +9,7 @@ use base::{Env, NodeId};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -175,11 +175,15 @@ impl Peer {
     }
 
     async fn open(&self, inner: &Arc<Inner>, priority: Priority) -> Result<Connection, String> {
-        let text = |error: std::io::Error| error.to_string();
+        let text = |error: std::io::Error| inner.explain(&error);
         let stream = inner.env.net().connect(self.address).await.map_err(text)?;
-        let stream: Stream = match &inner.tls {
-            Some(tls) => tls.connect(stream).await.map_err(text)?,
-            None => stream,
+        let (stream, name): (Stream, Option<Arc<str>>) = match &inner.tls {
+            Some(tls) => {
+                let known = tls.connect(stream, self.address.ip()).await;
+                let (stream, name) = known.inspect_err(|reason| inner.say(reason))?;
+                (stream, Some(name))
+            }
+            None => (stream, None),
         };
         let (mut read, mut write) = tokio::io::split(stream);
         let mut writer = Writer::default();
@@ -189,7 +193,8 @@ impl Peer {
         let mut reader = Reader::default();
         let mut input = BytesMut::new();
         let answer = next_frame(inner, &mut read, &mut reader, &mut input).await?;
-        check_hello(inner, &answer, Some(self.node))?;
+        let shown = name.as_deref().map(|name| (name, self.address.ip()));
+        check_hello(inner, &answer, Some(self.node), shown)?;
         add(&inner.counters.n_connections_opened, 1);
 
         let (requests, queue) = mpsc::channel(QUEUE_FRAMES);
@@ -282,10 +287,12 @@ pub(crate) fn hello(inner: &Inner, priority: Priority, to: NodeId) -> Frame {
 }
 
 /// The speaker's id, if this node may talk to it. `expected`: the node that this side meant to reach.
+/// `shown`: the name in the speaker's certificate, and where the speaker is.
 pub(crate) fn check_hello(
     inner: &Inner,
     frame: &Frame,
     expected: Option<NodeId>,
+    shown: Option<(&str, IpAddr)>,
 ) -> Result<NodeId, String> {
     let mut payload = frame.payload.clone();
     if frame.shape != Shape::Hello || payload.len() != 36 {
@@ -311,6 +318,14 @@ pub(crate) fn check_hello(
             Err(format!("node {from} now listens there, not node {expected}"))
         }
         _ => {
+            if let Some((name, at)) = shown
+                && from != ANYONE
+                && let Err(reason) = inner.may_speak(from, name)
+            {
+                let reason = format!("{at} is refused: {reason}");
+                inner.say(&reason);
+                return Err(reason);
+            }
             inner.heard_from(from, boot);
             Ok(from)
         }
@@ -351,7 +366,7 @@ pub(crate) async fn next_frame(
         match read.read_buf(input).await {
             Ok(0) => return Err("the other side closed the connection".into()),
             Ok(n) => add(&inner.counters.n_bytes_received, n as u64),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(inner.explain(&error)),
         }
     }
 }

@@ -6,6 +6,9 @@
 //! Requests that were under way on a closed connection fail with [`Error::Unreachable`], and the next
 //! request opens a new connection.
 //!
+//! Over TLS a peer is who its certificate says. A certificate's name belongs to one node id at a time, and a
+//! member speaks only as itself.
+//!
 //! The transport never retries a request: only its sender knows whether that is harmless. It
 //! does not know what payloads mean. FORMAT.md describes the bytes.
 
@@ -13,6 +16,8 @@ mod kind;
 mod error;
 mod counters;
 pub mod frame;
+mod files;
+pub mod certificate;
 pub mod tls;
 mod inner;
 mod connection;
@@ -20,7 +25,8 @@ mod server;
 
 pub use counters::{Counters, Snapshot};
 pub use error::Error;
-pub use inner::{Answer, Handler, Identity};
+pub use files::Files;
+pub use inner::{Answer, Handler, Identity, Speaker};
 pub use kind::{MessageKind, Priority};
 
 use base::{Env, NodeId};
@@ -50,6 +56,8 @@ impl Transport {
                 counters: Counters::default(),
                 handlers: RwLock::default(),
                 boots: RwLock::default(),
+                names: RwLock::default(),
+                said: parking_lot::Mutex::default(),
             }),
             peers: Arc::default(),
         }
@@ -66,6 +74,23 @@ impl Transport {
     /// Registers what to do with `kind`. Before [`Transport::serve`].
     pub fn handle(&self, kind: MessageKind, handler: impl Handler) {
         self.inner.handlers.write().insert(kind, Arc::new(handler));
+    }
+
+    /// The same for work that depends on who asks.
+    pub fn handle_named(
+        &self,
+        kind: MessageKind,
+        handler: impl Fn(Speaker, Bytes) -> Answer + Send + Sync + 'static,
+    ) {
+        self.inner.handlers.write().insert(kind, Arc::new(inner::Named(handler)));
+    }
+
+    /// Learns the name in a node's certificate: only its holder speaks as that node.
+    pub fn set_name(&self, node: NodeId, name: &str) {
+        let mut names = self.inner.names.write();
+        if names.get(&node).is_none_or(|known| &**known != name) {
+            names.insert(node, name.into());
+        }
     }
 
     /// Binds `at` and answers peers until the process ends.

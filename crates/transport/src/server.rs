@@ -6,10 +6,10 @@ use crate::connection::{
 use crate::counters::add;
 use crate::frame::{Frame, Reader, Shape, Writer};
 use crate::inner::Inner;
-use crate::{Error, MessageKind, Priority};
+use crate::{Error, MessageKind, Priority, Speaker};
 use base::env::Stream;
 use bytes::{Bytes, BytesMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -28,10 +28,10 @@ pub(crate) async fn serve(inner: Arc<Inner>, at: SocketAddr) -> Result<SocketAdd
     env.clone().spawn("transport listener", async move {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, from)) => {
                     let inner = inner.clone();
                     env.spawn("transport connection", async move {
-                        if let Err(reason) = answer(&inner, stream).await {
+                        if let Err(reason) = answer(&inner, stream, from.ip()).await {
                             tracing::debug!(reason, "a connection ended");
                         }
                     });
@@ -46,24 +46,27 @@ pub(crate) async fn serve(inner: Arc<Inner>, at: SocketAddr) -> Result<SocketAdd
     Ok(local)
 }
 
-async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
+async fn answer(inner: &Arc<Inner>, stream: Stream, at: IpAddr) -> Result<(), String> {
     let greeting = async {
-        let text = |error: std::io::Error| error.to_string();
-        let stream: Stream = match &inner.tls {
-            Some(tls) => tls.accept(stream).await.map_err(text)?,
-            None => stream,
+        let text = |error: std::io::Error| inner.explain(&error);
+        let (stream, name): (Stream, Option<Arc<str>>) = match &inner.tls {
+            Some(tls) => {
+                let (stream, name) = tls.accept(stream, at, |reason| inner.say(reason)).await?;
+                (stream, Some(name))
+            }
+            None => (stream, None),
         };
         let (mut read, mut write) = tokio::io::split(stream);
         let mut reader = Reader::default();
         let mut input = BytesMut::new();
         let first = next_frame(inner, &mut read, &mut reader, &mut input).await?;
-        let from = check_hello(inner, &first, None)?;
+        let from = check_hello(inner, &first, None, name.as_deref().map(|name| (name, at)))?;
         let priority = Priority::from_index(first.kind).ok_or("an unknown priority")?;
         let mut writer = Writer::default();
         let mut out = BytesMut::new();
         writer.write(&mut out, &hello(inner, priority, from));
         write.write_all(&out).await.map_err(text)?;
-        Ok((from, read, reader, input, write, writer))
+        Ok((Speaker { node: from, name }, read, reader, input, write, writer))
     };
     let (from, mut read, mut reader, mut input, write, writer) =
         within_greeting(&inner.env, greeting).await.inspect_err(|_| {
@@ -88,12 +91,13 @@ async fn answer(inner: &Arc<Inner>, stream: Stream) -> Result<(), String> {
         let (replies, room) = (replies.clone(), room.clone());
         let kind = MessageKind::from_number(request.kind);
         // A sender without a node id may ask to join, and may report a death, but nothing else.
-        let kind = kind.filter(|kind| from != ANYONE || kind.is_for_strangers());
+        let kind = kind.filter(|kind| from.node != ANYONE || kind.is_for_strangers());
         let handler = kind.and_then(|kind| inner.handlers.read().get(&kind).cloned());
         let env = match kind {
             Some(kind) => inner.env.on(kind.runtime()),
             None => inner.env.clone(),
         };
+        let from = from.clone();
         env.clone().spawn("transport request", async move {
             let Frame { kind, request, deadline_ms, payload, .. } = request;
             let (shape, payload) = match handler {

@@ -105,7 +105,7 @@ async fn closes_after(net: &MemoryNet, bytes: &[u8], greeted: bool) -> bool {
 
 fn greeting(writer: &mut Writer) -> BytesMut {
     let numbers = [7u64, 1, 2, 1].map(u64::to_le_bytes);
-    let fields = [&4u32.to_le_bytes()[..], &numbers.concat()];
+    let fields = [&5u32.to_le_bytes()[..], &numbers.concat()];
     let payload = Bytes::from(fields.concat());
     let mut out = BytesMut::new();
     let frame = Frame { shape: Shape::Hello, kind: 1, request: 0, deadline_ms: 0, payload };
@@ -244,39 +244,158 @@ async fn a_connection_that_only_swallows_is_given_up_and_one_that_is_slow_is_not
 
 struct Authority(rcgen::Issuer<'static, rcgen::KeyPair>, rcgen::Certificate);
 
-fn authority() -> Authority {
+fn authority(name: &str) -> Authority {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).unwrap();
     Authority(rcgen::Issuer::new(params, key), certificate)
 }
 
-fn member(trusted: &Authority, signed_by: &Authority) -> Tls {
+/// A certificate and its key, in PEM. `until`: the year in which it expires.
+fn signed(by: &Authority, name: &str, until: i32) -> (rcgen::Certificate, rcgen::KeyPair) {
     let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["node".into()]).unwrap();
-    let certificate = params.signed_by(&key, &signed_by.0).unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["node".into()]).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.not_after = rcgen::date_time_ymd(until, 1, 1);
+    (params.signed_by(&key, &by.0).unwrap(), key)
+}
+
+const NEVER: i32 = 4000;
+const LONG_AGO: i32 = 2001;
+
+fn member(trusted: &Authority, by: &Authority, name: &str, until: i32) -> Tls {
+    let (certificate, key) = signed(by, name, until);
     let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     Tls::new(vec![trusted.1.der().clone()], vec![certificate.der().clone()], key).unwrap()
 }
 
+fn over_tls(id: u64, tls: Tls) -> Transport {
+    let env = Env::seeded(id, Arc::new(TcpNet));
+    Transport::new(env, Identity { node: NodeId(id), cluster: 7, boot: 1 }, Some(tls))
+}
+
+const ANYWHERE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// Why the asker is not answered, in its own words.
+async fn refused(asker: &Transport, at: SocketAddr) -> String {
+    asker.set_address(NodeId(2), at);
+    match ask(asker, MessageKind::Tablet, "let me in").await {
+        Err(error) => error.to_string(),
+        Ok(answer) => panic!("{answer:?}"),
+    }
+}
+
 #[tokio::test]
-async fn only_members_of_the_authority_speak_over_tls() {
-    let (ours, theirs) = (authority(), authority());
-    let with = |id: u64, tls: Tls| {
-        let env = Env::seeded(id, Arc::new(TcpNet));
-        Transport::new(env, Identity { node: NodeId(id), cluster: 7, boot: 1 }, Some(tls))
-    };
-    let two = with(2, member(&ours, &ours));
+async fn only_members_of_the_authority_speak_over_tls_and_others_are_told_why_not() {
+    let (ours, theirs) = (authority("ours"), authority("theirs"));
+    let two = over_tls(2, member(&ours, &ours, "b", NEVER));
     echo(&two);
-    let at = two.serve(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-    let friend = with(1, member(&ours, &ours));
+    let at = two.serve(ANYWHERE).await.unwrap();
+    let friend = over_tls(1, member(&ours, &ours, "a", NEVER));
     friend.set_address(NodeId(2), at);
     assert_eq!(ask(&friend, MessageKind::Tablet, "secret").await.unwrap(), "secret");
-    let intruder = with(3, member(&ours, &theirs));
-    intruder.set_address(NodeId(2), at);
-    assert!(ask(&intruder, MessageKind::Tablet, "let me in").await.is_err());
-    let suspicious = with(4, member(&theirs, &ours));
-    suspicious.set_address(NodeId(2), at);
-    assert!(ask(&suspicious, MessageKind::Tablet, "who are you").await.is_err());
+
+    let told = refused(&over_tls(3, member(&ours, &theirs, "c", NEVER)), at).await;
+    assert!(told.contains("\"c\"") && told.contains("atoll cert node c"), "{told}");
+    assert!(
+        told.contains("signed by an authority that is not the other side's (\"theirs\")"),
+        "{told}"
+    );
+    let told = refused(&over_tls(4, member(&theirs, &ours, "d", NEVER)), at).await;
+    assert!(
+        told.contains("127.0.0.1 shows the certificate \"b\" of the authority \"ours\""),
+        "{told}"
+    );
+    let told = refused(&over_tls(5, member(&ours, &ours, "e", LONG_AGO)), at).await;
+    assert!(told.contains("\"e\"") && told.contains("expired on"), "{told}");
+    let late = over_tls(6, member(&ours, &ours, "f", LONG_AGO));
+    let late_at = late.serve(ANYWHERE).await.unwrap();
+    let told = refused(&over_tls(7, member(&ours, &ours, "g", NEVER)), late_at).await;
+    assert!(told.contains("\"f\", which expired on"), "{told}");
+
+    // Without TLS nobody is heard at all.
+    let env = Env::seeded(9, Arc::new(TcpNet));
+    let plain = Transport::new(env, Identity { node: NodeId(1), cluster: 7, boot: 1 }, None);
+    refused(&plain, at).await;
+    assert_eq!(two.counters().n_connections_accepted, 1);
+}
+
+#[tokio::test]
+async fn a_member_speaks_only_as_itself() {
+    let ours = authority("ours");
+    let two = over_tls(2, member(&ours, &ours, "b", NEVER));
+    echo(&two);
+    let at = two.serve(ANYWHERE).await.unwrap();
+    for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        two.set_name(NodeId(id), name);
+    }
+    let as_whom = |id, name| over_tls(id, member(&ours, &ours, name, NEVER));
+    // Another's id; an older id than one's own.
+    refused(&as_whom(1, "c"), at).await;
+    refused(&as_whom(3, "unheard-of"), at).await;
+    two.set_name(NodeId(7), "c");
+    refused(&as_whom(6, "c"), at).await;
+    assert_eq!(two.counters().n_connections_refused, 3);
+    for (id, name) in [(1, "a"), (7, "c"), (3, "c"), (8, "c"), (9, "new")] {
+        let asker = as_whom(id, name);
+        asker.set_address(NodeId(2), at);
+        ask(&asker, MessageKind::Tablet, "it is me").await.unwrap();
+    }
+    // The asker looks too: whom it reaches must be whom it means.
+    let asker = as_whom(1, "a");
+    asker.set_name(NodeId(2), "another");
+    let told = refused(&asker, at).await;
+    assert!(told.contains("the certificate \"b\" speaks as node 2"), "{told}");
+}
+
+#[tokio::test]
+async fn handlers_hear_the_name_in_the_certificate() {
+    let ours = authority("ours");
+    let two = over_tls(2, member(&ours, &ours, "b", NEVER));
+    two.handle_named(MessageKind::Join, |from, _| -> transport::Answer {
+        let name = from.name.unwrap_or_default().as_bytes().to_vec();
+        Box::pin(std::future::ready(Bytes::from(name)))
+    });
+    let at = two.serve(ANYWHERE).await.unwrap();
+    let env = Env::seeded(1, Arc::new(TcpNet));
+    let nobody = Identity { node: NodeId(0), cluster: 0, boot: 0 };
+    let newcomer = Transport::new(env, nobody, Some(member(&ours, &ours, "new", NEVER)));
+    let heard = newcomer.call_address(at, MessageKind::Join, LONG, Bytes::new()).await;
+    assert_eq!(heard.unwrap(), "new");
+    let none = newcomer.call_address(at, MessageKind::Tablet, LONG, Bytes::new()).await;
+    assert!(matches!(none, Err(Error::NoHandler { .. })), "{none:?}");
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_taken_up_in_place() {
+    let ours = authority("ours");
+    let dir = tempfile::tempdir().unwrap();
+    let [root, certificate, key] = ["root", "certificate", "key"].map(|name| dir.path().join(name));
+    std::fs::write(&root, ours.1.pem()).unwrap();
+    let put = |until| {
+        let (made, made_key) = signed(&ours, "b", until);
+        std::fs::write(&key, made_key.serialize_pem()).unwrap();
+        std::fs::write(&certificate, made.pem()).unwrap();
+    };
+    put(LONG_AGO);
+    let two = over_tls(2, Tls::load(&root, &certificate, &key).unwrap());
+    echo(&two);
+    let at = two.serve(ANYWHERE).await.unwrap();
+    let asker = over_tls(1, member(&ours, &ours, "a", NEVER));
+    assert!(refused(&asker, at).await.contains("which expired on"));
+    put(NEVER);
+    let asker = over_tls(1, member(&ours, &ours, "a", NEVER));
+    asker.set_address(NodeId(2), at);
+    assert_eq!(ask(&asker, MessageKind::Tablet, "well").await.unwrap(), "well");
+    // What is broken is not taken up.
+    std::fs::write(&certificate, "broken").unwrap();
+    let asker = over_tls(3, member(&ours, &ours, "c", NEVER));
+    asker.set_address(NodeId(2), at);
+    assert_eq!(ask(&asker, MessageKind::Tablet, "well").await.unwrap(), "well");
+    let error = Tls::load(&root, &certificate, &key).map(drop).unwrap_err().to_string();
+    assert!(error.contains("there is no certificate in it"), "{error}");
 }

@@ -61,6 +61,27 @@ pub struct TabletRow {
     pub bytes: Option<u64>,
 }
 
+impl TabletRow {
+    /// The replica that knows best: the leader, or the one in the newest term.
+    pub fn shown(&self) -> Option<&ReplicaRow> {
+        self.leader.as_ref().or_else(|| self.replicas.iter().max_by_key(|row| row.term))
+    }
+
+    /// The replicas of which a majority keeps the tablet: voters in whichever configuration decides, whose
+    /// nodes answer and know these members themselves. A newcomer that is being filled is not among them,
+    /// nor a node that is gone. So when all are there again, any one of them may go.
+    pub fn counting(&self) -> Vec<NodeId> {
+        let Some(shown) = self.shown() else { return Vec::new() };
+        let agrees = |node: &NodeId| {
+            let own = self.replicas.iter().filter(|row| row.node == *node);
+            own.max_by_key(|row| row.generation).is_some_and(|row| row.members == shown.members)
+        };
+        let mut counting: Vec<NodeId> = shown.counting.iter().copied().filter(agrees).collect();
+        counting.sort_unstable();
+        counting
+    }
+}
+
 /// One line of `atoll.transactions`.
 #[derive(Clone, Debug)]
 pub struct TransactionRow {

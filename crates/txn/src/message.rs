@@ -304,6 +304,8 @@ pub struct ReplicaRow {
     pub term: u64,
     pub leader: Option<NodeId>,
     pub members: Vec<NodeId>,
+    /// The voters that count, as this replica sees it.
+    pub counting: Vec<NodeId>,
     pub applied_index: u64,
     pub closed: Scn,
 }

@@ -331,6 +331,7 @@ impl Node {
             term: status.term,
             leader: status.leader,
             members,
+            counting: status.counting,
             applied_index: status.applied,
             closed: tablet.closed_scn(),
         }

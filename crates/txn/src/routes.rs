@@ -119,6 +119,7 @@ mod tests {
             term: 1,
             leader: None,
             members: vec![],
+            counting: vec![],
             applied_index: 0,
             closed: base::Scn::ZERO,
         }

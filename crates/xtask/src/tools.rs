@@ -11,8 +11,9 @@ use xtask::postgres;
 type Packages = [(&'static str, &'static str)];
 
 /// PostgreSQL 15 to compare with, psql and pgbench, Python and Node.js for their drivers, network
-/// namespaces for hosts that are cut off, nginx and a browser before and behind the gateway.
-pub const TESTS: [(&str, &str); 10] = [
+/// namespaces for hosts that are cut off, openssl to look at certificates, nginx and a browser before and
+/// behind the gateway.
+pub const TESTS: [(&str, &str); 11] = [
     (postgres::SERVER, "postgresql-15"),
     ("/usr/bin/psql", "postgresql-client-15"),
     ("/usr/bin/pgbench", "postgresql-15"),
@@ -21,6 +22,7 @@ pub const TESTS: [(&str, &str); 10] = [
     ("npm", "nodejs"),
     ("npm", "npm"),
     ("/usr/sbin/ip", "iproute2"),
+    ("/usr/bin/openssl", "openssl"),
     ("/usr/sbin/nginx", "nginx"),
     ("/usr/bin/chromium", "chromium"),
 ];

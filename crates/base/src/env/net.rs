@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -23,6 +24,13 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a
 pub trait Net: Send + Sync {
     fn connect(&self, to: SocketAddr) -> Pending<'_, Stream>;
     fn listen(&self, at: SocketAddr) -> Pending<'_, Box<dyn Listener>>;
+
+    /// Listens at a path of this machine for processes of its owner. A network without paths has no such door.
+    fn listen_local<'a>(&'a self, at: &'a Path) -> Pending<'a, Box<dyn Listener>> {
+        let none =
+            io::Error::new(io::ErrorKind::Unsupported, format!("no door at {}", at.display()));
+        Box::pin(std::future::ready(Err(none)))
+    }
 
     /// The addresses that a name stands for. A network without names knows none.
     fn lookup<'a>(&'a self, name: &'a str, _port: u16) -> Pending<'a, Vec<SocketAddr>> {
@@ -57,8 +65,40 @@ impl Net for TcpNet {
         })
     }
 
+    fn listen_local<'a>(&'a self, at: &'a Path) -> Pending<'a, Box<dyn Listener>> {
+        Box::pin(async move {
+            // Whoever left it is dead: the directory's owner lets one process in.
+            match std::fs::remove_file(at) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = tokio::net::UnixListener::bind(at)?;
+            Ok(Box::new(UnixAcceptor { listener }) as Box<dyn Listener>)
+        })
+    }
+
     fn lookup<'a>(&'a self, name: &'a str, port: u16) -> Pending<'a, Vec<SocketAddr>> {
         Box::pin(async move { Ok(tokio::net::lookup_host((name, port)).await?.collect()) })
+    }
+}
+
+/// A door on this machine. Who comes through it has no address; it is shown as a loopback one.
+struct UnixAcceptor {
+    listener: tokio::net::UnixListener,
+}
+
+const HERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+impl Listener for UnixAcceptor {
+    fn local(&self) -> SocketAddr {
+        HERE
+    }
+
+    fn accept(&mut self) -> Pending<'_, (Stream, SocketAddr)> {
+        Box::pin(async move {
+            let (stream, _) = self.listener.accept().await?;
+            Ok((Box::new(stream) as Stream, HERE))
+        })
     }
 }
 

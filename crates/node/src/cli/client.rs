@@ -1,7 +1,8 @@
 //! `atoll sql`, and what the other commands use to ask a local cluster.
 
 use super::Result;
-use super::local::Plan;
+use super::local::{Plan, PlannedNode, node_dir};
+use crate::identity;
 use clap::Args;
 use std::io::{BufRead, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -25,11 +26,33 @@ pub struct Sql {
     json: bool,
 }
 
-/// Does a SQL server answer there?
-pub async fn answers(at: SocketAddr) -> bool {
-    let connected = tokio::time::timeout(CONNECT, connect_to(at)).await;
-    let Ok(Ok(client)) = connected else { return false };
+/// Does the node answer?
+pub async fn answers(data: &Path, node: &PlannedNode) -> bool {
+    let Ok(client) = connect_node(data, node).await else { return false };
     matches!(tokio::time::timeout(CONNECT, client.simple_query("SELECT 1")).await, Ok(Ok(_)))
+}
+
+/// Through the node's door on this machine if it has one, which asks for no password.
+pub async fn connect_node(data: &Path, node: &PlannedNode) -> Result<tokio_postgres::Client> {
+    let door = identity::door(&node_dir(data, node.number));
+    if door.exists()
+        && let Ok(Ok(client)) = tokio::time::timeout(CONNECT, connect_local(&door)).await
+    {
+        return Ok(client);
+    }
+    match tokio::time::timeout(CONNECT, connect_to(node.sql_address)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(format!("node {} does not answer", node.number).into()),
+    }
+}
+
+/// `door`: the path of the socket, as psql wants it: a directory and a port.
+async fn connect_local(door: &Path) -> Result<tokio_postgres::Client> {
+    let mut config = tokio_postgres::Config::new();
+    let user = sql::engine::FIRST_USER;
+    let dir = door.parent().ok_or("a door is in a directory")?;
+    config.host_path(dir).port(identity::DOOR_PORT).user(user).dbname(user);
+    connect_by(&config).await
 }
 
 async fn connect_to(at: SocketAddr) -> Result<tokio_postgres::Client> {
@@ -39,6 +62,10 @@ async fn connect_to(at: SocketAddr) -> Result<tokio_postgres::Client> {
     if let Ok(password) = std::env::var("ATOLL_PASSWORD") {
         config.password(password);
     }
+    connect_by(&config).await
+}
+
+async fn connect_by(config: &tokio_postgres::Config) -> Result<tokio_postgres::Client> {
     let (client, connection) = config.connect(NoTls).await?;
     base::Env::real().spawn("sql client", async move {
         // The client sees the error of the statement it interrupts.
@@ -47,11 +74,17 @@ async fn connect_to(at: SocketAddr) -> Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-/// Connects to the first node of the cluster in `data` that answers.
+/// Connects to the first node of the cluster in `data` that answers; or to the node whose data that is.
 pub async fn connect(data: &Path) -> Result<tokio_postgres::Client> {
+    let door = identity::door(data);
+    if door.exists() {
+        return connect_local(&door).await.map_err(|error| {
+            format!("the node in {} does not answer: {error}; does it run?", data.display()).into()
+        });
+    }
     let plan = Plan::require(data)?;
     for node in &plan.nodes {
-        if let Ok(Ok(client)) = tokio::time::timeout(CONNECT, connect_to(node.sql_address)).await {
+        if let Ok(client) = connect_node(data, node).await {
             return Ok(client);
         }
     }

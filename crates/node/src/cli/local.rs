@@ -4,9 +4,12 @@
 //! atoll-data/cluster.json      the plan: every node's number, id, zone and addresses
 //! atoll-data/node-1/           the first node's data directory (its log in `log.txt`)
 //! atoll-data/requests/start-2  somebody wants node 2 started
+//! atoll-data/tls/              the cluster's own authority, and each node's certificate and key
 //! ```
 
 use super::Result;
+use crate::certificates;
+use crate::config::AuthMethod;
 use crate::identity::Home;
 use base::{Env, NodeId, Zone};
 use cluster::{NodeRow, Topology};
@@ -18,6 +21,9 @@ use std::path::{Path, PathBuf};
 pub struct Plan {
     pub cluster: u64,
     pub nodes: Vec<PlannedNode>,
+    /// How SQL clients prove who they are; `trust` where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<AuthMethod>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,12 +35,27 @@ pub struct PlannedNode {
     pub sql_address: SocketAddr,
 }
 
+/// Certificates that expire earlier are renewed.
+const DAYS_LEFT_MIN: u32 = 90;
+
+impl PlannedNode {
+    /// The name in its certificate.
+    pub fn name(&self) -> String {
+        format!("node-{}", self.number)
+    }
+}
+
 fn plan_path(data: &Path) -> PathBuf {
     data.join("cluster.json")
 }
 
 pub fn node_dir(data: &Path, number: u16) -> PathBuf {
     data.join(format!("node-{number}"))
+}
+
+/// The cluster's authority and the certificates of its nodes.
+pub fn tls_dir(data: &Path) -> PathBuf {
+    data.join("tls")
 }
 
 pub fn requests_dir(data: &Path) -> PathBuf {
@@ -88,7 +109,7 @@ impl Plan {
                 sql_address: port(5432, number)?,
             });
         }
-        let plan = Plan { cluster: env.random().max(1), nodes };
+        let plan = Plan { cluster: env.random().max(1), nodes, auth: None };
         // The first node of each zone founds the cluster; the others join it.
         let founders = plan.nodes.iter().take(usize::from(zones)).map(|node| NodeRow {
             id: NodeId(u64::from(node.number)),
@@ -99,6 +120,7 @@ impl Plan {
             since_us: env.wall_us(),
             ticket: 0,
             replaced_by: None,
+            name: Some(node.name()),
         });
         let topology = Topology::of(founders);
         for node in &plan.nodes {
@@ -107,9 +129,33 @@ impl Plan {
                 home.found(plan.cluster, own, &topology)?;
             }
         }
-        std::fs::write(plan_path(data), serde_json::to_vec_pretty(&plan)?)
-            .map_err(|error| format!("cannot write {}: {error}", plan_path(data).display()))?;
+        plan.save(data)?;
         Ok(plan)
+    }
+
+    pub fn save(&self, data: &Path) -> Result<()> {
+        std::fs::write(plan_path(data), serde_json::to_vec_pretty(self)?)
+            .map_err(|error| format!("cannot write {}: {error}", plan_path(data).display()))?;
+        Ok(())
+    }
+
+    /// Makes what is missing of the cluster's own certificates, and renews what expires soon.
+    pub fn certify(&self, env: &Env, data: &Path) -> Result<()> {
+        let dir = tls_dir(data);
+        let authority = certificates::pair(&dir, certificates::AUTHORITY);
+        if !authority.certificate.exists() && !authority.key.exists() {
+            certificates::make_authority(env, &dir, certificates::AUTHORITY_DAYS)?;
+        }
+        let hosts = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+        for node in &self.nodes {
+            let files = certificates::pair(&dir, &node.name());
+            if !certificates::is_good_for(env, &files.certificate, DAYS_LEFT_MIN) {
+                // The authority's life is the longest that makes sense.
+                let days = certificates::AUTHORITY_DAYS - 1;
+                certificates::make_node(env, &dir, &node.name(), &hosts, days)?;
+            }
+        }
+        Ok(())
     }
 }
 

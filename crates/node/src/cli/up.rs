@@ -1,13 +1,16 @@
 //! `atoll up`: a cluster of real processes on this machine.
 
-use super::local::{Plan, PlannedNode, node_dir, process, requests_dir};
-use super::{Result, client};
+use super::local::{Plan, PlannedNode, node_dir, process, requests_dir, tls_dir};
+use super::{Result, client, password};
+use crate::certificates;
+use crate::config::AuthMethod;
 use crate::identity::Home;
 use crate::supervisor;
 use base::Env;
 use clap::Args;
 use cluster::DeathReport;
 use nix::sys::signal::{Signal, kill};
+use sql::wire::scram::Verifier;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -29,6 +32,13 @@ pub struct Up {
     /// Added to all ports, so that several clusters fit on one machine.
     #[arg(long, default_value_t = 0)]
     port_offset: u16,
+    /// Ask SQL clients for passwords from now on, and set that of the first role: read from
+    /// ATOLL_PASSWORD or the terminal.
+    #[arg(long)]
+    password: bool,
+    /// The same, with the password from a file.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
     /// What the nodes log.
     #[arg(long, env = "ATOLL_LOG")]
     log: Option<String>,
@@ -44,6 +54,8 @@ fn parse_zones(text: &str) -> std::result::Result<u16, String> {
 /// The addresses are printed after this long even if no node answers yet.
 const SHOW_AFTER: Duration = Duration::from_millis(1500);
 const POLL: Duration = Duration::from_millis(200);
+/// How long setting the first password is tried.
+const SETTING: Duration = Duration::from_secs(120);
 /// How long the nodes may take to stop.
 const STOPPING: Duration = Duration::from_secs(20);
 
@@ -68,7 +80,14 @@ impl Up {
             }
             other => other.to_string(),
         })?;
-        let plan = self.plan(&env, &data)?;
+        let mut plan = self.plan(&env, &data)?;
+        let mut verifier = None;
+        if self.password || self.password_file.is_some() {
+            verifier = Some(password::verifier(&env, self.password_file.as_deref())?);
+            plan.auth = Some(AuthMethod::Scram);
+            plan.save(&data)?;
+        }
+        plan.certify(&env, &data)?;
         std::fs::create_dir_all(requests_dir(&data))?;
         for stale in std::fs::read_dir(requests_dir(&data))? {
             std::fs::remove_file(stale?.path())?;
@@ -79,8 +98,15 @@ impl Up {
         }
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let ready = async {
+            show(&env, &plan, &data).await;
+            match &verifier {
+                Some(verifier) => set_password(&env, &plan, &data, verifier).await,
+                None => Ok(()),
+            }
+        };
         tokio::select! {
-            () = show(&env, &plan, &data) => {}
+            done = ready => done?,
             _ = interrupt.recv() => return stop(&env, running).await,
             _ = terminate.recv() => return stop(&env, running).await,
         }
@@ -150,6 +176,14 @@ impl Up {
         command.arg("--zone").arg(&node.zone);
         command.arg("--listen").arg(node.peer_address.to_string());
         command.arg("--sql-listen").arg(node.sql_address.to_string());
+        let own = certificates::pair(&tls_dir(data), &node.name());
+        let authority = certificates::pair(&tls_dir(data), certificates::AUTHORITY);
+        command.arg("--tls-authority").arg(authority.certificate);
+        command.arg("--tls-certificate").arg(own.certificate).arg("--tls-key").arg(own.key);
+        if plan.auth == Some(AuthMethod::Scram) {
+            command.arg("--auth").arg("scram");
+        }
+        command.env_remove(password::VARIABLE);
         if !others.is_empty() {
             command.arg("--join").arg(others.join(","));
         }
@@ -169,7 +203,7 @@ async fn show(env: &Env, plan: &Plan, data: &Path) {
     let answers = async {
         loop {
             for node in &plan.nodes {
-                if client::answers(node.sql_address).await {
+                if client::answers(data, node).await {
                     return;
                 }
             }
@@ -193,6 +227,32 @@ async fn show(env: &Env, plan: &Plan, data: &Path) {
         );
     }
     println!("Ctrl-C stops the cluster; the next `atoll up` goes on with its data.");
+}
+
+/// Gives the first role its password, as soon as that can be written.
+async fn set_password(env: &Env, plan: &Plan, data: &Path, verifier: &Verifier) -> Result<()> {
+    let user = sql::engine::FIRST_USER;
+    let until = env.now() + SETTING;
+    loop {
+        let mut done = Err("no node answers".into());
+        for node in &plan.nodes {
+            if let Ok(connection) = client::connect_node(data, node).await {
+                done = password::set(&connection, user, verifier).await;
+            }
+            if done.is_ok() {
+                println!("The role {user} has its password.");
+                return Ok(());
+            }
+        }
+        if env.now() > until {
+            let Err(error) = done else { return Ok(()) };
+            eprintln!(
+                "atoll: the role {user} has no password yet ({error}): set it with `atoll password {user}`"
+            );
+            return Ok(());
+        }
+        env.sleep(POLL).await;
+    }
 }
 
 /// The nodes that somebody wants started. Each request is taken once.
@@ -234,7 +294,13 @@ async fn bury(
     let peers = plan.nodes.iter().filter(|peer| peer.number != node.number);
     let peers: Vec<_> = peers.map(|peer| peer.peer_address).collect();
     let report = DeathReport { node: identity.node, boot };
-    supervisor::tell(env, &None, plan.cluster, report, &peers).await;
+    let own = certificates::pair(&tls_dir(data), &node.name());
+    let authority = certificates::pair(&tls_dir(data), certificates::AUTHORITY).certificate;
+    match transport::tls::Tls::load(&authority, &own.certificate, &own.key) {
+        Ok(tls) => drop(supervisor::tell(env, &Some(tls), plan.cluster, report, &peers).await),
+        // The others notice by themselves, a second later.
+        Err(error) => eprintln!("atoll: the end of node {} is not told: {error}", node.number),
+    }
 }
 
 async fn stop(env: &Env, mut running: Vec<Running>) -> Result<ExitCode> {

@@ -13,11 +13,11 @@ pub const fn columns(view: AtollView) -> &'static str {
     match view {
         AtollView::Nodes => {
             "id:int8 zone:text address:text sql_address:text state:text worker_state:text boot:int8 \
-             since:timestamptz"
+             since:timestamptz name:text"
         }
         AtollView::Tablets => {
             "id:int8 start_key:text end_key:text leader:int8 replicas:text zones:text \
-             size_bytes:int8 applied_index:int8 closed_scn:int8 term:int8"
+             size_bytes:int8 applied_index:int8 closed_scn:int8 term:int8 members:text"
         }
         AtollView::Transactions => {
             "id:int8 state:text scn:int8 node:int8 isolation:text started:timestamptz"
@@ -30,6 +30,9 @@ pub const fn columns(view: AtollView) -> &'static str {
             "node:int8 id:int8 age_s:int8 bytes:int8 lowest_scn:int8 highest_scn:int8 held_by:text"
         }
         AtollView::Settings => "name:text value:text unit:text description:text",
+        AtollView::Access => {
+            "position:int8 address:text database:text role:text tls:text method:text"
+        }
     }
 }
 
@@ -40,6 +43,7 @@ pub static VIEWS: &[Definition] = &[
     node("locks", AtollView::Locks),
     node("rollback_segments", AtollView::RollbackSegments),
     node("settings", AtollView::Settings),
+    node("access", AtollView::Access),
     Definition {
         schema: "atoll",
         name: "statements",

@@ -6,7 +6,7 @@ mod startup;
 pub use pipe::Gone;
 
 use super::request::{self, Bind, Formats, Request, Target};
-use super::{Place, Server, no_memory, reply};
+use super::{Place, Server, no_memory, reply, secrets};
 use crate::error::{Error, Result, state};
 use crate::session::{
     Column, CopyIn, CopyOut, Notice, Outcome, Prepared, RowStream, Session, TagKind,
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use pipe::{Flow, Pipe};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -27,9 +28,9 @@ const DUPLICATE_CURSOR: &str = "42P03";
 const INVALID_CURSOR_NAME: &str = "34000";
 
 /// Reads, checks and answers one client until it leaves or is sent away.
-pub async fn run(server: &Arc<Server>, stream: Stream, place: &Place) -> Flow<()> {
+pub async fn run(server: &Arc<Server>, stream: Stream, from: IpAddr, place: &Place) -> Flow<()> {
     let env = server.engine.env().clone();
-    let mut pipe = Pipe::new(stream, server);
+    let mut pipe = Pipe::new(stream, from, server);
     let opening = panics::contained(startup::open(server, &mut pipe, place));
     let opened = env.timeout(server.patience.startup, opening).await;
     let opened =
@@ -131,6 +132,16 @@ enum Failure {
     Gone(Gone),
 }
 
+impl Failure {
+    /// Without what must not be told of this statement's text.
+    fn hide(self, sql: &str) -> Failure {
+        match self {
+            Failure::Statement(error) => Failure::Statement(secrets::hide(error, sql)),
+            gone => gone,
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure::Statement(error)
@@ -217,8 +228,14 @@ impl Connection {
     /// is moved into its place whole, whatever part of it is used.
     async fn handle(&mut self, request: Request) -> Step {
         match request {
-            Request::Query { sql } => Box::pin(self.query(&sql)).await,
-            Request::Parse { name, sql, types } => Box::pin(self.parse(&name, &sql, &types)).await,
+            Request::Query { sql } => {
+                let done = Box::pin(self.query(&sql)).await;
+                done.map_err(|failure| failure.hide(&sql))
+            }
+            Request::Parse { name, sql, types } => {
+                let done = Box::pin(self.parse(&name, &sql, &types)).await;
+                done.map_err(|failure| failure.hide(&sql))
+            }
             Request::Bind(bind) => self.bind(bind),
             Request::Describe { target, name } => self.describe(target, &name),
             Request::Execute { portal, n_rows_max } => self.execute(&portal, n_rows_max).await,

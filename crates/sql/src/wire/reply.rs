@@ -53,10 +53,10 @@ pub fn authentication_ok(out: &mut Vec<u8>) {
     plain(out, b'R', |out| out.put_u32(0));
 }
 
-pub fn authentication_sasl(out: &mut Vec<u8>, mechanism: &str) {
+pub fn authentication_sasl(out: &mut Vec<u8>, mechanisms: &[&str]) {
     plain(out, b'R', |out| {
         out.put_u32(10);
-        put_str(out, mechanism);
+        mechanisms.iter().for_each(|mechanism| put_str(out, mechanism));
         out.put_u8(0);
     });
 }

@@ -1,11 +1,17 @@
-//! SCRAM-SHA-256 (RFC 5802 and 7677), the server's side, without channel binding.
+//! SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, 5929 and 7677), the server's side.
+//!
+//! With PLUS the client's proof covers the hash of the certificate that it sees. Whoever sits between the
+//! two with a certificate of his own cannot pass the proof on. A client that could bind and believes that
+//! the server cannot says so under its proof (`y`); where PLUS was offered, somebody took the offer
+//! away on its way, and the client is refused.
 //!
 //! What is stored for a user is a *verifier*, in PostgreSQL's own form:
 //! `SCRAM-SHA-256$4096:<salt>$<stored key>:<server key>`, the three in base64. From it nobody can
 //! log in: a client proves that it knows the password by a key whose hash is the stored key.
 //!
-//! A user who does not exist goes through the same exchange with a verifier made up from the
-//! name and a secret of this process, and fails at its end, so that names cannot be probed.
+//! A user who does not exist, or has no password, goes through the same exchange with a verifier made up from
+//! the name and a secret of the cluster, and fails at its end, so that names cannot be probed: a made-up salt
+//! is the same on each node and after each restart, as a real one is.
 //! The module never reads randomness: nonces and salts are passed in.
 
 use crate::error::{Error, Result, state};
@@ -15,10 +21,49 @@ use ring::{digest, hmac, pbkdf2};
 use std::num::NonZeroU32;
 
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// The same, bound to the TLS channel.
+const PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// What a client binds to, in its first message.
+const BOUND: &str = "p=tls-server-end-point";
+
+/// What a client is offered, the best first.
+pub fn mechanisms(can_bind: bool) -> &'static [&'static str] {
+    if can_bind { &[PLUS, MECHANISM] } else { &[MECHANISM] }
+}
+
+/// How a client ties its proof to the channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// There is nothing to tie it to.
+    Impossible,
+    /// It was offered, and the client did not want it.
+    Declined,
+    /// To this hash.
+    EndPoint(Vec<u8>),
+}
+
+impl Binding {
+    /// By the mechanism that the client chose. `end_point`: what it may bind to.
+    pub fn chosen(mechanism: &[u8], end_point: Option<Vec<u8>>) -> Result<Binding> {
+        match (mechanism, end_point) {
+            (chosen, Some(end_point)) if chosen == PLUS.as_bytes() => {
+                Ok(Binding::EndPoint(end_point))
+            }
+            (chosen, Some(_)) if chosen == MECHANISM.as_bytes() => Ok(Binding::Declined),
+            (chosen, None) if chosen == MECHANISM.as_bytes() => Ok(Binding::Impossible),
+            _ => {
+                let message = "client selected an invalid SASL authentication mechanism";
+                Err(Error::new(state::PROTOCOL_VIOLATION, message))
+            }
+        }
+    }
+}
 
 /// PostgreSQL's default.
 const N_ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("not zero");
 const SALT_BYTES: usize = 16;
+/// About 30 ms.
+const ROUNDS_MAX: u32 = 65_536;
 
 /// What is stored of a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,18 +95,18 @@ impl Verifier {
         }
     }
 
-    /// Whether `password` is the one that this was derived from.
-    pub fn admits(&self, password: &str) -> bool {
+    /// Whether it is `password`'s. Takes as long as deriving one; a verifier of many rounds is not looked at.
+    pub fn is_of(&self, password: &str) -> bool {
         let Ok(salt) = self.salt.as_slice().try_into() else { return false };
-        let Some(n_iterations) = NonZeroU32::new(self.n_iterations) else { return false };
-        let own = Verifier::derive_with(password, salt, n_iterations);
-        same(&own.stored_key, &self.stored_key)
+        let rounds = NonZeroU32::new(self.n_iterations).filter(|rounds| rounds.get() <= ROUNDS_MAX);
+        let Some(rounds) = rounds else { return false };
+        same(&Verifier::derive_with(password, salt, rounds).stored_key, &self.stored_key)
     }
 
     /// A verifier that no password meets, always the same for `user`.
-    pub fn impossible(user: &str, secret: u64) -> Verifier {
+    pub fn impossible(user: &str, secret: &[u8]) -> Verifier {
         let from = |what: &[u8]| {
-            let seed = sign(&secret.to_be_bytes(), user.as_bytes());
+            let seed = sign(secret, user.as_bytes());
             sign(seed.as_ref(), what).as_ref().to_vec()
         };
         Verifier {
@@ -91,6 +136,14 @@ impl Verifier {
     }
 }
 
+/// What is told of a password that is none.
+pub const EMPTY: &str = "empty string is not a valid password, clearing password";
+
+/// Whether what PASSWORD names, a password or a verifier, is the empty password.
+pub fn is_empty(password: &str) -> bool {
+    password.is_empty() || Verifier::parse(password).is_some_and(|verifier| verifier.is_of(""))
+}
+
 impl std::fmt::Display for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [salt, stored, server] =
@@ -105,20 +158,42 @@ pub struct Exchange {
     nonce: String,
     /// `client-first-message-bare , server-first-message`.
     transcript: String,
-    header: String,
+    /// What the client must repeat under its proof: its header, and what it is bound to.
+    bound: Vec<u8>,
 }
 
 impl Exchange {
     /// Takes the client's first message (`n,,n=,r=<nonce>`) and gives the server's answer to it.
-    pub fn begin(verifier: Verifier, first: &[u8], nonce: &str) -> Result<(Exchange, String)> {
+    pub fn begin(
+        verifier: Verifier,
+        binding: Binding,
+        first: &[u8],
+        nonce: &str,
+    ) -> Result<(Exchange, String)> {
         let first = std::str::from_utf8(first).map_err(|_| malformed("it is not UTF-8"))?;
-        // `y`: the client could bind to a TLS channel but believes that the server cannot: true.
-        let bare_at = match first.as_bytes() {
-            [b'n' | b'y', b',', ..] => 2 + first[2..].find(',').ok_or_else(no_header)? + 1,
-            [b'p', ..] => return Err(malformed("channel binding was not offered")),
-            _ => return Err(no_header()),
-        };
+        let (flag, rest) = first.split_once(',').ok_or_else(no_header)?;
+        let bare_at = flag.len() + 1 + rest.find(',').ok_or_else(no_header)? + 1;
         let (header, bare) = first.split_at(bare_at);
+        let mut bound = header.as_bytes().to_vec();
+        match (flag, binding) {
+            (BOUND, Binding::EndPoint(end_point)) => bound.extend_from_slice(&end_point),
+            ("n", Binding::Impossible | Binding::Declined) => {}
+            // It could bind to a channel but believes that this side cannot: true.
+            ("y", Binding::Impossible) => {}
+            ("y", _) => {
+                return Err(malformed(
+                    "the client believes that channel binding was not offered, and it was",
+                ));
+            }
+            ("n", _) => return Err(malformed("the mechanism binds, and the client does not")),
+            (flag, Binding::EndPoint(_)) if flag.starts_with("p=") => {
+                return Err(malformed("it binds to something else than tls-server-end-point"));
+            }
+            (flag, _) if flag.starts_with("p=") => {
+                return Err(malformed("the mechanism does not bind, and the client does"));
+            }
+            _ => return Err(no_header()),
+        }
         let mut attributes = bare.split(',');
         let (Some(name), Some(client_nonce)) = (attributes.next(), attributes.next()) else {
             return Err(malformed("name and nonce are missing"));
@@ -132,7 +207,7 @@ impl Exchange {
         let salt = BASE64.encode(&verifier.salt);
         let answer = format!("r={nonce},s={salt},i={}", verifier.n_iterations);
         let transcript = format!("{bare},{answer}");
-        Ok((Exchange { verifier, nonce, transcript, header: header.to_owned() }, answer))
+        Ok((Exchange { verifier, nonce, transcript, bound }, answer))
     }
 
     /// Takes the client's last message and gives the server's proof; none for a wrong password.
@@ -140,10 +215,10 @@ impl Exchange {
         let last = std::str::from_utf8(last).map_err(|_| malformed("it is not UTF-8"))?;
         let (without_proof, proof) =
             last.rsplit_once(",p=").ok_or_else(|| malformed("the proof is missing"))?;
-        let expected = format!("c={},r={}", BASE64.encode(&self.header), self.nonce);
+        let expected = format!("c={},r={}", BASE64.encode(&self.bound), self.nonce);
         // Extensions may follow the nonce.
         if !(without_proof == expected || without_proof.starts_with(&format!("{expected},"))) {
-            return Err(malformed("its header or nonce is not the exchange's"));
+            return Err(malformed("its channel, header or nonce is not the exchange's"));
         }
         let proof = BASE64.decode(proof).map_err(|_| malformed("the proof is not base64"))?;
         let signed = format!("{},{without_proof}", self.transcript);
@@ -191,7 +266,8 @@ mod tests {
         assert_eq!(Verifier::parse(&verifier.to_string()), Some(verifier.clone()));
         let begin = || {
             let nonce = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
-            Exchange::begin(verifier.clone(), b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO", nonce).unwrap()
+            let first = b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO";
+            Exchange::begin(verifier.clone(), Binding::Impossible, first, nonce).unwrap()
         };
         let (exchange, answer) = begin();
         assert_eq!(
@@ -210,12 +286,47 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_password_is_known_in_either_form() {
+        let verifier = |password| Verifier::derive(password, [7; SALT_BYTES]).to_string();
+        assert!(is_empty("") && is_empty(&verifier("")));
+        assert!(!is_empty("x") && !is_empty(&verifier("x")));
+    }
+
+    #[test]
     fn first_messages_that_are_not_are_refused() {
         for first in
             [&b""[..], b"n", b"n,,", b"p=tls-unique,,n=,r=x", b"n,,m=x,r=y", b"n,,n=,r=", b"\xff"]
         {
-            let verifier = Verifier::impossible("nobody", 1);
-            assert!(Exchange::begin(verifier, first, "nonce").is_err(), "{first:?}");
+            let verifier = Verifier::impossible("nobody", b"s");
+            let binding = Binding::Impossible;
+            assert!(Exchange::begin(verifier, binding, first, "nonce").is_err(), "{first:?}");
+        }
+    }
+
+    #[test]
+    fn a_channel_is_bound_where_both_can_and_nobody_takes_that_away() {
+        let begin = |mechanism: &str, end_point: Option<&[u8]>, first: &str| {
+            let binding = Binding::chosen(mechanism.as_bytes(), end_point.map(<[u8]>::to_vec))?;
+            let verifier = Verifier::impossible("nobody", b"s");
+            let first = format!("{first},,n=,r=x");
+            Exchange::begin(verifier, binding, first.as_bytes(), "y")
+                .map(|(exchange, _)| exchange.bound)
+        };
+        let hash = Some(&b"hash"[..]);
+        assert_eq!(begin(PLUS, hash, BOUND).unwrap(), b"p=tls-server-end-point,,hash");
+        assert_eq!(begin(MECHANISM, hash, "n").unwrap(), b"n,,");
+        assert_eq!(begin(MECHANISM, None, "y").unwrap(), b"y,,");
+        for (mechanism, end_point, first) in [
+            (MECHANISM, hash, "y"),
+            (MECHANISM, hash, BOUND),
+            (PLUS, hash, "n"),
+            (PLUS, hash, "y"),
+            (PLUS, hash, "p=tls-unique"),
+            (PLUS, None, BOUND),
+            (MECHANISM, None, BOUND),
+            ("SCRAM-SHA-1", hash, "n"),
+        ] {
+            assert!(begin(mechanism, end_point, first).is_err(), "{mechanism} {first}");
         }
     }
 }

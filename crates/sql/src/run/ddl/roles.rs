@@ -10,7 +10,7 @@ use crate::error::{Error, Result, state};
 use crate::parse::{GrantRoles, RoleOptions, RoleSpec};
 use crate::run::Exec;
 use crate::types::{Datum, Type, text};
-use crate::wire::scram::Verifier;
+use crate::wire::scram::{self, Verifier};
 
 impl Exec<'_> {
     pub fn identity(&self) -> &Identity {
@@ -145,7 +145,7 @@ impl Exec<'_> {
 
     fn apply_role(&mut self, role: &mut Role, options: &RoleOptions) -> Result<()> {
         if let Some(password) = &options.password {
-            role.verifier = self.verifier(password.as_deref())?;
+            role.verifier = self.verifier(password.as_deref());
         }
         let flags = [
             (&mut role.superuser, options.superuser),
@@ -170,30 +170,24 @@ impl Exec<'_> {
     }
 
     /// What is stored of a password. An empty one would let everybody in.
-    fn verifier(&mut self, password: Option<&str>) -> Result<Option<String>> {
-        let Some(password) = password else { return Ok(None) };
-        // As pg_dumpall writes it.
-        if let Some(verifier) = Verifier::parse(password) {
-            if !verifier.admits("") {
-                return Ok(Some(password.to_owned()));
+    fn verifier(&mut self, password: Option<&str>) -> Option<String> {
+        let password = password?;
+        if !scram::is_empty(password) {
+            // As pg_dumpall writes it.
+            if Verifier::parse(password).is_some() {
+                return Some(password.to_owned());
             }
-            self.empty_password();
-            return Ok(None);
+            let mut salt = [0; 16];
+            salt[..8].copy_from_slice(&self.engine.env().random().to_be_bytes());
+            salt[8..].copy_from_slice(&self.engine.env().random().to_be_bytes());
+            let verifier = Verifier::derive(password, salt);
+            // Some characters count for nothing (RFC 4013), so that a text of them is empty too.
+            if !verifier.is_of("") {
+                return Some(verifier.to_string());
+            }
         }
-        let mut salt = [0; 16];
-        salt[..8].copy_from_slice(&self.engine.env().random().to_be_bytes());
-        salt[8..].copy_from_slice(&self.engine.env().random().to_be_bytes());
-        let verifier = Verifier::derive(password, salt);
-        // Some characters count for nothing (RFC 4013), so that a text of them is empty too.
-        if verifier.admits("") {
-            self.empty_password();
-            return Ok(None);
-        }
-        Ok(Some(verifier.to_string()))
-    }
-
-    fn empty_password(&mut self) {
-        self.notices.push("empty string is not a valid password, clearing password".into());
+        self.notices.push(scram::EMPTY.into());
+        None
     }
 
     pub async fn rename_role(&mut self, name: &str, to: &str) -> Result<()> {

@@ -1,13 +1,15 @@
 //! A connection's bytes: bounded buffers, whole messages in, answers out in few writes.
 
 use crate::error::{Error, state};
-use crate::wire::{Server, no_memory, reply, request};
+use crate::wire::{ALPN, Server, Tls, no_memory, reply, request};
 use base::env::Stream;
 use base::{Env, Loan};
 use bytes::{Bytes, BytesMut};
 use std::future::Future;
-use std::pin::pin;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 
 /// The output is sent on when it has grown to this.
@@ -39,9 +41,19 @@ pub fn shutting_down() -> Error {
         .hint("This node is stopping: connect to another node.")
 }
 
+/// An encrypted stream, as far as authentication is concerned.
+pub struct Channel {
+    /// What a client may tie its password to.
+    pub end_point: Option<Vec<u8>>,
+}
+
 /// The byte stream with its buffers.
 pub struct Pipe {
     pub stream: Stream,
+    /// Where the client is.
+    pub from: IpAddr,
+    /// Set once the stream is encrypted.
+    pub channel: Option<Channel>,
     pub input: BytesMut,
     pub output: Vec<u8>,
     /// The output up to here is whole messages.
@@ -55,9 +67,11 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    pub fn new(stream: Stream, server: &Server) -> Pipe {
+    pub fn new(stream: Stream, from: IpAddr, server: &Server) -> Pipe {
         Pipe {
             stream,
+            from,
+            channel: None,
             input: BytesMut::new(),
             output: Vec::new(),
             whole: 0,
@@ -171,11 +185,21 @@ impl Pipe {
         }
     }
 
-    pub async fn encrypt(&mut self, acceptor: &tokio_rustls::TlsAcceptor) -> Flow<()> {
+    /// Goes on under TLS. `is_direct`: the client began with it, and what has been read belongs to it.
+    pub async fn encrypt(&mut self, tls: &Tls, is_direct: bool) -> Flow<()> {
         // The placeholder is never read: it is replaced below or the connection ends.
         let (placeholder, _) = tokio::io::duplex(1);
         let plain = std::mem::replace(&mut self.stream, Box::new(placeholder));
-        self.stream = Box::new(acceptor.accept(plain).await?);
+        let begin = std::mem::take(&mut self.input);
+        let shown = tls();
+        let acceptor = tokio_rustls::TlsAcceptor::from(shown.config);
+        let stream = acceptor.accept(Begun { begin, rest: plain }).await?;
+        // As PostgreSQL: what begins with TLS might speak anything, HTTP for one, and must say so.
+        if is_direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(Gone::Closed);
+        }
+        self.stream = Box::new(stream);
+        self.channel = Some(Channel { end_point: shown.end_point });
         Ok(())
     }
 
@@ -220,6 +244,45 @@ impl Pipe {
                 }
             }
         }
+    }
+}
+
+/// A stream whose first bytes have been read already.
+struct Begun {
+    begin: BytesMut,
+    rest: Stream,
+}
+
+impl AsyncRead for Begun {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.begin.is_empty() {
+            return Pin::new(&mut self.rest).poll_read(cx, into);
+        }
+        let n = self.begin.len().min(into.remaining());
+        into.put_slice(&self.begin.split_to(n));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Begun {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.rest).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.rest).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.rest).poll_shutdown(cx)
     }
 }
 

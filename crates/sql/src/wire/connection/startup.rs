@@ -2,14 +2,17 @@
 
 use super::pipe::{Flow, Gone, Pipe, shutting_down};
 use super::send_notices;
-use crate::engine::Auth;
 use crate::error::{Error, Result, state};
 use crate::session::Session;
+use crate::wire::access::{Method, Who};
 use crate::wire::request;
-use crate::wire::scram::{self, Exchange, Verifier};
+use crate::wire::scram::{self, Binding, Exchange, Verifier};
 use crate::wire::{Place, Server, reply};
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
+
+/// The first byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The settings that a client is told about as they change.
 const REPORTED: [&str; 11] = [
@@ -30,6 +33,13 @@ const REPORTED: [&str; 11] = [
 pub async fn open(server: &Arc<Server>, pipe: &mut Pipe, place: &Place) -> Flow<Option<Session>> {
     let settings = loop {
         let (code, body) = loop {
+            // The length of no message begins like this: it would be larger than any.
+            if pipe.input.first() == Some(&TLS_HANDSHAKE)
+                && pipe.channel.is_none()
+                && let Some(tls) = &server.tls
+            {
+                pipe.encrypt(tls, true).await?;
+            }
             match request::split_startup(&mut pipe.input).map_err(Gone::Refused)? {
                 Some(message) => break message,
                 None => pipe.read().await?,
@@ -37,7 +47,7 @@ pub async fn open(server: &Arc<Server>, pipe: &mut Pipe, place: &Place) -> Flow<
         };
         match code {
             request::SSL_REQUEST => match &server.tls {
-                Some(acceptor) => {
+                Some(tls) if pipe.channel.is_none() => {
                     // Bytes sent along in the clear could be smuggled in as if they were encrypted.
                     if !pipe.input.is_empty() {
                         let message = "received unencrypted data after SSL request";
@@ -45,9 +55,9 @@ pub async fn open(server: &Arc<Server>, pipe: &mut Pipe, place: &Place) -> Flow<
                     }
                     pipe.stream.write_all(b"S").await?;
                     pipe.stream.flush().await?;
-                    pipe.encrypt(acceptor).await?;
+                    pipe.encrypt(tls, false).await?;
                 }
-                None => {
+                _ => {
                     pipe.stream.write_all(b"N").await?;
                     pipe.stream.flush().await?;
                 }
@@ -99,7 +109,7 @@ pub async fn open(server: &Arc<Server>, pipe: &mut Pipe, place: &Place) -> Flow<
         Some((_, database)) if !database.is_empty() => database.to_string(),
         _ => user.clone(),
     };
-    authenticate(server, pipe, &user).await?;
+    authenticate(server, pipe, &user, &database).await?;
     let opened = server.engine.session(&user, &database).await;
     let mut session = opened.map_err(Gone::Refused)?;
     configure(&mut session, &settings).map_err(Gone::Refused)?;
@@ -172,38 +182,26 @@ fn command_line_settings(options: &str) -> Result<Vec<(String, String)>> {
     Ok(settings)
 }
 
-async fn authenticate(server: &Server, pipe: &mut Pipe, name: &str) -> Flow<()> {
+async fn authenticate(server: &Server, pipe: &mut Pipe, name: &str, database: &str) -> Flow<()> {
+    let is_encrypted = pipe.channel.is_some();
+    let who = Who { address: pipe.from, database, role: name, is_encrypted };
+    let method = server.access.judge(&who).map_err(Gone::Refused)?;
     let user = server.engine.role(name).await.map_err(Gone::Refused)?;
-    let denied = || {
-        let message = format!("password authentication failed for user \"{name}\"");
-        Gone::Refused(Error::new(state::INVALID_PASSWORD, message))
-    };
-    if server.engine.auth() == Auth::Scram {
+    if method == Method::Scram {
         // A password is good until its time has come.
         let now_us = pipe.env.wall_us();
         let valid =
             user.as_ref().filter(|user| user.valid_until_us.is_none_or(|until| now_us <= until));
         let verifier = valid.and_then(|user| user.verifier.as_deref());
-        let verifier = verifier
-            .and_then(Verifier::parse)
-            .unwrap_or_else(|| Verifier::impossible(name, server.secret));
-        reply::authentication_sasl(&mut pipe.output, scram::MECHANISM);
-        pipe.flush().await?;
-        let body = pipe.password().await?;
-        let malformed = || Gone::Refused(request::violation("malformed SASLInitialResponse"));
-        let end = body.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
-        if &body[..end] != scram::MECHANISM.as_bytes() {
-            let message = "client selected an invalid SASL authentication mechanism";
-            return Err(Gone::Refused(request::violation(message)));
-        }
-        let first = body.get(end + 5..).ok_or_else(malformed)?;
-        let nonce = format!("{:016x}{:016x}", pipe.env.random(), pipe.env.random());
-        let (exchange, answer) = Exchange::begin(verifier, first, &nonce).map_err(Gone::Refused)?;
-        reply::authentication_sasl_data(&mut pipe.output, 11, answer.as_bytes());
-        pipe.flush().await?;
-        let last = pipe.password().await?;
-        let proof = exchange.finish(&last).map_err(Gone::Refused)?.ok_or_else(denied)?;
-        reply::authentication_sasl_data(&mut pipe.output, 12, proof.as_bytes());
+        let verifier = match verifier.and_then(Verifier::parse) {
+            Some(verifier) => verifier,
+            // Also for a role without a password: who it is that cannot get in is not told.
+            None => {
+                let secret = server.engine.secret().await.map_err(Gone::Refused)?;
+                Verifier::impossible(name, &secret)
+            }
+        };
+        prove(pipe, name, verifier).await?;
     }
     match user {
         Some(user) if user.login => {}
@@ -220,6 +218,30 @@ async fn authenticate(server: &Server, pipe: &mut Pipe, name: &str) -> Flow<()> 
         }
     }
     reply::authentication_ok(&mut pipe.output);
+    Ok(())
+}
+
+/// The client proves that it knows the password of `verifier`.
+async fn prove(pipe: &mut Pipe, name: &str, verifier: Verifier) -> Flow<()> {
+    let end_point = pipe.channel.as_ref().and_then(|channel| channel.end_point.clone());
+    reply::authentication_sasl(&mut pipe.output, scram::mechanisms(end_point.is_some()));
+    pipe.flush().await?;
+    let body = pipe.password().await?;
+    let malformed = || Gone::Refused(request::violation("malformed SASLInitialResponse"));
+    let end = body.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
+    let binding = Binding::chosen(&body[..end], end_point).map_err(Gone::Refused)?;
+    let first = body.get(end + 5..).ok_or_else(malformed)?;
+    let nonce = format!("{:016x}{:016x}", pipe.env.random(), pipe.env.random());
+    let begun = Exchange::begin(verifier, binding, first, &nonce);
+    let (exchange, answer) = begun.map_err(Gone::Refused)?;
+    reply::authentication_sasl_data(&mut pipe.output, 11, answer.as_bytes());
+    pipe.flush().await?;
+    let last = pipe.password().await?;
+    let proof = exchange.finish(&last).map_err(Gone::Refused)?.ok_or_else(|| {
+        let message = format!("password authentication failed for user \"{name}\"");
+        Gone::Refused(Error::new(state::INVALID_PASSWORD, message))
+    })?;
+    reply::authentication_sasl_data(&mut pipe.output, 12, proof.as_bytes());
     Ok(())
 }
 
