@@ -83,12 +83,6 @@ fn decode<T: for<'a> serde::Deserialize<'a>>(bytes: &[u8]) -> Result<T, Error> {
     postcard::from_bytes(bytes).map_err(|error| Error::Internal { reason: error.to_string() })
 }
 
-/// A row as this program wrote it, or one that did not know names: the zero byte is "no name" behind the
-/// row that ends too early, and is not read behind one that does not.
-fn decode_node(bytes: &[u8]) -> Result<NodeRow, Error> {
-    decode(&[bytes, &[0]].concat())
-}
-
 impl Membership {
     pub fn new(parts: Parts) -> Arc<Membership> {
         let topology = RwLock::new(parts.topology.clone());
@@ -345,7 +339,7 @@ impl Membership {
         let locked = txn.lock(std::slice::from_ref(&key), LockMode::Exclusive, Wait::Block).await?;
         let mut row = self.parts.row.clone();
         if let Some(txn::Locked::Held { row: Some(old) }) = locked.first() {
-            let old: NodeRow = decode_node(&old.value)?;
+            let old: NodeRow = decode(&old.value)?;
             (row.ticket, row.replaced_by) = (old.ticket, old.replaced_by);
         }
         self.check_place(&row);
@@ -480,7 +474,7 @@ async fn read_nodes(txn: &mut Txn) -> Result<Vec<NodeRow>, Error> {
             return Ok(rows);
         }
         for (_, row) in batch {
-            rows.push(decode_node(&row.value)?);
+            rows.push(decode(&row.value)?);
         }
     }
 }
