@@ -117,7 +117,14 @@ static DEFINITIONS: &[Definition] = &[
     define("quote_ident", (1, 1), Answer::Text, quote_ident),
     define("quote_literal", (1, 1), Answer::Text, quote_literal),
     define("timezone", (2, 2), Answer::OtherTimestamp, timezone),
+    Definition {
+        strict: false,
+        ..define("json_build_object", (0, N_JSON_ARGS_MAX), Answer::Text, json_build_object)
+    },
 ];
+
+/// As many arguments as PostgreSQL's functions may have.
+const N_JSON_ARGS_MAX: usize = 100;
 
 /// DataFusion has these, and they mean something else.
 static REFUSED: &[&str] = &["to_char", "to_date", "to_number", "to_timestamp", "age"];
@@ -288,6 +295,56 @@ impl ScalarUDFImpl for Refused {
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Df<ColumnarValue> {
         Err(failure::through(Error::unsupported(format!("the function {}", self.name))))
     }
+}
+
+/// Keys and values in turn, as PostgreSQL writes them: `{"a" : 1, "b" : "x"}`.
+fn json_build_object(_: &Facts, args: &[Datum]) -> Result<Datum> {
+    if !args.len().is_multiple_of(2) {
+        let message = "argument list must have even number of elements";
+        return Err(Error::new(state::INVALID_PARAMETER, message).hint(
+            "The arguments of json_build_object() must consist of alternating keys and values.",
+        ));
+    }
+    let mut pairs = Vec::with_capacity(args.len() / 2);
+    for pair in args.chunks_exact(2) {
+        if pair[0].is_null() {
+            return Err(Error::new(
+                state::INVALID_PARAMETER,
+                "null value not allowed for object key",
+            ));
+        }
+        let key = json_text(&sql::types::text::show(&pair[0]));
+        let value = match &pair[1] {
+            Datum::Null => "null".to_owned(),
+            Datum::Bool(value) => value.to_string(),
+            Datum::Int2(_) | Datum::Int4(_) | Datum::Int8(_) | Datum::Numeric(_) => {
+                sql::types::text::show(&pair[1])
+            }
+            Datum::Float4(value) if value.is_finite() => sql::types::text::show(&pair[1]),
+            Datum::Float8(value) if value.is_finite() => sql::types::text::show(&pair[1]),
+            other => json_text(&sql::types::text::show(other)),
+        };
+        pairs.push(format!("{key} : {value}"));
+    }
+    Ok(Datum::text(format!("{{{}}}", pairs.join(", "))))
+}
+
+fn json_text(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for letter in text.chars() {
+        match letter {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            control if control < ' ' => out.push_str(&format!("\\u{:04x}", control as u32)),
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+    out
 }
 
 fn yes(_: &Facts, _: &[Datum]) -> Result<Datum> {

@@ -380,6 +380,17 @@ impl VisitorMut for Rewriter<'_> {
                     vec![TableAliasColumnDef { name: named.name.clone(), data_type: None }];
             }
         }
+        if let TableFactor::Table { name, alias, args: Some(args), .. } = factor
+            && parse::last_part(name).is_ok_and(|name| name != "generate_series")
+        {
+            return match one_row(name, args, alias.take()) {
+                Ok(derived) => {
+                    *factor = derived;
+                    ControlFlow::Continue(())
+                }
+                Err(error) => ControlFlow::Break(error),
+            };
+        }
         ControlFlow::Continue(())
     }
 
@@ -863,5 +874,20 @@ fn side_by_side(arrays: &[ast::Expr], alias: Option<TableAlias>) -> Result<Table
             at: None,
         })
     });
+    Ok(TableFactor::Derived { lateral: false, subquery, alias, sample: None })
+}
+
+/// `FROM f(x)` of a function that returns one value: a table of one row.
+fn one_row(
+    name: &ast::ObjectName,
+    args: &ast::TableFunctionArgs,
+    alias: Option<TableAlias>,
+) -> Result<TableFactor> {
+    let list: Vec<String> = args.args.iter().map(ToString::to_string).collect();
+    let parse::Statement::Query(subquery) =
+        parse::parse(&format!("SELECT {name}({})", list.join(", ")))?
+    else {
+        return Err(Error::internal("a query did not parse as one"));
+    };
     Ok(TableFactor::Derived { lateral: false, subquery, alias, sample: None })
 }

@@ -14,74 +14,23 @@
 //! all others before it answers, so the next statement anywhere goes by the new rows. A node that did not hear it
 //! compares the version with its own once a second.
 //!
-//! * [`roles`]: roles and memberships
-//! * [`acl`]: privileges and access lists
-//! * [`needs`]: what a statement needs, from its tree
+//! The rows are [`crate::catalog::roles`] and [`crate::catalog::acl`]; [`needs`] reads from a statement's tree what the
+//! statement needs.
 //!
 //! Pure but for [`Authority::load`]. The rules are those of PostgreSQL 15.
 //!
 //! [`rows::authority_version_key`]: crate::catalog::rows::authority_version_key
 
-pub mod acl;
 pub mod needs;
-pub mod roles;
 
-pub use acl::{Acl, Class, Privileges};
+pub use crate::catalog::acl::{Acl, Class, Database, DefaultAcl, ObjectAcl, Privileges};
+pub use crate::catalog::roles::{Membership, Role, RoleId, Roles};
 pub use needs::Needs;
-pub use roles::{Membership, Role, RoleId, Roles};
 
 use crate::catalog::{Schema, Sequence, Table, rows};
 use crate::error::{Error, Result, state};
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-
-/// A database: a set of schemas. Roles belong to the whole cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Database {
-    /// Also its `pg_database.oid`.
-    pub id: u32,
-    pub name: String,
-    pub owner: RoleId,
-    /// Sessions at a time on one node; −1: any number.
-    pub connection_limit: i32,
-    pub allow_connections: bool,
-    pub is_template: bool,
-}
-
-/// An object's access list. The object's row holds its owner.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ObjectAcl {
-    pub class: Class,
-    pub id: u32,
-    /// None: the list of its kind.
-    pub acl: Option<Acl>,
-    /// By column id.
-    pub columns: BTreeMap<u32, Acl>,
-}
-
-impl ObjectAcl {
-    pub fn new(class: Class, id: u32) -> ObjectAcl {
-        ObjectAcl { class, id, acl: None, columns: BTreeMap::new() }
-    }
-
-    pub fn is_default(&self) -> bool {
-        self.acl.is_none() && self.columns.is_empty()
-    }
-}
-
-/// What objects get that a role will make: ALTER DEFAULT PRIVILEGES.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DefaultAcl {
-    pub database: u32,
-    pub role: RoleId,
-    /// None: in every schema.
-    pub schema: Option<u32>,
-    /// Tables, sequences or schemas.
-    pub class: Class,
-    /// For every schema: the whole list. For one schema: what is added.
-    pub acl: Acl,
-}
 
 /// Everything that decides who may do what.
 #[derive(Debug, Default)]

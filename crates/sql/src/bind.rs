@@ -121,6 +121,8 @@ pub enum SlotKind {
     LastVal,
     SetVal,
     ExportSnapshot,
+    /// `set_config(name, value, is_local)`: set once the statement has run.
+    SetConfig,
     Sleep,
     /// `(SELECT …)`: one value, NULL without a row.
     Scalar(Box<ast::Query>),

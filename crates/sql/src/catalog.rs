@@ -33,8 +33,10 @@
 //! Invariants: a name is a row keyed (database, schema, name) and locked by whoever creates, renames or drops
 //! it; a table's row is locked by whoever changes it; a version only grows.
 
+pub mod acl;
 pub mod descriptor;
 mod garbage;
+pub mod roles;
 pub mod rows;
 
 pub use descriptor::{
@@ -43,10 +45,11 @@ pub use descriptor::{
 pub use garbage::Sweep;
 pub use rows::{Kind, Name};
 
-use crate::authority::{Class, Database, ObjectAcl, Role};
 use crate::error::{Error, Result, state};
+use acl::{Class, Database, ObjectAcl};
 use base::Scn;
 use parking_lot::RwLock;
+use roles::Role;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;

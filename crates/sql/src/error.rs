@@ -47,6 +47,7 @@ pub mod state {
     pub const CARDINALITY_VIOLATION: &str = "21000";
     pub const STRING_TOO_LONG: &str = "22001";
     pub const OUT_OF_RANGE: &str = "22003";
+    pub const NULL_NOT_ALLOWED: &str = "22004";
     pub const DATETIME_INVALID: &str = "22007";
     pub const DATETIME_OVERFLOW: &str = "22008";
     pub const DIVISION_BY_ZERO: &str = "22012";

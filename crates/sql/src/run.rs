@@ -64,6 +64,8 @@ pub struct Exec<'a> {
     pub may_restart: bool,
     pub kept: Kept,
     pub read_only: bool,
+    /// What set_config has set, for the session to take over.
+    pub set_config: Vec<(String, Option<String>, bool)>,
     /// What a definition has to say beside its answer.
     pub notices: Vec<String>,
 }
@@ -202,6 +204,18 @@ impl Exec<'_> {
                     self.drawn.by_sequence.insert(id, value);
                 }
                 Datum::Int8(value)
+            }
+            SlotKind::SetConfig => {
+                let name = args[0].as_str().ok_or_else(|| {
+                    Error::new(state::NULL_NOT_ALLOWED, "SET requires parameter name")
+                })?;
+                // NULL: back to the default.
+                let value = args[1].as_str();
+                let is_local = args[2].as_bool().unwrap_or(false);
+                let shown = self.view.setting_after(name, value)?;
+                let wanted = (name.to_owned(), value.map(str::to_owned), is_local);
+                self.set_config.push(wanted);
+                Datum::text(shown)
             }
             SlotKind::ExportSnapshot => Datum::text(self.txn.snapshot().await?.to_string()),
             SlotKind::Sleep => {

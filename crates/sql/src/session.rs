@@ -255,6 +255,13 @@ impl View {
         }
     }
 
+    /// What a setting would be shown as once it is set to `value`; none: to its default.
+    pub fn setting_after(&self, name: &str, value: Option<&str>) -> Result<String> {
+        let mut settings = (*self.settings).clone();
+        settings.set(name, value)?;
+        Ok(settings.get(name).unwrap_or_default())
+    }
+
     /// The current role's name.
     pub fn user(&self) -> &Arc<str> {
         &self.identity.name

@@ -91,6 +91,19 @@ impl Binder<'_> {
             ("pg_export_snapshot", 0) => {
                 return Ok(self.slot(SlotKind::ExportSnapshot, Vec::new(), Type::Text));
             }
+            ("set_config", 3) => {
+                let name = self.bind_as(&args[0], &Type::Text, CastContext::Implicit)?;
+                let value = self.bind_as(&args[1], &Type::Text, CastContext::Implicit)?;
+                let local = self.bind_as(&args[2], &Type::Bool, CastContext::Implicit)?;
+                if ![&name, &value, &local].iter().all(|arg| arg.is_row_free()) {
+                    return Err(Error::unsupported("set_config of values that depend on rows"));
+                }
+                return Ok(self.slot(SlotKind::SetConfig, vec![name, value, local], Type::Text));
+            }
+            // Nobody holds any.
+            ("pg_advisory_unlock_all", 0) => {
+                return Ok(Bound { expr: Expr::Const(Datum::text("")), ty: Type::Void });
+            }
             ("pg_sleep", 1) => {
                 let seconds = self.bind_as(&args[0], &Type::Float8, CastContext::Implicit)?;
                 return Ok(self.slot(SlotKind::Sleep, vec![seconds], Type::Void));

@@ -8,7 +8,7 @@
 //! touches no row, a dropped column's values are skipped, and a column added later is absent from
 //! older rows, which then read as its `missing` value.
 
-use crate::authority::RoleId;
+use super::roles::RoleId;
 use crate::types::{Datum, Type};
 use base::{KeyRange, NodeId, Scn};
 use serde::{Deserialize, Serialize};

@@ -2,8 +2,9 @@
 //!
 //! Relation numbers and the format byte are on disk: they never change their meaning.
 
+use super::acl::Class;
+use super::roles::RoleId;
 use super::{Place, RelationId};
-use crate::authority::{Class, RoleId};
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::types::Datum;

@@ -17,7 +17,7 @@
 //! What stands at a token does not depend on who asks for it, with one exception that PostgreSQL does not have
 //! (CONNECT BY). Errors are kept like answers.
 
-use sqlparser::ast::Expr;
+use sqlparser::ast::{ColumnOption, Expr};
 use sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
@@ -75,6 +75,32 @@ macro_rules! as_postgres {
 impl Dialect for Remembering {
     fn dialect(&self) -> TypeId {
         TypeId::of::<PostgreSqlDialect>()
+    }
+
+    /// The parser takes these words and goes on as if they were not there, where the dialect does not know them.
+    fn parse_column_option(
+        &self,
+        parser: &mut Parser,
+    ) -> Result<Option<Result<Option<ColumnOption>, ParserError>>, ParserError> {
+        let next = parser.peek_token();
+        let is_lost = |keyword| {
+            matches!(
+                keyword,
+                Keyword::AUTO_INCREMENT
+                    | Keyword::AUTOINCREMENT
+                    | Keyword::ASC
+                    | Keyword::DESC
+                    | Keyword::AS
+                    | Keyword::SRID
+                    | Keyword::IDENTITY
+            )
+        };
+        match &next.token {
+            Token::Word(word) if word.quote_style.is_none() && is_lost(word.keyword) => {
+                parser.expected("an option of a column", next)
+            }
+            _ => Ok(None),
+        }
     }
 
     fn parse_prefix(&self, parser: &mut Parser) -> Option<Reading> {

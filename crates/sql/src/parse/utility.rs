@@ -245,7 +245,10 @@ impl Cursor<'_> {
             ("checkpoint", _) => self.nothing("CHECKPOINT"),
             ("reindex", _) => self.nothing("REINDEX"),
             ("cluster", _) => self.nothing("CLUSTER"),
-            ("listen" | "unlisten" | "notify", _) => {
+            // There are no cursors and no listeners: to end all of them is done.
+            ("close", "all") => self.nothing("CLOSE CURSOR ALL"),
+            ("unlisten", _) => self.nothing("UNLISTEN"),
+            ("listen" | "notify", _) => {
                 return Err(Error::unsupported(first.to_uppercase()));
             }
             _ => return Ok(None),
@@ -532,8 +535,15 @@ impl Cursor<'_> {
         if !signed && name != "timezone" {
             return Err(self.unexpected());
         }
-        if self.take("default") {
+        if self.take("default") || name == "timezone" && self.take("local") {
             return Ok(Statement::Set { name, value: None, local });
+        }
+        if name == "timezone" && self.take("interval") {
+            let value = Some(self.string()?);
+            if !self.take_all(&["hour", "to", "minute"]) {
+                self.skip(&["hour"]);
+            }
+            return Ok(Statement::Set { name, value, local });
         }
         let mut values = Vec::new();
         loop {

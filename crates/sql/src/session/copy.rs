@@ -97,6 +97,7 @@ impl CopyIn {
             may_restart: false,
             kept: Kept::new(self.engine.env()),
             read_only: false,
+            set_config: Vec::new(),
             notices: Vec::new(),
         };
         let rows = match &self.row {

@@ -4,7 +4,7 @@ use super::transaction::Open;
 use super::{
     Canceler, Column, Outcome, ParsedStatement, Prepared, Session, TagKind, View, canceled,
 };
-use crate::authority::Needs;
+use crate::authority::{Needs, needs};
 use crate::catalog::Overlay;
 use crate::engine::Engine;
 use crate::error::{Error, Result, state};
@@ -14,6 +14,7 @@ use crate::run::change::Changed;
 use crate::run::memory::Kept;
 use crate::run::{Drawn, Exec, explain, kept_batch, one_batch, primed, text_column};
 use crate::types::{Datum, Type};
+use crate::views;
 use base::env::Instant;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
@@ -324,10 +325,15 @@ impl Session {
         let mut exec = exec_of(&engine, &view, open, &mut self.drawn, lock_timeout);
         exec.may_restart = may_restart && exec.txn.isolation() == Isolation::ReadCommitted;
         exec.declare(plan);
-        match run_plan(&mut exec, plan, params).await {
+        let outcome = run_plan(&mut exec, plan, params).await;
+        let set_config = std::mem::take(&mut exec.set_config);
+        match outcome {
             Ok(outcome) => {
                 open.txn.release(savepoint);
                 open.n_statements += 1;
+                for (name, value, is_local) in set_config {
+                    self.set(&name, value.as_deref(), is_local)?;
+                }
                 Ok(outcome)
             }
             Err(error) => {
@@ -354,8 +360,9 @@ impl Session {
             };
             found.cloned()
         };
-        let needs = plan.needs.get_or_init(|| Needs::of(&plan.tree, &find));
-        self.identity.check(needs)
+        let find = needs::Find { table: &find, view: views::name_of };
+        let needed = plan.needs.get_or_init(|| Needs::of(&plan.tree, find));
+        self.identity.check(needed)
     }
 
     pub(super) fn refuse_read_only(&self, what: &str) -> Result<()> {
@@ -671,6 +678,7 @@ pub(super) fn exec_of<'a>(
         may_restart: false,
         kept: Kept::new(engine.env()),
         read_only,
+        set_config: Vec::new(),
         notices: Vec::new(),
     }
 }

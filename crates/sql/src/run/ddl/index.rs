@@ -324,6 +324,7 @@ async fn batch(
         may_restart: false,
         kept: Kept::new(engine.env()),
         read_only: false,
+        set_config: Vec::new(),
         notices: Vec::new(),
     };
     exec.put_entries(&table, at, newest).await?;

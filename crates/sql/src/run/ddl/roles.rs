@@ -3,8 +3,8 @@
 //! As in PostgreSQL 15: superusers are made by superusers only, and so are those who see or replicate everything. Whoever
 //! may create roles may change and drop any role that is no superuser, and may let others into it.
 
-use crate::authority::roles::is_reserved;
 use crate::authority::{Identity, Membership, Role, RoleId};
+use crate::catalog::roles::is_reserved;
 use crate::catalog::{Catalog, rows};
 use crate::error::{Error, Result, state};
 use crate::parse::{GrantRoles, RoleOptions, RoleSpec};

@@ -460,6 +460,7 @@ impl Exec<'_> {
             may_restart: false,
             kept: Kept::new(self.engine.env()),
             read_only: false,
+            set_config: Vec::new(),
             notices: Vec::new(),
         };
         apart.append(table, checks, chunk).await?;

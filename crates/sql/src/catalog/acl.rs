@@ -11,8 +11,9 @@
 //!
 //! Pure. The rules, and the letters, are those of PostgreSQL 15's `GRANT` page and of its `aclchk.c`.
 
-use super::{RoleId, Roles};
+use super::roles::{RoleId, Roles};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A set of privileges, a bit each.
 #[derive(
@@ -315,6 +316,53 @@ fn quoted(name: &str) -> String {
         return name.to_owned();
     }
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A database: a set of schemas. Roles belong to the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    /// Also its `pg_database.oid`.
+    pub id: u32,
+    pub name: String,
+    pub owner: RoleId,
+    /// Sessions at a time on one node; −1: any number.
+    pub connection_limit: i32,
+    pub allow_connections: bool,
+    pub is_template: bool,
+}
+
+/// An object's access list. The object's row holds its owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectAcl {
+    pub class: Class,
+    pub id: u32,
+    /// None: the list of its kind.
+    pub acl: Option<Acl>,
+    /// By column id.
+    pub columns: BTreeMap<u32, Acl>,
+}
+
+impl ObjectAcl {
+    pub fn new(class: Class, id: u32) -> ObjectAcl {
+        ObjectAcl { class, id, acl: None, columns: BTreeMap::new() }
+    }
+
+    pub fn is_default(&self) -> bool {
+        self.acl.is_none() && self.columns.is_empty()
+    }
+}
+
+/// What objects get that a role will make: ALTER DEFAULT PRIVILEGES.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefaultAcl {
+    pub database: u32,
+    pub role: RoleId,
+    /// None: in every schema.
+    pub schema: Option<u32>,
+    /// Tables, sequences or schemas.
+    pub class: Class,
+    /// For every schema: the whole list. For one schema: what is added.
+    pub acl: Acl,
 }
 
 #[cfg(test)]
