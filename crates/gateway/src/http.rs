@@ -5,7 +5,7 @@
 //! * [`pulse`]: what a client's connection is doing
 //! * [`proxy`]: a request: its route, its service, the answer, what is logged and counted
 //! * [`proxied`], [`early`]: the PROXY protocol; what is answered before a service is asked
-//! * [`message`], [`target`], [`fields`]: a request, an answer, what is asked for, and their fields
+//! * [`message`], [`target`]: a request, an answer, and what is asked for
 //! * [`forwarded`]: who asks, and what a client may say of that
 //! * [`headers`]: what is removed, added and carried on
 //! * [`outgoing`], [`pool`]: a request as servers get it, and connections to them
@@ -17,7 +17,6 @@ pub mod body;
 pub mod early;
 pub mod ending;
 pub mod exchanges;
-pub mod fields;
 pub mod forwarded;
 pub mod headers;
 pub mod http1;

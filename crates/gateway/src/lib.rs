@@ -7,6 +7,7 @@
 //! * [`service`]: both together for one service: admit, pick, report
 //! * [`call`]: runs a request at a service: attempts, retries, hedges, in time
 //! * [`config`], [`route`], [`path`]: what the file says, and which service a request is for
+//! * [`fields`], [`trace`]: a message's fields, and the trace that it belongs to
 //! * [`rate`]: how many requests of one kind of asker are let in
 //! * [`http`]: connections, requests, answers
 //! * [`gateway`], [`backend`]: what all connections share, and a service with its connections
@@ -25,6 +26,8 @@ pub mod backend;
 pub mod balance;
 pub mod call;
 pub mod config;
+pub mod entry;
+pub mod fields;
 pub mod gateway;
 pub mod http;
 pub mod isolate;
@@ -38,5 +41,6 @@ pub mod route;
 pub mod service;
 pub mod stale;
 pub mod tls;
+pub mod trace;
 pub mod traces;
 pub mod upkeep;

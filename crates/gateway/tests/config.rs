@@ -198,7 +198,8 @@ servers = ["10.0.0.1:80", "b=10.0.0.2:80"]
     assert_eq!(config.zone, "local");
     assert_eq!(config.closeness, Closeness(vec![vec!["local".into()]]), "all others come after");
     let address = "127.0.0.1:8000".parse().unwrap();
-    let listener = Listener { address, certificates: Vec::new(), clients: None, proxy_protocol: false };
+    let listener =
+        Listener { address, certificates: Vec::new(), clients: None, proxy_protocol: false };
     assert_eq!(config.listeners, [listener]);
     assert_eq!((config.admin, config.threads, config.access_log), (None, None, None));
     assert_eq!(config.limits, Default::default());
@@ -345,7 +346,10 @@ const REFUSED: &[(&str, &str)] = &[
         "[services.api.breaker]\ntrails = 1\nwindows = \"1s\"",
         r#"2: there is no setting "trails" in [services.api.breaker], did you mean "trials"?"#,
     ),
-    ("\"a\\nb\" = 1", r#"1: there is no setting "a\nb"; it has zone, closeness, listen, listeners, admin, trusted_proxies, threads, access_log, traces, limits, drain, services, routes"#),
+    (
+        "\"a\\nb\" = 1",
+        r#"1: there is no setting "a\nb"; it has zone, closeness, listen, listeners, admin, trusted_proxies, threads, access_log, traces, limits, drain, services, routes"#,
+    ),
     (
         "[services.api]\nhosts = [\"shop.example\"]",
         r#"2: there is no setting "hosts" in [services.api]: "hosts" is one of [[routes]]"#,

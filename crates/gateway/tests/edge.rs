@@ -186,7 +186,8 @@ async fn a_stream_that_is_compressed_does_not_wait_for_more() {
     world.env.spawn("server", async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.read_exact(&mut [0; 10]).await.unwrap();
-        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n";
+        let head =
+            "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         for _ in 0..3 {
             stream.write_all(b"6\r\npiece\n\r\n").await.unwrap();
@@ -195,7 +196,7 @@ async fn a_stream_that_is_compressed_does_not_wait_for_more() {
         stream.write_all(b"0\r\n\r\n").await.unwrap();
         std::future::pending::<()>().await;
     });
-        let mut client = world.client().await;
+    let mut client = world.client().await;
     let request = http::Request::get("/").header("host", "h").header("accept-encoding", "gzip");
     let mut body = client.answer(request.body(Default::default()).unwrap()).await.into_body();
     let (mut packed, mut n_early) = (Vec::new(), 0);
@@ -289,7 +290,8 @@ async fn a_server_of_grpc_is_asked_by_its_own_protocol() {
             assert_eq!(request.headers()["content-type"], "application/grpc");
             let body = request.into_body().collect().await.unwrap().to_bytes();
             assert_eq!(body, &b"\0\0\0\0\x0d\x0a\x0bshop.Orders"[..]);
-            let said: &[u8] = if serving { b"\0\0\0\0\x02\x08\x01" } else { b"\0\0\0\0\x02\x08\x02" };
+            let said: &[u8] =
+                if serving { b"\0\0\0\0\x02\x08\x01" } else { b"\0\0\0\0\x02\x08\x02" };
             says(String::from_utf8(said.to_vec()).unwrap())
         }
     });
@@ -336,6 +338,7 @@ async fn a_line_of_the_log_has_the_fields_that_are_wanted() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     ask(&world, "GET", "/", fields).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let n_lines = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap().lines().count();
+    let n_lines =
+        |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap().lines().count();
     assert_eq!((n_lines("old"), n_lines("access.log")), (2, 1));
 }

@@ -241,6 +241,10 @@ async fn a_client_shows_who_it_is_where_the_listener_wants_it() {
     assert!(told.starts_with("Subject=\"") && told.ends_with(";DNS=\"alice.example\""), "{told}");
     assert_eq!(ask(true, None).await, None);
     assert_eq!(ask(true, Some(&mallory)).await, None);
-    assert_eq!(ask(false, None).await.as_deref(), Some("nobody"), "and what it says is not believed");
+    assert_eq!(
+        ask(false, None).await.as_deref(),
+        Some("nobody"),
+        "and what it says is not believed"
+    );
     assert_eq!(ask(false, Some(&mallory)).await, None);
 }

@@ -2,8 +2,8 @@
 //! and answers that may be served stale.
 
 use crate::call::{Stay, Upload, Verdict};
+use crate::fields::name;
 use crate::http::ending::{Ending, Place};
-use crate::http::fields::name;
 use crate::http::headers;
 use crate::http::http1;
 use crate::http::http1::client::Failure;

@@ -1,6 +1,6 @@
 //! A request and an answer, in whichever version of HTTP they came.
 
-use crate::http::fields::{Fields, NoToken};
+use crate::fields::{Fields, NoToken};
 use crate::http::http1;
 use crate::http::target::Target;
 use http::{Method, Response, StatusCode, Version, request};

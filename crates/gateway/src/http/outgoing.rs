@@ -2,8 +2,8 @@
 
 use crate::call::Upload;
 use crate::call::{Fault, SendError};
+use crate::fields::{Fields, name};
 use crate::http::body::RequestBody;
-use crate::http::fields::{Fields, name};
 use crate::http::headers;
 use crate::http::http1::head::Writer;
 use crate::http::http1::length::Length;

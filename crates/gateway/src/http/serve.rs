@@ -18,7 +18,7 @@
 
 use crate::call::Alarms;
 use crate::config::Limits;
-use crate::gateway::{Gateway, Open};
+use crate::gateway::Gateway;
 use crate::http::body::{AnswerBody, Incoming, Reader};
 use crate::http::exchanges;
 use crate::http::http1;
@@ -217,7 +217,13 @@ pub async fn connection(
     };
     let pulse = Pulse::new(&gateway, lane, matches!(wire, Wire::Tcp(_)));
     let io = Io::new(wire, Bytes::new());
-    serve(gateway, io, pulse, Visit { open, from, is_tls, certificate, linger: LINGER }).await;
+    serve(
+        gateway,
+        io,
+        pulse,
+        Visit { open: Box::new(open), from, is_tls, certificate, linger: LINGER },
+    )
+    .await;
 }
 
 /// Serves a client that comes from another lane, as [`connection`] does.
@@ -240,7 +246,8 @@ pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
 
 /// A client that is here.
 struct Visit {
-    open: Open,
+    /// What counts it as open.
+    open: Box<dyn Send>,
     from: SocketAddr,
     is_tls: bool,
     certificate: Option<Arc<str>>,

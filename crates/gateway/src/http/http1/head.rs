@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::length::Length;
-use crate::http::fields::{Fields, name};
+use crate::fields::{Fields, name};
 use crate::http::message;
 use crate::http::target::Target;
 use bytes::{Buf, Bytes};

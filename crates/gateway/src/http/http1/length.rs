@@ -8,7 +8,7 @@
 
 use super::Error;
 use super::head::{Writer, may_be_whole};
-use crate::http::fields;
+use crate::fields;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
