@@ -3,7 +3,7 @@
 mod support;
 
 use bytes::Bytes;
-use gateway::http::serve;
+use gateway::front::serve;
 use gateway::lanes::Moved;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};

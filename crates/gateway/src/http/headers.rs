@@ -10,7 +10,6 @@ use crate::call::Verdict;
 use crate::config::HeaderRules;
 use crate::fields::{Fields, name};
 use crate::http::forwarded;
-use crate::http::http1::head::Writer;
 use crate::isolate::bulkhead::Priority;
 use http::Version;
 use std::collections::HashSet;
@@ -109,20 +108,11 @@ pub fn set_timeout(fields: &mut Fields, left: Duration) {
     }
 }
 
-/// As [`set_timeout`], where the head is written.
-pub fn write_timeout(to: &mut Writer<'_>, fields: &Fields, left: Duration) {
-    let ms = timeout_ms(left);
-    to.number(name::TIMEOUT, ms);
-    if fields.has(name::GRPC_TIMEOUT) {
-        to.field(name::GRPC_TIMEOUT, grpc_timeout(ms).as_bytes());
-    }
-}
-
-fn timeout_ms(left: Duration) -> u64 {
+pub fn timeout_ms(left: Duration) -> u64 {
     u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-fn grpc_timeout(ms: u64) -> String {
+pub fn grpc_timeout(ms: u64) -> String {
     format!("{}m", ms.min(99_999_999))
 }
 

@@ -1,11 +1,11 @@
 //! What a request holds until its answer's last byte is out: its place among those under way,
 //! its attempt at the server, the connection; and what is then counted and logged.
 
-use crate::backend::Counts;
 use crate::call::{Stay, Upload};
 use crate::config::Limits;
+use crate::counts::Counts;
+use crate::front::pulse::{Pulse, UnderWay};
 use crate::http::pool::Loan;
-use crate::http::pulse::{Pulse, UnderWay};
 use crate::isolate::bulkhead::Priority;
 use crate::record::Record;
 use base::env::Instant;
