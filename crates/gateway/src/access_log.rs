@@ -2,7 +2,7 @@
 //! wait for a disk: when the writer is behind, lines are dropped and counted.
 
 use crate::config;
-use crate::record::Entry;
+use crate::entry::Entry;
 use base::env::Env;
 use http::HeaderName;
 use std::io::{self, Write};

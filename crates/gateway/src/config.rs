@@ -137,6 +137,30 @@ pub struct Certificate {
     pub key: PathBuf,
 }
 
+/// The fields of a line of the access log, in their order.
+pub const FIELDS: [&str; 20] = [
+    "at_us",
+    "client",
+    "peer",
+    "is_tls",
+    "version",
+    "method",
+    "host",
+    "path",
+    "route",
+    "service",
+    "server",
+    "status",
+    "n_bytes",
+    "n_attempts",
+    "is_broken",
+    "reason",
+    "trace",
+    "ms",
+    "headers",
+    "certificate",
+];
+
 /// The access log: where its lines go, and what is in them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AccessLog {

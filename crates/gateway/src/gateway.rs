@@ -3,8 +3,6 @@
 use crate::access_log::AccessLog;
 use crate::backend::Backend;
 use crate::config::{Config, Limits, Route};
-use crate::http::ending::Place;
-use crate::http::pulse::Pulse;
 use crate::isolate::bulkhead::Priority;
 use crate::lanes::Lanes;
 use crate::rate::Buckets;
@@ -237,12 +235,12 @@ impl Gateway {
         Some(Open(self.clone()))
     }
 
-    /// Counts a request, unless there are too many of its priority.
-    pub fn admit(&self, pulse: &Arc<Pulse>, limits: &Limits, priority: Priority) -> Option<Place> {
+    /// Counts a request; whether there are not too many of its priority. It is counted until
+    /// [`Gateway::leave`] all the same.
+    pub fn enter(&self, limits: &Limits, priority: Priority) -> bool {
         let room = f64::from(limits.n_requests_max) * priority.share();
         let n_before = self.n_requests.0.fetch_add(1, Relaxed);
-        let place = Place::new(pulse);
-        (f64::from(n_before) < room.max(1.0)).then_some(place)
+        f64::from(n_before) < room.max(1.0)
     }
 
     /// A place is free again: for its end only.

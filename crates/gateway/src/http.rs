@@ -1,23 +1,15 @@
-//! HTTP on both sides. A request's way:
+//! HTTP as both sides speak it, below what is decided about a request:
 //!
-//! * [`serve`]: a client's connection: HTTP/1.1 or HTTP/2, time-outs, draining
-//! * [`exchanges`]: request, answer, and the next one, where it is HTTP/1.1
-//! * [`pulse`]: what a client's connection is doing
-//! * [`proxy`]: a request: its route, its service, the answer, what is logged and counted
-//! * [`proxied`], [`early`]: the PROXY protocol; what is answered before a service is asked
-//! * [`message`], [`target`], [`fields`]: a request, an answer, what is asked for, and their fields
-//! * [`forwarded`]: who asks, and what a client may say of that
-//! * [`headers`]: what is removed, added and carried on
-//! * [`outgoing`], [`pool`]: a request as servers get it, and connections to them
+//! * [`target`], [`message`]: what is asked for, a request, an answer
 //! * [`http1`]: both ends of HTTP/1.1; [`http2`]: a connection to a server of HTTP/2
-//! * [`squeeze`]: answers that are compressed on their way
-//! * [`body`], [`ending`]: bodies on their way, and what is given back at their end
+//! * [`error`], [`failure`]: why a message cannot be read, and why a body has no end
+//! * [`forwarded`], [`headers`]: who asks; what is removed, added and carried on
+//! * [`body`], [`squeeze`]: bodies on their way, and those that are compressed
+//! * [`outgoing`], [`pool`]: a request as servers get it, and connections to them
 
 pub mod body;
-pub mod early;
-pub mod ending;
-pub mod exchanges;
-pub mod fields;
+pub mod error;
+pub mod failure;
 pub mod forwarded;
 pub mod headers;
 pub mod http1;
@@ -25,10 +17,6 @@ pub mod http2;
 pub mod message;
 pub mod outgoing;
 pub mod pool;
-pub mod proxied;
-pub mod proxy;
-pub mod pulse;
-pub mod serve;
 pub mod squeeze;
 pub mod target;
 pub mod wire;

@@ -6,7 +6,6 @@
 //! request looks at another lane; where that has less than half as much under way, the connection
 //! moves there before its next request. TLS and HTTP/2 connections stay where they are.
 
-use crate::gateway::Open;
 use base::env::{Draws, Env, Instant};
 use bytes::Bytes;
 use std::net::{SocketAddr, TcpStream};
@@ -35,7 +34,8 @@ pub struct Moved {
     pub from: SocketAddr,
     /// What was read ahead of the next request.
     pub rest: Bytes,
-    pub open: Open,
+    /// What counts it as open, until it is dropped.
+    pub open: Box<dyn Send>,
 }
 
 pub struct Lanes {

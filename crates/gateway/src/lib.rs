@@ -7,10 +7,12 @@
 //! * [`service`]: both together for one service: admit, pick, report
 //! * [`call`]: runs a request at a service: attempts, retries, hedges, in time
 //! * [`config`], [`route`], [`path`]: what the file says, and which service a request is for
+//! * [`fields`], [`trace`]: a message's fields, and the trace that it belongs to
 //! * [`rate`]: how many requests of one kind of asker are let in
-//! * [`http`]: connections, requests, answers
+//! * [`http`]: HTTP on both sides: messages, bodies, connections to servers
+//! * [`front`]: clients' connections, and what becomes of a request
 //! * [`gateway`], [`backend`]: what all connections share, and a service with its connections
-//! * [`record`], [`access_log`], [`traces`]: what is told of a request when it has ended
+//! * [`entry`], [`record`], [`access_log`], [`traces`], [`counts`]: what is told of a request when it has ended
 //! * [`upkeep`]: looks at servers and names beside the requests
 //! * [`admin`]: the live page, metrics, the API
 //! * [`layer`]: the core as a client library
@@ -25,6 +27,10 @@ pub mod backend;
 pub mod balance;
 pub mod call;
 pub mod config;
+pub mod counts;
+pub mod entry;
+pub mod fields;
+pub mod front;
 pub mod gateway;
 pub mod http;
 pub mod isolate;
@@ -38,5 +44,6 @@ pub mod route;
 pub mod service;
 pub mod stale;
 pub mod tls;
+pub mod trace;
 pub mod traces;
 pub mod upkeep;

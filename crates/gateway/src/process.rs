@@ -18,8 +18,9 @@
 use crate::access_log::AccessLog;
 use crate::admin;
 use crate::config::{self, Config};
+use crate::front::{proxied, serve};
 use crate::gateway::Gateway;
-use crate::http::{forwarded, proxied, serve};
+use crate::http::forwarded;
 use crate::lanes::Arrival;
 use crate::tls;
 use crate::upkeep;

@@ -1,7 +1,7 @@
 //! Which service a request is for: the first route of the file that matches.
 
 use crate::config::{PathMatch, Route};
-use crate::http::fields::Fields;
+use crate::fields::Fields;
 use crate::path;
 use http::Method;
 

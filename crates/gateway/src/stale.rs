@@ -4,7 +4,7 @@
 //! (`Authorization`, `Cookie`), without `Set-Cookie`, that do not call themselves private. Bounded:
 //! the oldest go first.
 
-use crate::http::fields::{Fields, name};
+use crate::fields::{Fields, name};
 use base::env::Instant;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;

@@ -5,7 +5,7 @@
 //! sent again; when there is no more room the oldest are dropped, and counted.
 
 use crate::config;
-use crate::record::Entry;
+use crate::entry::Entry;
 use base::env::{Env, Instant, Stream};
 use bytes::Bytes;
 use http::{Request, StatusCode, header};

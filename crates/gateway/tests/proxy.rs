@@ -3,7 +3,7 @@
 mod support;
 
 use bytes::Bytes;
-use gateway::http::serve;
+use gateway::front::serve;
 use gateway::lanes::Moved;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -410,7 +410,7 @@ async fn who_comes_from_another_lane_may_be_idle_as_long_as_any() {
     let (stream, from) = listener.accept().unwrap();
     stream.set_nonblocking(true).unwrap();
     let open = world.gateway.open_connection().unwrap();
-    let moved = Moved { stream, from, rest: Bytes::new(), open };
+    let moved = Moved { stream, from, rest: Bytes::new(), open: Box::new(open) };
     world.env.spawn("connection", serve::moved(world.gateway.clone(), 0, moved));
     tokio::time::sleep(Duration::from_secs(59)).await;
     assert_eq!(world.gateway.n_connections(), 1);

@@ -6,7 +6,7 @@ mod support;
 use base::env::Stream;
 use bytes::Bytes;
 use gateway::config::{Certificate, Clients, UpstreamTls};
-use gateway::http::serve;
+use gateway::front::serve;
 use gateway::tls::{Acceptor, Connector};
 use http::Request;
 use http_body_util::{BodyExt, Full};

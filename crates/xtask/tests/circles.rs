@@ -18,14 +18,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-const FREE: &[&str] = &["base", "cluster", "consensus", "node", "storage", "transport", "txn"];
+const FREE: &[&str] =
+    &["base", "cluster", "consensus", "gateway", "node", "storage", "transport", "txn"];
 
 /// Those with circles yet, and where they come from. Whichever is free moves up.
 const NOT_YET: &[(&str, &str)] = &[
-    (
-        "gateway",
-        "Each file of `http` uses most others, and what a request leaves behind uses them.",
-    ),
     (
         "query",
         "What the root keeps for itself is used by those it calls: planner, rewrite, functions.",

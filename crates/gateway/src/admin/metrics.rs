@@ -2,7 +2,8 @@
 //! from what the services know at the moment of the question: nothing is counted twice.
 
 use super::{Answer, of as answer, text};
-use crate::backend::{Backend, LATENCY_BOUNDS_S};
+use crate::backend::Backend;
+use crate::counts::LATENCY_BOUNDS_S;
 use crate::gateway::Gateway;
 use crate::isolate::breaker;
 use http::StatusCode;

@@ -16,8 +16,7 @@ mod value;
 use self::table::{Problem, Result, Table, Value, What, nearest};
 use super::{AccessLog, Certificate, Config, Limits, Listener, Service, Traces, overlap};
 use crate::balance::Closeness;
-use crate::config::{Clients, LogFile};
-use crate::record::FIELDS;
+use crate::config::{Clients, FIELDS, LogFile};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
@@ -89,7 +88,7 @@ fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let found = found.filter(|found| !found.is_empty() && !head.contains('='));
     let mut message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some(found) = found {
-        message += &format!(", found {:?}", value::cut(found));
+        message += &format!(", found {:?}", table::cut(found));
     }
     Error::Syntax { path: path.to_owned(), line: line(text, span.start), message }
 }

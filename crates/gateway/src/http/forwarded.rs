@@ -10,7 +10,7 @@
 //! client. What stands before it the client made up, and it goes no further.
 
 use crate::config::Network;
-use crate::http::fields::{self, Fields, name};
+use crate::fields::{self, Fields, name};
 use std::net::{IpAddr, SocketAddr};
 
 /// Beside `x-forwarded` and all that begins with `x-forwarded-`.

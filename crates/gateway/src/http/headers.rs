@@ -5,13 +5,11 @@
 //! * `X-Request-Timeout-Ms` (or gRPC's `grpc-timeout`) tells how much time is left, as a span and
 //!   not as a time of day, because clocks do not agree. What a client asks for is honoured where
 //!   it is less than the service's own.
-//! * `traceparent` (W3C Trace Context) names the trace; each attempt's parent is a span of ours.
 
 use crate::call::Verdict;
 use crate::config::HeaderRules;
-use crate::http::fields::{Fields, name};
+use crate::fields::{Fields, name};
 use crate::http::forwarded;
-use crate::http::http1::head::Writer;
 use crate::isolate::bulkhead::Priority;
 use http::Version;
 use std::collections::HashSet;
@@ -110,84 +108,16 @@ pub fn set_timeout(fields: &mut Fields, left: Duration) {
     }
 }
 
-/// As [`set_timeout`], where the head is written.
-pub fn write_timeout(to: &mut Writer<'_>, fields: &Fields, left: Duration) {
-    let ms = timeout_ms(left);
-    to.number(name::TIMEOUT, ms);
-    if fields.has(name::GRPC_TIMEOUT) {
-        to.field(name::GRPC_TIMEOUT, grpc_timeout(ms).as_bytes());
-    }
-}
-
-fn timeout_ms(left: Duration) -> u64 {
+pub fn timeout_ms(left: Duration) -> u64 {
     u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-fn grpc_timeout(ms: u64) -> String {
+pub fn grpc_timeout(ms: u64) -> String {
     format!("{}m", ms.min(99_999_999))
 }
 
 pub fn asked_priority(fields: &Fields) -> Option<Priority> {
     Priority::of(fields.ascii(name::PRIORITY)?)
-}
-
-/// A trace's name, and the span that we are in it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Trace {
-    pub trace: u128,
-    pub span: u64,
-    /// The client's span.
-    pub parent: Option<u64>,
-    pub is_sampled: bool,
-}
-
-impl Trace {
-    /// The trace that the request belongs to, or a new one, which is sampled with probability
-    /// `share`; new names are made of what is `random`.
-    pub fn of(fields: &Fields, share: f64, random: [u64; 3]) -> Trace {
-        let [span, high, low] = random.map(|random| random.max(1));
-        let Some(given) = fields.ascii(name::TRACE_PARENT).and_then(parse) else {
-            let trace = u128::from(high) << 64 | u128::from(low);
-            // Drawn from the name, as W3C's level 2 has it: who knows the share agrees.
-            let drawn = (low & ((1 << 56) - 1)) as f64 / (1_u64 << 56) as f64;
-            return Trace { trace, span, parent: None, is_sampled: drawn < share };
-        };
-        Trace { span, ..given }
-    }
-
-    pub fn set(&self, fields: &mut Fields) {
-        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        hex(&mut text[3..35], &self.trace.to_be_bytes());
-        hex(&mut text[36..52], &self.span.to_be_bytes());
-        hex(&mut text[53..55], &[u8::from(self.is_sampled)]);
-        fields.set(name::TRACE_PARENT, text);
-    }
-}
-
-fn hex(to: &mut [u8], bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (to, byte) in to.chunks_exact_mut(2).zip(bytes) {
-        to[0] = DIGITS[usize::from(byte >> 4)];
-        to[1] = DIGITS[usize::from(byte & 15)];
-    }
-}
-
-/// `00-<32 hex>-<16 hex>-<2 hex>`; later versions may say more behind that. The span is nobody's.
-fn parse(text: &str) -> Option<Trace> {
-    let mut parts = text.split('-');
-    let (version, trace) = (parts.next()?, parts.next()?);
-    let (parent, flags) = (parts.next()?, parts.next()?);
-    let is_hex = |text: &str, n: usize| {
-        text.len() == n && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let lengths = is_hex(version, 2) && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
-    if !lengths || version == "ff" || (version == "00" && parts.next().is_some()) {
-        return None;
-    }
-    let trace = u128::from_str_radix(trace, 16).ok().filter(|trace| *trace != 0)?;
-    let parent = u64::from_str_radix(parent, 16).ok().filter(|parent| *parent != 0)?;
-    let is_sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
-    Some(Trace { trace, span: 0, parent: Some(parent), is_sampled })
 }
 
 /// The protocol that a client wants to change to on this connection, such as WebSocket.
@@ -264,30 +194,6 @@ mod tests {
             assert_eq!(asked("grpc-timeout", wrong), None, "{wrong}");
         }
         assert_eq!(asked("x-request-timeout-ms", "soon"), None);
-    }
-
-    #[test]
-    fn a_trace_goes_on_and_a_broken_one_begins_anew() {
-        let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let trace = Trace::of(&fields(&[("traceparent", given)]), 0.0, [7; 3]);
-        assert_eq!(trace.trace, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c);
-        assert_eq!((trace.parent, trace.is_sampled), (Some(0xb7ad_6b71_6920_3331), true));
-        let mut headers = Fields::default();
-        trace.set(&mut headers);
-        assert_eq!(
-            headers.ascii("traceparent"),
-            Some("00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01")
-        );
-        for wrong in [
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
-            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
-            "00-short-b7ad6b7169203331-01",
-        ] {
-            assert!(parse(wrong).is_none(), "{wrong}");
-        }
     }
 
     #[test]

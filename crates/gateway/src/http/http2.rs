@@ -11,7 +11,7 @@
 //! failed, and it queues without bounds what the server does not take.
 
 use crate::call::SendError;
-use crate::http::body::{self, RequestBody};
+use crate::http::failure;
 use base::env::{Env, JoinHandle, Stream};
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -56,7 +56,7 @@ struct About {
 }
 
 /// Why there is no answer; where nothing was sent, the body comes back.
-pub type Unsent = (SendError, Option<RequestBody>);
+pub type Unsent<B> = (SendError, Option<B>);
 
 impl Connection {
     /// Opens a connection on a stream, within the caller's time.
@@ -127,11 +127,14 @@ impl Connection {
     }
 
     /// Sends a request and waits for its answer's head.
-    pub async fn send(
+    pub async fn send<B>(
         &mut self,
         mut request: Request<()>,
-        body: RequestBody,
-    ) -> Result<Response<Incoming>, Unsent> {
+        body: B,
+    ) -> Result<Response<Incoming>, Unsent<B>>
+    where
+        B: Body<Data = Bytes, Error = failure::Error> + Send + Unpin + 'static,
+    {
         let has_body = !body.is_end_stream();
         if let Some(n) = body.size_hint().exact().filter(|n| *n > 0) {
             let fields = request.headers_mut();
@@ -209,7 +212,10 @@ async fn ping(env: &Env, every: Duration, mut pings: h2::PingPong) {
 }
 
 /// Sends a body as far as the server has room for it.
-async fn upload(mut stream: SendStream<Bytes>, mut body: RequestBody) -> Result<(), SendError> {
+async fn upload<B>(mut stream: SendStream<Bytes>, mut body: B) -> Result<(), SendError>
+where
+    B: Body<Data = Bytes, Error = failure::Error> + Unpin,
+{
     loop {
         let frame = poll_fn(|cx| {
             // A server that has enough says so.
@@ -276,11 +282,11 @@ async fn send_data(
 }
 
 /// What a body's failure means: it is the request that cannot be sent.
-pub fn fault_of(error: &body::Error) -> SendError {
+pub fn fault_of(error: &failure::Error) -> SendError {
     use crate::call::Fault;
     let fault = match error {
-        body::Error::TooLarge(_) => Fault::TooLarge,
-        body::Error::StoodStill(_) => Fault::TooSlow,
+        failure::Error::TooLarge(_) => Fault::TooLarge,
+        failure::Error::StoodStill(_) => Fault::TooSlow,
         _ => Fault::Malformed,
     };
     SendError::Request { fault, reason: error.to_string() }
@@ -331,12 +337,12 @@ impl Incoming {
 
 impl Body for Incoming {
     type Data = Bytes;
-    type Error = body::Error;
+    type Error = failure::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, body::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, failure::Error>>> {
         if self.is_through {
             return Poll::Ready(None);
         }

@@ -1,7 +1,7 @@
 //! A request and an answer, in whichever version of HTTP they came.
 
-use crate::http::fields::{Fields, NoToken};
-use crate::http::http1;
+use crate::fields::{Fields, NoToken};
+use crate::http::error;
 use crate::http::target::Target;
 use http::{Method, Response, StatusCode, Version, request};
 
@@ -20,7 +20,7 @@ pub enum Error {
     #[error(transparent)]
     Field(#[from] NoToken),
     #[error(transparent)]
-    Target(#[from] http1::Error),
+    Target(#[from] error::Error),
 }
 
 impl Error {

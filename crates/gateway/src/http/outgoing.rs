@@ -2,11 +2,11 @@
 
 use crate::call::Upload;
 use crate::call::{Fault, SendError};
+use crate::fields::{Fields, name};
 use crate::http::body::RequestBody;
-use crate::http::fields::{Fields, name};
 use crate::http::headers;
-use crate::http::http1::head::Writer;
 use crate::http::http1::length::Length;
+use crate::http::http1::lines::Writer;
 use crate::http::target;
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
@@ -122,7 +122,7 @@ impl Head<'_> {
             to.field(name::HOST, self.server.to_string().as_bytes());
         }
         if let Some(left) = self.left {
-            headers::write_timeout(&mut to, self.fields, left);
+            write_timeout(&mut to, self.fields, left);
         }
         if let Some(upgrade) = self.upgrade {
             to.field(name::CONNECTION, b"upgrade");
@@ -160,6 +160,15 @@ impl Head<'_> {
             Some(path.ok_or_else(|| malformed("the path cannot be one of HTTP/2".into()))?);
         *request.uri_mut() = Uri::from_parts(uri).map_err(|error| malformed(error.to_string()))?;
         Ok(request)
+    }
+}
+
+/// As [`headers::set_timeout`], where the head is written.
+fn write_timeout(to: &mut Writer<'_>, fields: &Fields, left: Duration) {
+    let ms = headers::timeout_ms(left);
+    to.number(name::TIMEOUT, ms);
+    if fields.has(name::GRPC_TIMEOUT) {
+        to.field(name::GRPC_TIMEOUT, headers::grpc_timeout(ms).as_bytes());
     }
 }
 

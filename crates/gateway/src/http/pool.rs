@@ -1,13 +1,14 @@
 //! Connections to a service's servers: kept when idle, one set for each lane (a thread that
 //! serves), so that lanes do not meet on a hot path.
 
-use crate::backend::Counts;
 use crate::balance::Attempt;
 use crate::balance::settings::HealthCheck;
 use crate::call::{Handle, SendError};
 use crate::config::Protocol;
-use crate::http::body::{self, RequestBody};
-use crate::http::fields::{Fields, name};
+use crate::counts::Counts;
+use crate::fields::{Fields, name};
+use crate::http::body::RequestBody;
+use crate::http::failure;
 use crate::http::http1;
 use crate::http::http1::client::Connection;
 use crate::http::http1::head;
@@ -421,7 +422,7 @@ impl Sender {
         head: &Head<'_>,
         body: RequestBody,
         is_tls: bool,
-    ) -> Result<Answer<Rest>, Unsent> {
+    ) -> Result<Answer<Rest>, Unsent<RequestBody>> {
         match self {
             Sender::Http1(connection) => {
                 let length = body.size_hint().exact().map_or(Length::Chunked, Length::Told);
@@ -475,7 +476,7 @@ impl Loan {
         &mut self,
         head: &Head<'_>,
         body: RequestBody,
-    ) -> Result<Answer<Rest>, Unsent> {
+    ) -> Result<Answer<Rest>, Unsent<RequestBody>> {
         let Some(sender) = &mut self.sender else { return Err((SendError::Stale, Some(body))) };
         let sent = sender.send(head, body, self.upstream.wire.tls.is_some()).await;
         // The server had closed it, or was about to, when the request came: that says nothing
@@ -496,10 +497,10 @@ impl Loan {
     pub fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, body::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, failure::Error>>> {
         match &mut self.sender {
             Some(Sender::Http1(connection)) => {
-                connection.poll_frame(cx).map(|frame| Some(frame?.map_err(body::Error::from)))
+                connection.poll_frame(cx).map(|frame| Some(frame?.map_err(failure::Error::from)))
             }
             _ => Poll::Ready(None),
         }

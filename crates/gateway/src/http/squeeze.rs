@@ -4,7 +4,7 @@
 //! What is small, compressed already, a part of something, a stream of events, or not to be changed
 //! (`no-transform`) stays as it is.
 
-use crate::http::fields::{Fields, name};
+use crate::fields::{Fields, name};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;

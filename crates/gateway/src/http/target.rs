@@ -3,7 +3,7 @@
 //! A query is passed on as it came; characters that RFC 3986 forbids and browsers send (`"`, `<`,
 //! `` ` ``, `{`) are nobody's business here. What becomes of a path [`crate::path`] tells.
 
-use super::http1::Error;
+use super::error::Error;
 use crate::path;
 use http::Uri;
 use http::uri::PathAndQuery;

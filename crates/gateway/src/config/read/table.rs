@@ -2,7 +2,6 @@
 //! refuses what nobody asked for: what is known is said once, where it is read.
 
 use super::known::MAIN;
-use super::value::cut;
 use std::fmt::{self, Display};
 use std::rc::Rc;
 use toml::Spanned;
@@ -260,6 +259,14 @@ impl<'a> Value<'a> {
 
     pub fn refuse(&self, message: impl Display) -> Problem {
         Problem { at: self.at(), what: What::Refused(message.to_string()) }
+    }
+}
+
+/// No more of a text than a line bears.
+pub fn cut(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a value may be: each function takes one kind and refuses everything else, with the line
 //! and what is allowed.
 
-use super::table::{Result, Value};
+use super::table::{Result, Value, cut};
 use crate::config::{Network, Pattern};
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Uri};
@@ -17,14 +17,6 @@ const TIME_MAX: Duration = Duration::from_secs(720 * 3600);
 
 /// What a compiled pattern may take.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
-
-/// No more of a text than a line bears.
-pub fn cut(text: &str) -> String {
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
 
 pub fn integer<T>(allowed: RangeInclusive<T>) -> impl Fn(&Value) -> Result<T>
 where

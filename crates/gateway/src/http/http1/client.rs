@@ -8,10 +8,11 @@
 //! A connection that is dropped on the way is closed.
 
 use super::Error;
-use super::head::{self, Answer};
+use super::head::{ANSWER_BYTES_MAX, Answer};
 use super::io::{HEAD_BYTES, Io};
 use super::length::{Decoder, Encoder, Length, Piece};
-use crate::http::body::{self, RequestBody};
+use super::lines;
+use crate::http::failure;
 use crate::http::wire::Wire;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -41,7 +42,8 @@ pub struct Connection {
 
 /// A body on its way to the server.
 struct Upload {
-    body: RequestBody,
+    /// Boxed: whose it is makes no difference here, and most requests have none.
+    body: Pin<Box<dyn Body<Data = Bytes, Error = failure::Error> + Send>>,
     encoder: Encoder,
 }
 
@@ -54,7 +56,17 @@ pub enum Failure {
     Answer(#[from] Error),
     /// The request's body failed: it is not the server's fault.
     #[error(transparent)]
-    Body(#[from] body::Error),
+    Body(#[from] failure::Error),
+}
+
+impl From<Failure> for failure::Error {
+    fn from(failure: Failure) -> failure::Error {
+        match failure {
+            Failure::Io(error) => error.into(),
+            Failure::Answer(error) => error.into(),
+            Failure::Body(error) => error,
+        }
+    }
 }
 
 impl Connection {
@@ -89,22 +101,22 @@ impl Connection {
     }
 
     /// Where a request's head is to be written.
-    pub fn head(&mut self) -> head::Writer<'_> {
+    pub fn head(&mut self) -> lines::Writer<'_> {
         self.io.output.reserve(HEAD_BYTES);
-        head::Writer(&mut self.io.output)
+        lines::Writer(&mut self.io.output)
     }
 
     /// Sends the request whose head was written, and waits for the answer's.
     pub async fn send(
         &mut self,
-        body: RequestBody,
+        body: impl Body<Data = Bytes, Error = failure::Error> + Send + 'static,
         length: Length,
         is_head: bool,
     ) -> Result<Answer, Failure> {
         self.is_waiting = true;
         self.trailers = None;
         if length != Length::Told(0) {
-            self.upload = Some(Upload { body, encoder: Encoder::new(length) });
+            self.upload = Some(Upload { body: Box::pin(body), encoder: Encoder::new(length) });
         }
         let mut n_seen = 0;
         let answer = poll_fn(|cx| {
@@ -113,7 +125,7 @@ impl Connection {
                 return Poll::Ready(Err(failure));
             }
             loop {
-                while head::may_be_whole(&self.io.input, n_seen) && !self.io.input.is_empty() {
+                while lines::may_be_whole(&self.io.input, n_seen) && !self.io.input.is_empty() {
                     let found = Answer::read(&mut self.io.input, is_head)?;
                     let Some(answer) = found else { break };
                     n_seen = 0;
@@ -122,7 +134,7 @@ impl Connection {
                     }
                 }
                 n_seen = self.io.input.len();
-                if n_seen >= head::ANSWER_BYTES_MAX {
+                if n_seen >= ANSWER_BYTES_MAX {
                     return Poll::Ready(Err(Error::HeadTooLarge.into()));
                 }
                 match ready!(self.io.poll_fill(cx)) {
@@ -177,7 +189,7 @@ impl Connection {
         while self.io.has_room()
             && let Some(Upload { body, encoder }) = &mut self.upload
         {
-            let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else { return Ok(false) };
+            let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else { return Ok(false) };
             if self.io.put_frame(encoder, frame.transpose()?, true)? {
                 self.upload = None;
             }

@@ -2,7 +2,7 @@
 //! it holds no memory.
 
 use super::length::Encoder;
-use crate::http::body;
+use crate::http::failure;
 use crate::http::wire::Wire;
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
@@ -128,7 +128,7 @@ impl Io {
         encoder: &mut Encoder,
         frame: Option<Frame<Bytes>>,
         takes_trailers: bool,
-    ) -> Result<bool, body::Error> {
+    ) -> Result<bool, failure::Error> {
         let (is_told, is_last) = match frame.map(Frame::into_data) {
             Some(Ok(data)) if data.is_empty() => (true, false),
             Some(Ok(data)) => {
@@ -145,7 +145,7 @@ impl Io {
             }
             None => (encoder.end(&mut self.output, None), true),
         };
-        if is_told { Ok(is_last) } else { Err(body::Error::NotAsTold) }
+        if is_told { Ok(is_last) } else { Err(failure::Error::NotAsTold) }
     }
 
     /// Content, and what stands behind it, behind what is in `output`. There must be room.

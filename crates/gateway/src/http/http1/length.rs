@@ -7,8 +7,9 @@
 //! ```
 
 use super::Error;
-use super::head::{Writer, may_be_whole};
-use crate::http::fields;
+use super::lines::{Writer, may_be_whole};
+use crate::fields;
+use crate::fields::name;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
@@ -311,6 +312,17 @@ fn is_forbidden(name: &HeaderName) -> bool {
     ]
     .contains(name);
     is_reserved || fields::is_no_token(name)
+}
+
+impl Writer<'_> {
+    /// The field that says where the body ends.
+    pub fn length(&mut self, length: Length) {
+        match length {
+            Length::Told(n) => self.number(name::CONTENT_LENGTH, n),
+            Length::Chunked => self.field(name::TRANSFER_ENCODING, b"chunked"),
+            Length::UntilClosed => {}
+        }
+    }
 }
 
 #[cfg(test)]

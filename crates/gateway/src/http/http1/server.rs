@@ -9,11 +9,12 @@
 //! connection ends behind such an answer, and says so.
 
 use super::Error;
-use super::head::{self, Limits, Writer};
+use super::head::{self, Limits};
 use super::io::{HEAD_BYTES, Io};
 use super::length::{Decoder, Encoder, Length, Piece};
-use crate::http::body;
-use crate::http::fields::{Fields, name};
+use super::lines::{self, Writer};
+use crate::fields::{Fields, name};
+use crate::http::failure;
 use crate::http::message::Request;
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
@@ -89,7 +90,7 @@ pub enum Failure {
     #[error(transparent)]
     Request(#[from] Error),
     #[error("the answer broke off: {0}")]
-    Answer(#[from] body::Error),
+    Answer(#[from] failure::Error),
 }
 
 impl Connection {
@@ -130,7 +131,7 @@ impl Connection {
         };
         loop {
             if !io.input.is_empty()
-                && head::may_be_whole(&io.input, self.n_seen)
+                && lines::may_be_whole(&io.input, self.n_seen)
                 && let Some(head) = head::Request::read(&mut io.input, self.limits)?
             {
                 let head::Request { request, length, is_kept, is_waiting: waits } = head;
@@ -252,7 +253,7 @@ impl Connection {
     /// not written yet goes with [`Connection::poll_flush`].
     pub fn poll_body<B>(&mut self, cx: &mut Context<'_>, body: &mut B) -> Poll<Result<(), Failure>>
     where
-        B: Body<Data = Bytes, Error = body::Error> + Unpin,
+        B: Body<Data = Bytes, Error = failure::Error> + Unpin,
     {
         loop {
             let is_moving = self.gather(cx, body)?;
@@ -271,7 +272,7 @@ impl Connection {
     /// Puts what there is of an answer's body behind its head; false: it stands still.
     fn gather<B>(&mut self, cx: &mut Context<'_>, body: &mut B) -> Result<bool, Failure>
     where
-        B: Body<Data = Bytes, Error = body::Error> + Unpin,
+        B: Body<Data = Bytes, Error = failure::Error> + Unpin,
     {
         while let Some(encoder) = &mut self.encoder {
             if !self.shared.lock().io.as_ref().is_some_and(Io::has_room) {
@@ -352,12 +353,12 @@ fn takes_trailers(fields: &Fields) -> bool {
 
 impl Body for Incoming {
     type Data = Bytes;
-    type Error = body::Error;
+    type Error = failure::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, body::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, failure::Error>>> {
         let mut shared = self.shared.lock();
         let cut = Poll::Ready(Some(Err(Error::Cut.into())));
         let Shared { io: Some(io), decoder, is_waiting, is_telling, nth, reader } = &mut *shared

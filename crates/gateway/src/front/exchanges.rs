@@ -2,13 +2,14 @@
 //! better be served elsewhere.
 
 use crate::call::Alarms;
+use crate::front::answer::{AnswerBody, Tunnel};
+use crate::front::serving::{Requests, Serving};
 use crate::gateway::View;
-use crate::http::body::{AnswerBody, Incoming, Tunnel};
+use crate::http::body::Incoming;
 use crate::http::http1::io::Io;
 use crate::http::http1::server::{Connection, Date, Failure};
 use crate::http::http1::{self, head};
 use crate::http::message::Answer;
-use crate::http::serve::{Requests, Serving};
 use base::env::Env;
 use http::StatusCode;
 use http_body::Body;

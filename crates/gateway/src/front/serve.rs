@@ -17,15 +17,16 @@
 //! not read its answer for `body_idle_timeout`.
 
 use crate::call::Alarms;
-use crate::config::Limits;
-use crate::gateway::{Gateway, Open};
-use crate::http::body::{AnswerBody, Incoming, Reader};
-use crate::http::exchanges;
+use crate::front::answer::{AnswerBody, Reader};
+use crate::front::exchanges;
+use crate::front::proxy::Client;
+use crate::front::pulse::Pulse;
+use crate::front::serving::{Requests, Serving};
+use crate::gateway::Gateway;
+use crate::http::body::Incoming;
 use crate::http::http1;
 use crate::http::http1::io::Io;
 use crate::http::message::{self, Answer};
-use crate::http::proxy::Client;
-use crate::http::pulse::Pulse;
 use crate::http::wire::Wire;
 use crate::lanes::Moved;
 use base::env::Env;
@@ -76,15 +77,6 @@ fn poll_first(io: &mut Io, pulse: &Pulse, cx: &mut Context<'_>) -> Poll<First> {
             Ok(0) | Err(_) => return Poll::Ready(First::Nothing),
         }
     }
-}
-
-/// One client's requests.
-#[derive(Clone)]
-pub struct Requests {
-    pub gateway: Arc<Gateway>,
-    pub client: Client,
-    /// HTTP/2: the watch over the request that was begun last, for the task that serves it.
-    begun: Arc<Mutex<Option<Arc<Reader>>>>,
 }
 
 /// Starts hyper's tasks, one for each request of a client's HTTP/2 connection, each with the watch
@@ -169,14 +161,6 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
     }
 }
 
-/// What a connection is served with.
-pub struct Serving {
-    pub gateway: Arc<Gateway>,
-    pub env: Env,
-    pub limits: Limits,
-    pub pulse: Arc<Pulse>,
-}
-
 /// Serves one client until it leaves, stands still, or the gateway stops.
 pub async fn connection(
     gateway: Arc<Gateway>,
@@ -217,7 +201,13 @@ pub async fn connection(
     };
     let pulse = Pulse::new(&gateway, lane, matches!(wire, Wire::Tcp(_)));
     let io = Io::new(wire, Bytes::new());
-    serve(gateway, io, pulse, Visit { open, from, is_tls, certificate, linger: LINGER }).await;
+    serve(
+        gateway,
+        io,
+        pulse,
+        Visit { open: Box::new(open), from, is_tls, certificate, linger: LINGER },
+    )
+    .await;
 }
 
 /// Serves a client that comes from another lane, as [`connection`] does.
@@ -240,7 +230,8 @@ pub async fn moved(gateway: Arc<Gateway>, lane: usize, moved: Moved) {
 
 /// A client that is here.
 struct Visit {
-    open: Open,
+    /// What counts it as open.
+    open: Box<dyn Send>,
     from: SocketAddr,
     is_tls: bool,
     certificate: Option<Arc<str>>,
@@ -297,15 +288,6 @@ impl Serving {
                 () = &mut stop => return First::Nothing,
             }
         }
-    }
-
-    /// How much longer the connection may stay as it is; counts it when that is over.
-    pub fn left(&self) -> Option<Duration> {
-        let left = self.pulse.left(&self.limits);
-        if left.is_none() {
-            self.gateway.counters.n_stood_still.fetch_add(1, Relaxed);
-        }
-        left
     }
 
     /// Hands the connection to the lane that it had better be in; it comes back if it stays.

@@ -3,7 +3,7 @@
 //! route's rate. And what other origins are told on all answers of a route.
 
 use crate::config::{By, Cors, Redirect, Rewrite, Route};
-use crate::http::fields::{Fields, name};
+use crate::fields::{Fields, name};
 use crate::http::forwarded::Asker;
 use crate::http::message::Request;
 use crate::path;

@@ -3,24 +3,26 @@
 use crate::backend::Backend;
 use crate::call::{Alarms, Ask, Called, Failure, Fault, SendError, Sent, Verdict, call};
 use crate::config::{self, Cors, Limits, Route};
+use crate::fields::{Fields, name};
+use crate::front::answer::{AnswerBody, Tunnel};
+use crate::front::early::{self, Early};
+use crate::front::ending::{Ending, Place};
+use crate::front::pulse::Pulse;
 use crate::gateway::{Gateway, State};
-use crate::http::body::{AnswerBody, Incoming, RequestBody, Tunnel};
-use crate::http::early::{self, Early};
-use crate::http::ending::Ending;
-use crate::http::fields::{Fields, name};
+use crate::http::body::{Incoming, RequestBody};
 use crate::http::forwarded::{self, Asker};
-use crate::http::headers::{self, Trace};
+use crate::http::headers;
 use crate::http::http1::io::Io;
 use crate::http::message::{Answer, Request};
 use crate::http::outgoing::{Outgoing, OutgoingBody};
 use crate::http::pool::{Loan, Rest};
-use crate::http::pulse::Pulse;
 use crate::http::{squeeze, target};
 use crate::isolate::bulkhead::Priority;
 use crate::record::Record;
 use crate::route;
 use crate::service::Refused;
 use crate::stale::{self, Capture};
+use crate::trace::Trace;
 use base::env::{Env, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, select};
@@ -361,7 +363,7 @@ impl Gateway {
         let highest = route.priority;
         let asked_priority = headers::asked_priority(fields);
         let priority = asked_priority.map_or(highest, |asked| asked.min(highest));
-        let place = self.admit(&client.pulse, &state.limits, priority);
+        let place = Place::take(&client.pulse, &state.limits, priority);
         asked.ending.place = Some(place.ok_or_else(|| {
             self.counters.n_refused_requests.fetch_add(1, Relaxed);
             Own::busy("the gateway has too many requests under way", Duration::from_secs(1))

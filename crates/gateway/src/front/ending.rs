@@ -1,10 +1,12 @@
 //! What a request holds until its answer's last byte is out: its place among those under way,
 //! its attempt at the server, the connection; and what is then counted and logged.
 
-use crate::backend::Counts;
 use crate::call::{Stay, Upload};
+use crate::config::Limits;
+use crate::counts::Counts;
+use crate::front::pulse::{Pulse, UnderWay};
 use crate::http::pool::Loan;
-use crate::http::pulse::{Pulse, UnderWay};
+use crate::isolate::bulkhead::Priority;
 use crate::record::Record;
 use base::env::Instant;
 use http::StatusCode;
@@ -21,9 +23,11 @@ pub struct Place {
 }
 
 impl Place {
-    /// One that [`Gateway::admit`](crate::gateway::Gateway::admit) has counted.
-    pub fn new(pulse: &Arc<Pulse>) -> Place {
-        Place { pulse: pulse.clone() }
+    /// Counts a request, unless there are too many of its priority.
+    pub fn take(pulse: &Arc<Pulse>, limits: &Limits, priority: Priority) -> Option<Place> {
+        let is_free = pulse.gateway.enter(limits, priority);
+        let place = Place { pulse: pulse.clone() };
+        is_free.then_some(place)
     }
 }
 
