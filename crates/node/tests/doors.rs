@@ -92,8 +92,10 @@ impl Drop for Node {
 }
 
 fn atoll(dir: &Path, words: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_atoll"));
-    command.args(words).current_dir(dir).env("ATOLL_PASSWORD", "pencil").output().unwrap()
+    // A node that should have refused to start would run for ever.
+    let mut command = Command::new("timeout");
+    command.args(["30", env!("CARGO_BIN_EXE_atoll")]).args(words);
+    command.current_dir(dir).env("ATOLL_PASSWORD", "pencil").output().unwrap()
 }
 
 fn done(output: &Output) -> String {
