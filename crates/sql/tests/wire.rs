@@ -528,7 +528,7 @@ async fn a_pretended_salt_is_the_same_everywhere() {
     let node = solo(dir.path()).await.unwrap();
     let here = serve_at(&node, Auth::Scram, Patience::default()).await;
     let there = serve_at(&node, Auth::Scram, Patience::default()).await;
-    let mut session = here.engine.session("atoll".into(), "atoll".into());
+    let mut session = here.engine.session("atoll", "atoll").await.unwrap();
     for sql in ["CREATE USER ann PASSWORD 'pencil'", "CREATE USER bob"] {
         let prepared = session.prepare(sql, &[]).await.unwrap();
         session.execute(&prepared, Vec::new()).await.unwrap();
