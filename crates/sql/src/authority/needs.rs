@@ -42,13 +42,16 @@ pub struct Needs {
     pub views: Vec<(&'static str, &'static str)>,
 }
 
+/// A stored table by schema, if one is named, and name.
+type FindTable<'a> = dyn Fn(Option<&str>, &str) -> Option<Arc<Table>> + 'a;
+/// The same of a computed one: its schema and name.
+type FindView = fn(Option<&str>, &str) -> Option<(&'static str, &'static str)>;
+
 /// What a name in FROM may mean.
 #[derive(Clone, Copy)]
 pub struct Find<'a> {
-    /// A stored table, by schema, if one is named, and name.
-    pub table: &'a dyn Fn(Option<&str>, &str) -> Option<Arc<Table>>,
-    /// A computed one: its schema and name.
-    pub view: fn(Option<&str>, &str) -> Option<(&'static str, &'static str)>,
+    pub table: &'a FindTable<'a>,
+    pub view: FindView,
 }
 
 impl Needs {

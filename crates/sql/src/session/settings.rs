@@ -241,6 +241,43 @@ const KNOWN: &[Known] = &[
         false,
         "What a query's sorts and groupings keep in memory before they write to temporary files.",
     ),
+    known(
+        "check_function_bodies",
+        "on",
+        Rule::Bool,
+        false,
+        "Accepted without effect: there are no functions of users.",
+    ),
+    known(
+        "default_table_access_method",
+        "heap",
+        Rule::Only(&["heap"]),
+        false,
+        "There is one way to store a table.",
+    ),
+    known("default_tablespace", "", Rule::Only(&[""]), false, "There are no tablespaces."),
+    known(
+        "default_with_oids",
+        "off",
+        Rule::Only(&["off", "false", "no", "0"]),
+        false,
+        "There are no oids of rows.",
+    ),
+    known(
+        "quote_all_identifiers",
+        "off",
+        Rule::Only(&["off", "false", "no", "0"]),
+        false,
+        "Names are quoted where they have to be.",
+    ),
+    known(
+        "synchronize_seqscans",
+        "on",
+        Rule::Bool,
+        false,
+        "Accepted without effect: each scan begins at the first row.",
+    ),
+    known("xmloption", "content", Rule::Only(&["content"]), false, "There is no type xml."),
     known("maintenance_work_mem", "64MB", Rule::Memory, false, "Accepted without effect."),
 ];
 

@@ -51,6 +51,12 @@ pub static VIEWS: &[Definition] = &[
         key_column_usage,
     ),
     define(
+        "constraint_column_usage",
+        "table_catalog table_schema table_name column_name constraint_catalog constraint_schema \
+         constraint_name",
+        constraint_column_usage,
+    ),
+    define(
         "sequences",
         "sequence_catalog sequence_schema sequence_name data_type numeric_precision:int4 \
          start_value minimum_value maximum_value increment cycle_option",
@@ -343,6 +349,28 @@ fn key_column_usage(facts: &Facts) -> Vec<Row> {
                     text(&table.columns[idx].name),
                     int4(position as i32 + 1),
                     NULL,
+                ]);
+            }
+        }
+    }
+    rows
+}
+
+/// Of CHECK constraints the columns are not known apart from their text.
+fn constraint_column_usage(facts: &Facts) -> Vec<Row> {
+    let database = || text(&facts.view.database);
+    let mut rows = Vec::new();
+    for table in seen(facts).filter(|table| facts.view.identity.owns(Owned::table(table))) {
+        for constraint in constraints(table) {
+            for &idx in &constraint.columns {
+                rows.push(vec![
+                    database(),
+                    text(&table.schema),
+                    text(&table.name),
+                    text(&table.columns[idx].name),
+                    database(),
+                    text(&table.schema),
+                    text(constraint.name),
                 ]);
             }
         }

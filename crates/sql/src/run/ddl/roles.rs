@@ -129,7 +129,7 @@ impl Exec<'_> {
             // Whoever may not create roles may still choose his own password.
             let only_password =
                 RoleOptions { password: options.password.clone(), ..RoleOptions::default() };
-            if !identity.may_create_roles() && !(is_self && *options == only_password) {
+            if !(identity.may_create_roles() || is_self && *options == only_password) {
                 return Err(refused("permission denied"));
             }
         }
