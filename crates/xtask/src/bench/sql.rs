@@ -144,6 +144,8 @@ fn measure(options: &Options, dir: &Path) -> Result<()> {
 
 fn client(program: &str, port: u16) -> Command {
     let mut command = Command::new(program);
+    // PostgreSQL as initdb leaves it has no TLS, and Atoll would be asked for it by default.
+    command.env("PGSSLMODE", "disable");
     command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "atoll"]);
     command
 }
